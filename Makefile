@@ -1,0 +1,50 @@
+# Makefile - the front door: make help.
+#
+# One archive obj/libqerl.a holds lib/ and kernels/; each program is its own folder's files linked with it.
+# SIMD files get their instruction set by folder and file name only; nothing is built with -march=native.
+# SPDX-License-Identifier: Apache-2.0
+
+CC      ?= gcc
+Q       := $(if $(V),,@)
+O       := obj$(if $(SAN),-san)
+PKG     := libzmq $(shell pkg-config --exists msgpack-c 2>/dev/null && echo msgpack-c || echo msgpack) jansson libutf8proc libprotobuf-c
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion $(if $(CI),-Werror)
+SANF    := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+comma   := ,
+# -ffp-contract=off: a fused multiply-add happens where the code says fma and nowhere else, or bits would
+# depend on the compiler's mood.
+CFLAGS  ?= -O2 -g
+ALL_CFLAGS = -std=c11 $(CFLAGS) -ffp-contract=off $(WARN) $(SANF) -I. -I$(O) -DQERL_COMMIT='"$(COMMIT)"' $(shell pkg-config --cflags $(PKG) 2>/dev/null)
+LIBS    = $(shell pkg-config --libs $(PKG) 2>/dev/null) -lpthread -lm -ldl
+COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+BIN     := bin$(if $(SAN),-san)
+
+LIB_SRC := $(wildcard lib/*/*.c kernels/*.c kernels/*/*.c)
+LIB_OBJ := $(LIB_SRC:%.c=$(O)/%.o)
+PROGRAMS := qerl-rollout qerl-reward qerl-learner qerl-eval qerl-model qerl-pipe
+folder   = $(if $(filter qerl-pipe,$1),pipe,$(if $(filter qerl-model,$1),tools/model,stages/$(1:qerl-%=%)))
+
+.PHONY: all
+all: $(PROGRAMS:%=$(BIN)/%)
+
+$(O)/kernels/simd/avx2.o:   ISA := -mavx2 -mfma -mf16c
+$(O)/kernels/simd/avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512
+
+$(O)/%.o: %.c
+	$(if $(V),,@echo "  CC    $<")
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_CFLAGS) $(ISA) -MMD -MP -c $< -o $@
+
+$(O)/libqerl.a: $(LIB_OBJ)
+	$(if $(V),,@echo "  AR    $@")
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+define program
+$(BIN)/$1: $(patsubst %.c,$(O)/%.o,$(wildcard $(call folder,$1)/*.c)) $(O)/libqerl.a
+	$$(if $$(V),,@echo "  LINK  $$@")
+	$$(Q)mkdir -p $$(@D)
+	$$(Q)$$(CC) $$(ALL_CFLAGS) $$^ $$(LIBS) -o $$@
+endef
+$(foreach p,$(PROGRAMS),$(if $(wildcard $(call folder,$p)/*.c),$(eval $(call program,$p))))
+
+-include $(shell find $(O) -name '*.d' 2>/dev/null)
