@@ -1,0 +1,76 @@
+/* stage.h - the life of a stage: command line, configuration, links, readiness, beats, signals, end.
+ *
+ * A stage declares its keys and ports in one `struct stage_about`; everything else (--help, --describe, --plan, -c FILE,
+ * --set k=v, --in/--out PORT=URL, the ready line, beats, SIGTERM, SIGUSR1) is done here, the same for all. Keys are bound to
+ * a configuration struct by offset, so an option cannot be read under a misspelt name or forgotten: a key in the file that
+ * no table names is an error with the nearest valid name. No setting comes from the environment.
+ *
+ * Configuration file: lines "section.name = value", '#' comments, and "in.PORT = URL" / "out.PORT = URL". Values: text to the
+ * end of the line, trimmed. --set wins over the file; command-line --in/--out win over both. All errors in one pass.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_STAGE_H
+#define QERL_STAGE_H
+#include <signal.h>
+
+#include "lib/base/json.h"
+#include "lib/wire/link.h"
+
+enum key_type { KEY_INT, KEY_NUM, KEY_BOOL, KEY_TEXT, KEY_CHOICE };   /* int64_t, double, bool, char *, int (index of the choice) */
+struct stage_key {
+    const char *name;            /* "run.steps": section and key */
+    enum key_type type;
+    size_t offset;               /* in the configuration struct */
+    const char *def;             /* default as text; NULL = must be given */
+    double least, most;          /* KEY_INT, KEY_NUM */
+    const char *choices;         /* KEY_CHOICE: "strict|flexible" */
+    const char *help;            /* one line, unit included */
+};
+struct stage_port {
+    const char *name;
+    bool output;
+    enum rec_type record;
+    enum link_kind kind;
+    bool bind;
+    bool required;               /* without it the stage refuses to start */
+    const char *help;
+};
+
+struct stage;
+struct stage_about {
+    const char *name;            /* "rollout" */
+    const char *summary;         /* first line of --help */
+    const char *examples;        /* lines of --help */
+    const struct stage_key *const *keys;     /* NULL-terminated list of tables, each ended by a NULL name */
+    const struct stage_port *ports;          /* ended by a NULL name */
+    size_t conf_bytes;           /* of the configuration struct */
+    int (*check)(void *conf, struct err *e);                          /* combinations; appends lines, all in one pass. May be NULL */
+    /* --plan: adds what this stage can say before the run to the JSON object (steps, tables, memory, files). Opens no socket,
+     * starts no thread. Absent files are listed, not fatal. May be NULL. */
+    int (*plan)(const void *conf, json_t *out, struct err *e);
+};
+
+struct stage {
+    const struct stage_about *about;
+    void *conf;                  /* about->conf_bytes, filled */
+    struct link *link[16];       /* by index of about->ports; NULL = left open */
+    struct link *beat;           /* to the launcher; NULL when run alone */
+    struct err err;
+    char id[64];                 /* "rollout-0": --id, default the stage's name */
+    int64_t progress, step;      /* for beats; the work loop counts */
+    const char *waits_for;       /* shown by beats and SIGUSR1; "" = working */
+};
+
+/* Parses and acts on the command line. --help, --describe and --plan print and exit here, errors too (2 usage, 3
+ * configuration, 4 environment). On return the configuration is complete and the links are open. */
+void stage_open(struct stage *s, int argc, char **argv, const struct stage_about *about);
+/* One line "ready\n" on the descriptor of --ready-fd (if given), a beat, a log line. */
+void stage_ready(struct stage *s);
+/* True once SIGTERM or SIGINT came: finish or abandon cleanly. */
+bool stage_stopping(const struct stage *s);
+/* Sends a beat when one is due (every 500 ms) or state changed; metrics = JSON object text or NULL. Cheap: call it in loops. */
+void stage_beat(struct stage *s, const char *state, const char *metrics);
+/* Prints s->err, sends a last beat, exits with err.code or `code`. */
+void stage_die(struct stage *s, int code) __attribute__((noreturn));
+/* Closes links; returns code. */
+int stage_close(struct stage *s, int code);
+#endif
