@@ -47,4 +47,18 @@ $(BIN)/$1: $(patsubst %.c,$(O)/%.o,$(wildcard $(call folder,$1)/*.c)) $(O)/libqe
 endef
 $(foreach p,$(PROGRAMS),$(if $(wildcard $(call folder,$p)/*.c),$(eval $(call program,$p))))
 
+# Tests: every folder tests/NAME is one Criterion program; tests/stages also links the stages' files but their main.c.
+TEST_DIRS := unit kernels stages pipes
+TEST_PROGRAMS := $(foreach d,$(TEST_DIRS),$(if $(wildcard tests/$d/*.c),$(O)/tests/$d/run))
+STAGE_PARTS := $(patsubst %.c,$(O)/%.o,$(filter-out %/main.c,$(wildcard stages/*/*.c)))
+define test_program
+$(O)/tests/$1/run: $(patsubst %.c,$(O)/%.o,$(wildcard tests/$1/*.c)) $(if $(filter stages,$1),$(STAGE_PARTS)) $(O)/libqerl.a
+	$$(if $$(V),,@echo "  LINK  $$@")
+	$$(Q)$$(CC) $$(ALL_CFLAGS) $$^ $$(LIBS) -lcriterion -o $$@
+endef
+$(foreach d,$(TEST_DIRS),$(eval $(call test_program,$d)))
+
+.PHONY: tests
+tests: $(TEST_PROGRAMS)
+
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
