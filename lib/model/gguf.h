@@ -67,7 +67,7 @@ const uint8_t *gguf_string_next(const uint8_t *at, struct gguf_string *out);
 int64_t gguf_int_at(const struct gguf_kv *kv, uint64_t i);                            /* integer and bool kinds; else 0 */
 double gguf_num_at(const struct gguf_kv *kv, uint64_t i);                             /* F32, F64; else 0 */
 
-const char *gguf_type_name(int type);                /* "Q4_1"; NULL for a type we do not read */
+const char *gguf_type_name(int type);                /* "Q4_1"; NULL for a number ggml never gave out */
 void gguf_type_block(enum gguf_type type, int *elements, int *bytes);   /* {0, 0} for a type we do not read */
 /* Blocks to floats: n elements, a multiple of the block. Formulas of ggml, in f32 and in its order. */
 void gguf_dequant(enum gguf_type type, const uint8_t *blocks, int64_t n, float *out);
