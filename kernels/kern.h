@@ -11,8 +11,9 @@
  *   linear, linear_t   acc = 0; for k ascending: acc = fma(x[k], w[k], acc)
  *   row sums (norms, softmax, dot products of attention)   16 lanes, lane i takes elements i, i+16, ... by fma or add in
  *       ascending order, then the lanes are folded 8, 4, 2, 1 (lane i += lane i + half)
- *   exp, log           kern_exp / kern_log of kernels/math.h
- *   max                exact in any order
+ *   exp, log           kern_expf / kern_logf of kernels/math.h
+ *   max                exact in any order, NaN skipped
+ *   left over          kernels/ref is the text: where a formula below leaves an order open, ref's is meant
  *
  * Rounding points ("bf16" = round to nearest even to bfloat16). Everything else is float32.
  *   outputs typed KERN_BF16 are rounded once when stored; KERN_F32 is never rounded (vectors and gradient checks).
@@ -61,7 +62,7 @@ struct kern_rmsnorm { kptr x, w, dw, y, rstd; enum kern_type y_type; int rows, d
 /* dx += m g - x m^3/dim * sum(g x), g = dy * (w + dw), m = rstd. */
 struct kern_rmsnorm_bwd { kptr dy, x, rstd, w, dw, dx; int rows, dim; };
 
-/* y = scale * (x W') + bias, or y += that when accumulate (y f32 then). x [rows, in] of x_type with row stride x_ld
+/* y = (scale * w.scale) * (x W') + bias, or y += that when accumulate (y f32 then). x [rows, in] of x_type with row stride x_ld
  * elements, y [rows, out] with stride y_ld; bias f32 [out] or absent. */
 struct kern_linear {
     kptr x; enum kern_type x_type; int x_ld;
@@ -69,7 +70,7 @@ struct kern_linear {
     kptr y; enum kern_type y_type; int y_ld;
     int rows;
 };
-/* dx = scale * (dy W), or dx += that when accumulate. dy f32 [rows, out] stride dy_ld, dx f32 [rows, in] stride dx_ld.
+/* dx = (scale * w.scale) * (dy W), or dx += that when accumulate. dy f32 [rows, out] stride dy_ld, dx f32 [rows, in] stride dx_ld.
  * Sum over outputs ascending. round: dy is rounded to bf16 on reading. */
 struct kern_linear_t {
     kptr dy; int dy_ld; struct kern_weight w; float scale; bool accumulate, round;
@@ -99,8 +100,9 @@ struct kern_attn {
     kptr y; enum kern_type y_type; kptr lse; int rows, heads; float scale;
 };
 /* Backward of attn for whole sequences: sequence s is rows seq_start[s] .. seq_start[s+1]-1 at positions 0, 1, ... of its
- * slot. y, lse as attn left them, dy f32; writes dq f32 [rows, heads * head_dim], dk and dv f32 [rows, kv_heads * head_dim].
- * dk, dv sum over query rows ascending, and over the query heads of the kv head ascending within a row. */
+ * slot (slots int32 [rows], read at the sequence's first row). y, lse as attn left them, dy f32; writes dq f32
+ * [rows, heads * head_dim], dk and dv f32 [rows, kv_heads * head_dim]. dq sums over keys ascending; dk, dv over query rows
+ * ascending, and over the query heads of the kv head ascending within a row. */
 struct kern_attn_bwd {
     kptr q; enum kern_type q_type; struct kern_kv kv; int layer; kptr slots;
     kptr y; enum kern_type y_type; kptr lse, dy, dq, dk, dv; const int32_t *seq_start; int seqs, heads; float scale;
@@ -116,7 +118,8 @@ struct kern_add { kptr x, y; size_t n; };
 struct kern_gather { kptr x, index, y; enum kern_type type; int rows, dim; };
 struct kern_scatter_add { kptr y, index, x; int rows, dim; };
 
-/* With z = logits * inv_temp: lse = log sum exp z, lp = z[target] - lse, entropy = lse - sum p z. logits f32
+/* With z = logits * inv_temp: lse = log sum exp z, lp = z[target] - lse, entropy = lse - sum p z (summed as
+ * log s - sum e (z - zmax) / s with e = exp(z - zmax), s = sum e). logits f32
  * [rows, vocab]; targets int32 [rows]; lse, entropy f32 [rows] or absent. */
 struct kern_logprob { kptr logits, targets, lp, lse, entropy; int rows, vocab; float inv_temp; };
 /* In place: logits[r,k] = coef[r] * ([k == target] - p[k]) * inv_temp, p from lse. */
@@ -172,7 +175,8 @@ struct kern {
     void (*logprob_bwd)(struct kern *k, const struct kern_logprob_bwd *a);
     void (*sample)(struct kern *k, const struct kern_sample *a);
     void (*adamw)(struct kern *k, const struct kern_adamw *a);
-    double (*sum_squares)(struct kern *k, kptr x, size_t n);                    /* in double, ascending; implies sync */
+    /* In double: blocks of 4,096 elements (8 lanes, folded), blocks ascending; implies sync. */
+    double (*sum_squares)(struct kern *k, kptr x, size_t n);
     /* Packs row-major host values [out, in] into a BF16 or F32 weight already allocated (kern_weight_bytes): LoRA, once
      * per version. Values are rounded to bf16 for KERN_FORMAT_BF16. */
     void (*pack)(struct kern *k, const struct kern_weight *w, const float *values);

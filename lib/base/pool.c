@@ -27,6 +27,7 @@ struct pool {
     _Atomic uint32_t round;       /* futex word of the workers */
     _Atomic uint32_t finished;    /* futex word of the caller: last round done */
     _Atomic int sleepers;
+    _Atomic int caller_sleeps;
     _Atomic bool stop;
 };
 
@@ -54,7 +55,7 @@ static void work(struct pool *p, uint32_t round) {
         p->fn(p->arg, part, parts);
         if (atomic_fetch_sub(&p->left, 1) == 1) {
             atomic_store(&p->finished, round);
-            futex_wake(&p->finished);
+            if (atomic_load(&p->caller_sleeps) > 0) futex_wake(&p->finished);
         }
         t = atomic_load(&p->ticket);
     }
@@ -65,9 +66,9 @@ static void wait_change(_Atomic uint32_t *word, uint32_t seen, _Atomic int *slee
         if (atomic_load_explicit(word, memory_order_acquire) != seen) return;
         cpu_relax();
     }
-    if (sleepers) atomic_fetch_add(sleepers, 1);
+    atomic_fetch_add(sleepers, 1);
     while (atomic_load(word) == seen) futex_wait(word, seen);
-    if (sleepers) atomic_fetch_sub(sleepers, 1);
+    atomic_fetch_sub(sleepers, 1);
 }
 
 static void *worker_main(void *arg) {
@@ -112,6 +113,9 @@ void pool_run(struct pool *p, int parts, void (*fn)(void *arg, int part, int par
         return;
     }
     uint32_t round = atomic_load(&p->round) + 1;
+    /* Close the ticket first: a worker late from the last round, holding its {round, parts}, must not find the new,
+     * larger count of parts beside the old ticket and take a part that will be handed out again. */
+    atomic_store(&p->ticket, (uint64_t)round << 32 | INT32_MAX);
     p->fn = fn;
     p->arg = arg;
     atomic_store(&p->parts, parts);
@@ -122,7 +126,7 @@ void pool_run(struct pool *p, int parts, void (*fn)(void *arg, int part, int par
     work(p, round);
     uint32_t last = atomic_load(&p->finished);
     while (last != round) {
-        wait_change(&p->finished, last, NULL);
+        wait_change(&p->finished, last, &p->caller_sleeps);
         last = atomic_load(&p->finished);
     }
 }

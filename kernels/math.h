@@ -1,0 +1,99 @@
+/* math.h - the exp, log and 16-lane sums that every CPU path shares, bit for bit.
+ *
+ * Only fma, add, multiply, divide, compare and integer operations: a vector path repeats them lane by lane and gets the
+ * same bits. Constants are named so that the vector forms (simd/vec.h) cannot drift from these.
+ * Accuracy: exp and log within 2 ulp; exp(-inf) = 0, overflow gives inf, subnormal results are right; NaN passes.
+ * Source of the polynomials: Cephes (S. Moshier), expf.c and logf.c.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_KERN_MATH_H
+#define QERL_KERN_MATH_H
+#include "lib/base/sys.h"
+
+#include <math.h>
+
+#define KEXP_MOST   89.0f              /* above: 2^128 and more, which is inf */
+#define KEXP_LEAST  (-105.0f)          /* below: less than half of the least subnormal, which is 0 */
+#define KEXP_LOG2E  1.44269504088896341f
+#define KEXP_MAGIC  12582912.0f        /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+#define KEXP_LN2_HI 0.693359375f
+#define KEXP_LN2_LO (-2.12194440e-4f)
+#define KEXP_P0     1.9875691500e-4f
+#define KEXP_P1     1.3981999507e-3f
+#define KEXP_P2     8.3334519073e-3f
+#define KEXP_P3     4.1665795894e-2f
+#define KEXP_P4     1.6666665459e-1f
+#define KEXP_P5     5.0000001201e-1f
+
+static inline uint32_t kern_bits(float f) {
+    union { float f; uint32_t u; } v = { f };
+    return v.u;
+}
+static inline float kern_float(uint32_t u) {
+    union { uint32_t u; float f; } v = { u };
+    return v.f;
+}
+
+static inline float kern_expf(float x) {
+    x = KEXP_MOST < x ? KEXP_MOST : x;                                   /* both keep a NaN */
+    x = KEXP_LEAST > x ? KEXP_LEAST : x;
+    float t = fmaf(x, KEXP_LOG2E, KEXP_MAGIC);
+    int32_t n = (int32_t)(kern_bits(t) - kern_bits(KEXP_MAGIC));
+    float k = t - KEXP_MAGIC;
+    float r = fmaf(k, -KEXP_LN2_LO, fmaf(k, -KEXP_LN2_HI, x));
+    float p = fmaf(KEXP_P0, r, KEXP_P1);
+    p = fmaf(p, r, KEXP_P2);
+    p = fmaf(p, r, KEXP_P3);
+    p = fmaf(p, r, KEXP_P4);
+    p = fmaf(p, r, KEXP_P5);
+    p = fmaf(p, r * r, r) + 1.0f;
+    int32_t half = n >> 1;                                               /* 2^n in two steps: n may be -151 or 128 */
+    float a = kern_float((uint32_t)(half + 127) << 23);
+    float b = kern_float(((uint32_t)n - (uint32_t)half + 127u) << 23);
+    return p * a * b;
+}
+
+static inline float kern_logf(float x) {
+    if (!(x > 0.0f)) return x == 0.0f ? -INFINITY : NAN;
+    if (x == INFINITY) return x;
+    int e = 0;
+    if (x < 1.17549435e-38f) {
+        x *= 8388608.0f;
+        e = -23;
+    }
+    uint32_t u = kern_bits(x);
+    e += (int)(u >> 23) - 126;
+    float m = kern_float((u & 0x007fffffu) | 0x3f000000u);               /* [.5, 1) */
+    if (m < 0.707106781186547524f) {
+        e--;
+        m = m + m;
+    }
+    float f = m - 1.0f, z = f * f, k = (float)e;
+    float p = fmaf(7.0376836292e-2f, f, -1.1514610310e-1f);
+    p = fmaf(p, f, 1.1676998740e-1f);
+    p = fmaf(p, f, -1.2420140846e-1f);
+    p = fmaf(p, f, 1.4249322787e-1f);
+    p = fmaf(p, f, -1.6668057665e-1f);
+    p = fmaf(p, f, 2.0000714765e-1f);
+    p = fmaf(p, f, -2.4999993993e-1f);
+    p = fmaf(p, f, 3.3333331174e-1f);
+    float y = f * z * p;
+    y = fmaf(k, KEXP_LN2_LO, y);
+    y = fmaf(-0.5f, z, y);
+    return fmaf(k, KEXP_LN2_HI, f + y);
+}
+
+static inline float kern_sigmoidf(float x) { return 1.0f / (1.0f + kern_expf(-x)); }
+
+/* Lane i += lane i + half, for half = 8, 4, 2, 1. */
+static inline float kern_fold16(float lane[16]) {
+    for (int half = 8; half > 0; half >>= 1)
+        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    return lane[0];
+}
+/* Dot product in the canonical order: lane i takes elements i, i + 16, ... */
+static inline float kern_dotf(const float *a, const float *b, int n) {
+    float lane[16] = { 0 };
+    for (int i = 0; i < n; i++) lane[i & 15] = fmaf(a[i], b[i], lane[i & 15]);
+    return kern_fold16(lane);
+}
+#endif

@@ -1,0 +1,58 @@
+/* select.c - which path this CPU can run, by its feature bits (never by its model name) and by what the system saves.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "kernels/cpu.h"
+
+struct path {
+    const char *name;
+    bool (*have)(void);
+    void (*fill)(struct kern *k);
+};
+
+#if defined(__x86_64__)
+/* __builtin_cpu_supports asks CPUID and, for the wide registers, XCR0. */
+static bool have_avx2(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+static bool have_avx512(void) {
+    return have_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#endif
+static bool have_ref(void) { return true; }
+static void ref_fill(struct kern *k) { (void)k; }
+
+static const struct path path[] = {                   /* best last */
+    { "ref", have_ref, ref_fill },
+#if defined(__x86_64__)
+    { "avx2", have_avx2, kern_avx2_fill },
+    { "avx512", have_avx512, kern_avx512_fill },
+#endif
+};
+_Static_assert(COUNT_OF(path) <= 8, "kern_paths has room for 8 names");
+
+int kern_paths(const char *names[8]) {
+    int n = 0;
+    for (size_t i = 0; i < COUNT_OF(path); i++)
+        if (path[i].have()) names[n++] = path[i].name;
+    return n;
+}
+
+int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e) {
+    const struct path *best = NULL;
+    bool any = !name || !strcmp(name, "auto");
+    for (size_t i = 0; i < COUNT_OF(path); i++)
+        if ((any || !strcmp(name, path[i].name)) && path[i].have()) best = &path[i];
+    if (!best) {
+        const char *names[8];
+        char list[128] = "";
+        for (int i = 0, n = kern_paths(names); i < n; i++)
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", names[i]);
+        return err_code(e, EXIT_ENV, "this machine cannot run kernels '%s'; it has: %s", name, list);
+    }
+    *k = kern_ref_table;
+    k->name = best->name;
+    k->pool = pool;
+    best->fill(k);
+    return 0;
+}
