@@ -164,13 +164,18 @@ static int by_begin(const void *a, const void *b) {
     return (x->begin > y->begin) - (x->begin < y->begin);
 }
 
-static int check_spans(const struct view *v, struct span *s, int n, uint64_t data_bytes) {
-    qsort(s, (size_t)n, sizeof *s, by_begin);
+/* Points the tensors at their data; s[i] belongs to tensor i and is sorted afterwards. */
+static int place(const struct view *v, struct span *s, int n, const uint8_t *data, uint64_t bytes) {
     for (int i = 0; i < n; i++) {
-        struct gguf_string name = { s[i].name, strlen(s[i].name) };
-        if (s[i].end > data_bytes) return bad_tensor(v, name, "its data ends after the file (is the download complete?)");
-        if (i && s[i].begin < s[i - 1].end) return bad_tensor(v, name, "its data overlaps another tensor's");
+        if (s[i].end > bytes)
+            return bad_tensor(v, (struct gguf_string){ s[i].name, strlen(s[i].name) },
+                              "its data ends after the file (is the download complete?)");
+        v->g->tensor[i].data = data + s[i].begin;
     }
+    qsort(s, (size_t)n, sizeof *s, by_begin);
+    for (int i = 1; i < n; i++)
+        if (s[i].begin < s[i - 1].end)
+            return bad_tensor(v, (struct gguf_string){ s[i].name, strlen(s[i].name) }, "its data overlaps another tensor's");
     return 0;
 }
 
@@ -219,7 +224,7 @@ static int take_start(struct view *v, uint64_t *tensors, uint64_t *keys) {
 }
 
 static int walk(struct view *v, struct span *spans) {
-    uint64_t tensors, keys, offset;
+    uint64_t tensors = 0, keys = 0;
     v->p = v->start;
     v->alignment = ALIGN_DEFAULT;
     v->name_bytes = 0;
@@ -231,6 +236,7 @@ static int walk(struct view *v, struct span *spans) {
     }
     for (uint64_t i = 0; i < tensors; i++) {
         struct gguf_tensor t = { 0 };
+        uint64_t offset = 0;
         if (take_tensor(v, &t, &offset) < 0) return -1;
         if (offset > INT64_MAX || t.bytes > INT64_MAX - offset) return fail(v, "a tensor's offset overflows");
         if (!v->build) continue;
@@ -253,8 +259,7 @@ static int build(struct view *v, const uint8_t *data, size_t bytes) {
     v->build = true;
     int rc = walk(v, spans);
     if (rc == 0 && tensors && begin > bytes) rc = fail(v, "the file ends before the tensor data");
-    for (size_t i = 0; rc == 0 && i < tensors; i++) g->tensor[i].data = data + begin + spans[i].begin;
-    if (rc == 0) rc = check_spans(v, spans, (int)tensors, bytes > begin ? bytes - begin : 0);
+    if (rc == 0 && tensors) rc = place(v, spans, (int)tensors, data + begin, bytes - begin);
     if (rc == 0) rc = check_doubles(v);
     free(spans);
     return rc;
