@@ -37,7 +37,7 @@ struct rec_ticket {          /* learner -> rollout: make this group */
                                                           `question` is rendered and encoded by the rollout) */
     char *question; char *answer;                      /* question as in the data; the right answer's text after "#### " */
     int64_t samples, new_max;
-    double temperature, top_p; int64_t top_k;
+    double temperature, top_p; int64_t top_k;          /* each -1 (absent in JSON): the rollout's own; as samples, new_max 0 */
     uint64_t seed;                                     /* sampling seed of the run */
     int64_t version; char *adapter; char *adapter_sha256;   /* policy needed: version, folder ("" = base model), hash */
     struct rec_treatment treatment;
@@ -100,6 +100,9 @@ struct rec {                                           /* one record of any type
 void rec_init(struct rec *r, enum rec_type type);      /* all zero; NULL strings encode as "" */
 void rec_release(struct rec *r);                       /* frees what decode (or the setters of the caller, via mem_dup) gave */
 
+/* What a reader would refuse (non-finite numbers, too many samples, a stop reason that does not exist), found before it is
+ * sent. link_send and tape_append call it; text that is not UTF-8 is no error: encoding replaces bad bytes by U+FFFD. */
+int rec_check(const struct rec *r, struct err *e);
 void rec_pack(struct str *out, const struct rec *r);                                    /* appends MessagePack bytes */
 int rec_unpack(struct rec *r, const void *data, size_t bytes, struct err *e);           /* whole buffer, one record */
 void rec_to_json(struct str *out, const struct rec *r);                                 /* appends one line, '\n' included */
