@@ -36,8 +36,7 @@ int err_wrap(struct err *e, const char *fmt, ...) {
     int n = vsnprintf(e->text, sizeof e->text, fmt, ap);
     va_end(ap);
     if (n < 0) n = 0;
-    if ((size_t)n < sizeof e->text)
-        snprintf(e->text + n, sizeof e->text - (size_t)n, ": %s", old);
+    if ((size_t)n < sizeof e->text && snprintf(e->text + n, sizeof e->text - (size_t)n, ": %s", old) < 0) e->text[n] = 0;
     return -1;
 }
 
