@@ -42,6 +42,9 @@ struct net_row { int32_t token, slot, pos; };
 int net_forward(struct net *n, const struct net_row *rows, int count, const int32_t *want, int wants, struct err *e);
 /* Draws one token per wanted row of the last forward (head and sampling in chunks: the full logits never exist). */
 int net_sample(struct net *n, const struct kern_sampler *s, int32_t *token, float *lp, float *lp_raw, struct err *e);
+/* Draws `count` tokens, each with its own sampler, from the logits of one wanted row: first tokens of a group. */
+int net_sample_row(struct net *n, int want, const struct kern_sampler *s, int count, int32_t *token, float *lp, float *lp_raw,
+                   struct err *e);
 /* Copies logits of the wanted rows [wants, vocab] to the host (tools and tests). */
 int net_logits(struct net *n, float *out, struct err *e);
 
