@@ -4,6 +4,8 @@
  * numbers above INT64_MAX (seeds only) as strings. A field with a default may be left out; an unknown one may not be there.
  * Order: writer, reader.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/wire/rec.h"
+
 #include <errno.h>
 #include <math.h>
 

@@ -5,6 +5,8 @@
  * Memory taken is at most the bytes present plus 256 empty samples.
  * Order: writer, validator, cursor, reader.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/wire/rec.h"
+
 #include <math.h>
 #include <msgpack.h>
 

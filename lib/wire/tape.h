@@ -10,14 +10,17 @@
 #include "lib/wire/rec.h"
 
 struct tape;
-/* Append: creates the file (durable name) or cuts a torn tail; frames already there can be read with tape_read first. */
+/* Append: creates the file (durable name) or cuts a torn tail; frames already there can be read with tape_read first. One
+ * appender at a time (flock): a second is refused with EXIT_ENV. */
 int tape_append_open(struct tape **out, const char *path, struct err *e);
 int tape_read_open(struct tape **out, const char *path, struct err *e);
 void tape_close(struct tape **t);
 int tape_append(struct tape *t, const struct rec *r, struct err *e);    /* buffered until tape_sync */
+int tape_flush(struct tape *t, struct err *e);                          /* write only: survives a kill, not a power cut */
 int tape_sync(struct tape *t, struct err *e);                           /* write + fdatasync; an error is final */
-int tape_read(struct tape *t, struct rec *r, struct err *e);            /* 1 = a record, 0 = end, -1 = damage */
-uint64_t tape_frames(const struct tape *t);                             /* read or appended so far */
+int tape_read(struct tape *t, struct rec *r, struct err *e);            /* 1 = a record, 0 = end (again later: what was appended since), -1 = damage */
+/* Frames read so far; the first append steps over all that were not read, so from then on it is the length of the tape. */
+uint64_t tape_frames(const struct tape *t);
 /* Forgets frames from `frames` on (append mode, after reading): resume cuts what its checkpoint does not know. */
 int tape_truncate(struct tape *t, uint64_t frames, struct err *e);
 #endif
