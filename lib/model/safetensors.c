@@ -261,7 +261,7 @@ static int by_name(const void *a, const void *b) {
 /* The data must be the tensors one after the other: no hole, no overlap, no rest. */
 static int check_layout(const struct cursor *c, struct table *t, uint64_t data_bytes) {
     uint64_t at = 0;
-    qsort(t->x, (size_t)t->n, sizeof *t->x, by_offset);
+    if (t->n) qsort(t->x, (size_t)t->n, sizeof *t->x, by_offset);
     for (int i = 0; i < t->n; i++) {
         const struct entry *x = &t->x[i];
         if (x->begin != at)
