@@ -10,7 +10,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_STAGE_H
 #define QERL_STAGE_H
-#include <signal.h>
+#include "lib/base/sys.h"
 
 #include "lib/base/json.h"
 #include "lib/wire/link.h"
@@ -21,7 +21,7 @@ struct stage_key {
     enum key_type type;
     size_t offset;               /* in the configuration struct */
     const char *def;             /* default as text; NULL = must be given */
-    double least, most;          /* KEY_INT, KEY_NUM */
+    double least, most;          /* KEY_INT, KEY_NUM; no range where least >= most */
     const char *choices;         /* KEY_CHOICE: "strict|flexible" */
     const char *help;            /* one line, unit included */
 };
@@ -67,7 +67,8 @@ void stage_open(struct stage *s, int argc, char **argv, const struct stage_about
 void stage_ready(struct stage *s);
 /* True once SIGTERM or SIGINT came: finish or abandon cleanly. */
 bool stage_stopping(const struct stage *s);
-/* Sends a beat when one is due (every 500 ms) or state changed; metrics = JSON object text or NULL. Cheap: call it in loops. */
+/* Sends a beat when one is due (every 500 ms), when state changed, or when metrics (JSON object text or NULL) differ from the
+ * last ones sent. Never waits. Cheap: call it in loops. */
 void stage_beat(struct stage *s, const char *state, const char *metrics);
 /* Prints s->err, sends a last beat, exits with err.code or `code`. */
 void stage_die(struct stage *s, int code) __attribute__((noreturn));

@@ -37,7 +37,7 @@ static const struct field ticket_fields[] = {
     TEXT(rec_ticket, question_id), TEXT(rec_ticket, prompt), I32(rec_ticket, prompt_ids), TEXT(rec_ticket, question),
     TEXT(rec_ticket, answer), INT(rec_ticket, samples, RANGE(0, REC_SAMPLES_MAX)),
     INT(rec_ticket, new_max, RANGE(0, REC_TOKENS_MAX)), NUM(rec_ticket, temperature, .def = -1),
-    NUM(rec_ticket, top_p, .def = -1), INT(rec_ticket, top_k, RANGE(-1, REC_TOKENS_MAX), .def = -1),
+    NUM(rec_ticket, top_p, .def = 1), INT(rec_ticket, top_k, RANGE(0, REC_TOKENS_MAX)),
     SEED(rec_ticket, seed), INT(rec_ticket, version), TEXT(rec_ticket, adapter), TEXT(rec_ticket, adapter_sha256),
     TREATMENT(rec_ticket, treatment), LAST,
 };
@@ -60,7 +60,7 @@ static const struct field group_sample_fields[] = {
     TEXT(rec_group, question_id), TEXT(rec_group, question), TEXT(rec_group, prompt),                          \
     TEXT(rec_group, answer, .need = answer_need), I32(rec_group, prompt_ids, .need = ids_need),                \
     NUM(rec_group, temperature, .def = 1), NUM(rec_group, top_p, .def = 1),                                   \
-    INT(rec_group, top_k, RANGE(-1, REC_TOKENS_MAX)), INT(rec_group, new_max, RANGE(0, REC_TOKENS_MAX)),       \
+    INT(rec_group, top_k, RANGE(0, REC_TOKENS_MAX)), INT(rec_group, new_max, RANGE(0, REC_TOKENS_MAX)),       \
     SEED(rec_group, seed), INT(rec_group, version), TEXT(rec_group, adapter_sha256),                          \
     TREATMENT(rec_group, treatment), NUM(rec_group, sigma_realised), INT(rec_group, noise_elements),           \
     INT(rec_group, noise_changed), TEXT(rec_group, rollout), TEXT(rec_group, rule),                           \

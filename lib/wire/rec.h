@@ -36,8 +36,8 @@ struct rec_ticket {          /* learner -> rollout: make this group */
     char *prompt; struct rec_i32 prompt_ids;           /* rendered text, its ids (may be empty in hand-written tickets: then
                                                           `question` is rendered and encoded by the rollout) */
     char *question; char *answer;                      /* question as in the data; the right answer's text after "#### " */
-    int64_t samples, new_max;
-    double temperature, top_p; int64_t top_k;          /* each -1 (absent in JSON): the rollout's own; as samples, new_max 0 */
+    int64_t samples, new_max;                          /* 0 (absent in JSON): the rollout's own */
+    double temperature, top_p; int64_t top_k;          /* temperature -1 (absent in JSON): all three are the rollout's own */
     uint64_t seed;                                     /* sampling seed of the run */
     int64_t version; char *adapter; char *adapter_sha256;   /* policy needed: version, folder ("" = base model), hash */
     struct rec_treatment treatment;
