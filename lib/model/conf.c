@@ -81,14 +81,14 @@ static int read_sizes(struct model_conf *c, const json_t *o, const char *where, 
 /* Switches that would change the computation: each must stand as we compute. */
 static int read_switches(struct model_conf *c, const json_t *o, const char *where, struct err *e) {
     static const struct { const char *key, *what; } off[] = {
-        { "use_sliding_window", "sliding-window attention" },
-        { "attention_bias", "biases on the attention's projections" },
-        { "mlp_bias", "biases on the feed-forward projections" },
+        { "use_sliding_window", "sliding-window attention is" },
+        { "attention_bias", "biases on the attention's projections are" },
+        { "mlp_bias", "biases on the feed-forward projections are" },
     };
     for (size_t i = 0; i < COUNT_OF(off); i++) {
         bool on = false;
         if (json_may_bool(o, off[i].key, &on, where, e) < 0) return -1;
-        if (on) return err_set(e, "%s: field '%s' is true, but %s are not supported", where, off[i].key, off[i].what);
+        if (on) return err_set(e, "%s: field '%s' is true, but %s not supported", where, off[i].key, off[i].what);
     }
     const char *act = "silu";
     if (json_may_str(o, "hidden_act", &act, where, e) < 0) return -1;

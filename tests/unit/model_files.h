@@ -2,12 +2,12 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_TEST_MODEL_FILES_H
 #define QERL_TEST_MODEL_FILES_H
-#include <criterion/criterion.h>
-#include <unistd.h>
-
 #include "lib/base/fs.h"
 #include "lib/base/str.h"
 #include "lib/model/gguf.h"
+
+#include <criterion/criterion.h>
+#include <unistd.h>
 
 static inline void test_dir(char out[64]) {
     snprintf(out, 64, "/tmp/qerl-test-XXXXXX");
