@@ -180,7 +180,7 @@ static int bind_key(void *conf, const struct stage_key *k, const char *t, const 
 static bool is_port_setting(const char *name) { return str_starts(name, "in.") || str_starts(name, "out."); }
 
 static const char *near_key(const struct stage_about *about, const char *word) {
-    const char *names[NAMES_MAX];
+    const char *names[NAMES_MAX] = { NULL };
     size_t n = 0;
     int table = 0, row = 0;
     const struct stage_key *k;
@@ -243,7 +243,7 @@ void conf_release(void *conf, const struct stage_about *about) {
 
 const struct stage_port *port_find(const struct stage_about *about, const char *name, bool output,
                                    const struct setting *at, struct err *e) {
-    const char *names[16];
+    const char *names[16] = { NULL };
     size_t n = 0;
     for (const struct stage_port *p = about->ports; p && p->name; p++) {
         if (strcmp(p->name, name) == 0) {

@@ -19,7 +19,7 @@ static const char *record_name(const struct stage_port *p) { return p->record ==
 
 static json_t *bound(const struct stage_key *k, double v) {
     if (!ranged(k)) return json_null();
-    return k->type == KEY_INT ? json_integer((json_int_t)v) : json_real(v);
+    return k->type == KEY_INT && v > -9.2e18 && v < 9.2e18 ? json_integer((json_int_t)v) : json_real(v);
 }
 
 static json_t *choices_json(const struct stage_key *k) {
