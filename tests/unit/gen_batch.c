@@ -1,11 +1,12 @@
 /* gen_batch.c - samples are pure functions of their keys: batch size, threads, order and neighbours change no bit, and the
  * learner's scoring gives the very log-probs that were sampled with.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "tests/unit/net_fixture.h"
+
 #include <criterion/criterion.h>
 
 #include "lib/base/rng.h"
 #include "lib/gen/gen.h"
-#include "tests/unit/net_fixture.h"
 
 enum { GROUPS = 4, SAMPLES = 3, NEW_MAX = 40, PROMPT_MAX = 70, VOCAB = 61, EOS = 17 };
 

@@ -1,10 +1,11 @@
 /* net_props.c - what must hold for any weights: zero adapters, masks, micro-batches, threads, paths, chunks, slots.
  * "Equal" here means equal bits.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "tests/unit/net_fixture.h"
+
 #include <criterion/criterion.h>
 #include <math.h>
 
-#include "tests/unit/net_fixture.h"
 #include "lib/base/rng.h"
 
 enum { SEQS = 5, TOKENS_MAX = 90, VOCAB = 61, RESPONSE_MAX = 300 };

@@ -1,10 +1,10 @@
 /* net_toy.c - the toy transformer of spec dapo 17.13: forward, log-probs, gradients, noise, against printed numbers.
  * Left out: the rows of norm gradients (norm weights are never trained here).
  * SPDX-License-Identifier: Apache-2.0 */
+#include "tests/unit/net_fixture.h"
+
 #include <criterion/criterion.h>
 #include <math.h>
-
-#include "tests/unit/net_fixture.h"
 
 static const int32_t ids[] = { 1, 4, 2, 7, 3, 9 };
 static const double base_pos0[] = { 1.249335973, .307179520, -.875589844, -1.372511985, -.794349097,
