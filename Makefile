@@ -35,6 +35,16 @@ $(O)/%.o: %.c
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_CFLAGS) $(ISA) -MMD -MP -c $< -o $@
 
+# lib/base/tb.proto -> $(O)/lib/base/tb.pb-c.{c,h}; generated code is not held to our warnings.
+LIB_OBJ += $(O)/lib/base/tb.pb-c.o
+$(O)/%.pb-c.c $(O)/%.pb-c.h &: %.proto
+	$(if $(V),,@echo "  PROTO $<")
+	$(Q)mkdir -p $(@D)
+	$(Q)protoc-c --c_out=$(O) $<
+$(O)/lib/base/tb.pb-c.o: $(O)/lib/base/tb.pb-c.c
+	$(Q)$(CC) $(ALL_CFLAGS) -w -c $< -o $@
+$(O)/lib/base/tb.o $(O)/tests/unit/tb_file.o: $(O)/lib/base/tb.pb-c.h
+
 $(O)/libqerl.a: $(LIB_OBJ)
 	$(if $(V),,@echo "  AR    $@")
 	$(Q)rm -f $@ && ar rcs $@ $^
