@@ -1,0 +1,150 @@
+/* check.c - the plan as `qerl-pipe check` prints it.
+ * SPDX-License-Identifier: Apache-2.0 */
+
+#include "pipe/plan.h"
+
+#include <sys/sysinfo.h>
+
+#include "lib/base/fs.h"
+
+void bytes_text(char *out, size_t size, double bytes) {
+    static const char *const unit[] = { "B", "KiB", "MiB", "GiB", "TiB" };
+    size_t i = 0;
+    while (bytes >= 1024 && i + 1 < COUNT_OF(unit)) bytes /= 1024, i++;
+    snprintf(out, size, i && bytes < 100 ? "%.1f %s" : "%.0f %s", bytes, unit[i]);
+}
+
+static void print_head(const struct pipeline *p, FILE *to) {
+    static const char *const key[] = { "exp_id", "tensorboard", "question", "hypothesis", "source" };
+    fprintf(to, "experiment   %s (%s)\n", p->name, p->lang.path);
+    for (size_t i = 0; i < COUNT_OF(key); i++) {
+        char name[64];
+        snprintf(name, sizeof name, "run.%s", key[i]);
+        const char *text = pipeline_text(p, name, NULL);
+        if (text) fprintf(to, "%-12s %s\n", key[i], text);
+    }
+}
+
+static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *to) {
+    fprintf(to, "\nstages\n");
+    for (int i = 0; i < p->stages; i++) {
+        const struct pipe_stage *s = &p->stage[i];
+        char place[500], memory[32] = "-";
+        int64_t bytes = 0;
+        struct err e = { 0 };
+        place_text(place, sizeof place, &s->place.choice[s->place.taken]);
+        json_may_int(pl->of[i], "memory_bytes", &bytes, 0, INT64_MAX, "plan", &e);
+        if (bytes) bytes_text(memory, sizeof memory, (double)bytes);
+        fprintf(to, "  %-10s %-20s place %-10s (of: %s)  memory %s", s->name, s->exec_asked, place, s->place_asked, memory);
+        fprintf(to, s->replicas > 1 ? "  x %d replicas\n" : "\n", s->replicas);
+    }
+    for (int i = 0; i < p->lang.links; i++) {
+        const struct lang_link *k = &p->lang.link[i];
+        fprintf(to, "  %s.%s -> %s.%s  %s/%s\n", k->from, k->from_port, k->to, k->to_port, k->from_kind, k->to_kind);
+    }
+}
+
+/* 0, 200, 400, ..., 3600, 3736: long lists with one stride are shortened. */
+static void print_scored(const json_t *scored, FILE *to) {
+    size_t n = json_array_size(scored);
+    fprintf(to, "scored steps %zu: ", n);
+    for (size_t i = 0; i < n; i++) {
+        if (n > 12 && i == 3) {
+            fprintf(to, "..., ");
+            i = n - 2;
+        }
+        fprintf(to, "%lld%s", (long long)json_integer_value(json_array_get(scored, i)), i + 1 < n ? ", " : "\n");
+    }
+    if (!n) fprintf(to, "none\n");
+}
+
+static void print_sigma(const json_t *sigma, FILE *to) {
+    fprintf(to, "sigma        by completed steps\n");
+    for (size_t i = 0; i < json_array_size(sigma); i++) {
+        const json_t *row = json_array_get(sigma, i);
+        int64_t from = 0, last = 0;
+        double value = 0;
+        struct err e = { 0 };
+        json_may_int(row, "from", &from, 0, INT64_MAX, "plan", &e);
+        json_may_int(row, "to", &last, 0, INT64_MAX, "plan", &e);
+        json_may_num(row, "sigma", &value, "plan", &e);
+        fprintf(to, "  %6lld .. %-6lld  %.6g\n", (long long)from, (long long)last, value);
+    }
+}
+
+static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *to) {
+    char text[32], have[32];
+    struct sysinfo si;
+    int64_t disk = fs_free_bytes(fs_is_dir(p->runs_dir) ? p->runs_dir : ".");
+    if (pl->prompts_least >= 0)
+        fprintf(to, "prompts      at least %lld, at most %lld\n", (long long)pl->prompts_least, (long long)pl->prompts_most);
+    bytes_text(text, sizeof text, (double)pl->memory_bytes);
+    if (pl->memory_bytes) {
+        fprintf(to, "memory       %s in all stages together", text);
+        if (sysinfo(&si) == 0) {
+            double total = (double)si.totalram * si.mem_unit;
+            bytes_text(have, sizeof have, total);
+            fprintf(to, "; the machine has %s%s", have, (double)pl->memory_bytes > total ? ": TOO LITTLE" : "");
+        }
+        fprintf(to, "\n");
+    }
+    bytes_text(text, sizeof text, (double)pl->disk_bytes);
+    bytes_text(have, sizeof have, (double)disk);
+    if (pl->disk_bytes) fprintf(to, "disk         %s; free %s%s\n", text, have, disk >= 0 && pl->disk_bytes > disk ? ": TOO LITTLE" : "");
+    if (pl->seconds_per_step > 0 && pl->steps >= 0)
+        fprintf(to, "time         about %.2f hours (%.2f s a step)\n", pl->seconds_per_step * (double)pl->steps / 3600, pl->seconds_per_step);
+}
+
+static void print_files(const struct plan *pl, FILE *to) {
+    if (pl->files) fprintf(to, "\nfiles\n");
+    for (int i = 0; i < pl->files; i++) {
+        const struct plan_file *f = &pl->file[i];
+        char size[32] = "", lines[40] = "";
+        if (f->bytes >= 0) bytes_text(size, sizeof size, (double)f->bytes);
+        if (f->lines >= 0) snprintf(lines, sizeof lines, "%lld lines", (long long)f->lines);
+        fprintf(to, "  %-8s %s  %s%s%s\n", f->role, f->path, size, *lines && *size ? ", " : "", lines);
+        if (f->absent) fprintf(to, "           absent: %s\n", f->absent);
+        else fprintf(to, "           sha256 %s\n", f->sha256 ? f->sha256 : "not computed");
+    }
+}
+
+static void print_notes(const struct plan *pl, const struct pipeline *p, FILE *to) {
+    bool any = false;
+    for (int i = 0; i < p->stages; i++) {
+        const json_t *notes = json_object_get(pl->of[i], "notes");
+        for (size_t j = 0; j < json_array_size(notes); j++) {
+            const char *text = json_string_value(json_array_get(notes, j));
+            if (!text) continue;
+            if (!any) fprintf(to, "\nnotes\n");
+            any = true;
+            fprintf(to, "  %s: %s\n", p->stage[i].name, text);
+        }
+    }
+}
+
+void plan_print(const struct plan *pl, const struct pipeline *p, FILE *to) {
+    print_head(p, to);
+    print_stages(pl, p, to);
+    fprintf(to, "\n");
+    if (pl->steps >= 0) fprintf(to, "steps        %lld\n", (long long)pl->steps);
+    if (pl->scored) print_scored(pl->scored, to);
+    if (json_array_size(pl->sigma)) print_sigma(pl->sigma, to);
+    print_costs(pl, p, to);
+    print_files(pl, to);
+    print_notes(pl, p, to);
+}
+
+void plan_print_absent(const struct plan *pl, FILE *to) {
+    struct str what, get;
+    str_init(&what);
+    str_init(&get);
+    for (int i = 0; i < pl->files; i++) {
+        const struct plan_file *f = &pl->file[i];
+        if (!f->absent) continue;
+        str_printf(&what, "%s'%s'", what.len ? ", " : "", f->path);
+        if (!get.len || !strstr(get.s, f->absent)) str_printf(&get, "%s%s", get.len ? " && " : "", f->absent);
+    }
+    fprintf(to, "missing: %s\nget it:  %s\n", what.s ? what.s : "", get.s ? get.s : "");
+    str_release(&what);
+    str_release(&get);
+}

@@ -1,0 +1,193 @@
+/* main.c - qerl-pipe: one file describes an experiment, one command runs it.
+ *
+ * Knows: command names, their options and help. Order: help texts, options, dispatch.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/commands.h"
+
+#include "lib/base/log.h"
+#include "lib/base/str.h"
+
+#ifndef QERL_COMMIT
+#define QERL_COMMIT "unknown"
+#endif
+
+enum { TAKES_SET = 1, TAKES_RULE = 2, TAKES_FOLLOW = 4, TAKES_FORCE = 8 };
+static const struct command {
+    const char *name, *usage, *what, *help;
+    int (*run)(const struct command_line *c);
+    int least, most, takes;                      /* words after the name, options */
+} commands[] = {
+    { "run", "run FILE.pipe [--set KEY=VALUE]...", "run an experiment in a new run folder",
+      "Checks everything as `check` does, makes runs/NAME-0001 (a new number each time), starts the stages, shows how it\n"
+      "goes on stderr and the scores on stdout. Ctrl-C stops cleanly; `resume` goes on. `qerl-pipe FILE.pipe` is the same.\n\n"
+      "examples:\n"
+      "  qerl-pipe pipelines/quickstart.pipe\n"
+      "  qerl-pipe run pipelines/e6b_qerl.pipe --set model.path=models/tiny --set run.steps=20\n",
+      command_run, 1, 1, TAKES_SET },
+    { "check", "check FILE.pipe [--set KEY=VALUE]...", "print the plan of a run; start nothing",
+      "Every error of the file in one pass, each with file and line; then steps, scored steps, the noise schedule, memory,\n"
+      "disk, hours, and each file with its hash or the command that gets it.\n\n"
+      "examples:\n"
+      "  qerl-pipe check pipelines/e6b_qerl.pipe\n"
+      "  qerl-pipe check pipelines/e6b_qerl.pipe --set noise.aqn.sigma_start=0.05\n",
+      command_check, 1, 1, TAKES_SET },
+    { "describe", "describe [STAGE]", "list stages, or all keys and ports of one",
+      "examples:\n"
+      "  qerl-pipe describe\n"
+      "  qerl-pipe describe learner\n",
+      command_describe, 0, 1, 0 },
+    { "resume", "resume RUN [--force-different]", "go on with a run that was stopped, killed or failed",
+      "RUN is a run folder, its id (NAME-0001) or a name (the newest of that name). Programs, model and data must be those\n"
+      "the run started with; --force-different goes on all the same and says which differ.\n\n"
+      "examples:\n"
+      "  qerl-pipe resume runs/e6b_qerl-0001\n"
+      "  qerl-pipe resume e6b_qerl\n",
+      command_resume, 1, 1, TAKES_FORCE },
+    { "status", "status [RUN]", "say how one run or all runs stand, from their files",
+      "examples:\n"
+      "  qerl-pipe status\n"
+      "  qerl-pipe status e6b_qerl\n",
+      command_status, 0, 1, 0 },
+    { "logs", "logs RUN [STAGE] [-f]", "print the logs of a run; -f follows",
+      "examples:\n"
+      "  qerl-pipe logs e6b_qerl\n"
+      "  qerl-pipe logs e6b_qerl learner -f\n",
+      command_logs, 1, 2, TAKES_FOLLOW },
+    { "stop", "stop RUN", "stop a run cleanly; resume goes on",
+      "examples:\n"
+      "  qerl-pipe stop e6b_qerl\n",
+      command_stop, 1, 1, 0 },
+    { "rescore", "rescore RUN|FILE [--rule strict|flexible]", "score recorded answers again, without a model",
+      "Reads RUN/tape/answers.tape, or a file of answers, and prints accuracy with n and its 95 % interval.\n\n"
+      "examples:\n"
+      "  qerl-pipe rescore e6b_qerl\n"
+      "  qerl-pipe rescore runs/e6b_qerl-0001 --rule flexible\n",
+      command_rescore, 1, 1, TAKES_RULE },
+    { "doctor", "doctor", "ten checks of this machine and what to do about each",
+      "examples:\n"
+      "  qerl-pipe doctor\n",
+      command_doctor, 0, 0, 0 },
+};
+
+static void help(FILE *to) {
+    fprintf(to, "qerl-pipe runs an experiment that one .pipe file describes.\n\nusage: qerl-pipe FILE.pipe [--set KEY=VALUE]...\n");
+    for (size_t i = 0; i < COUNT_OF(commands); i++) fprintf(to, "       qerl-pipe %-44s %s\n", commands[i].usage, commands[i].what);
+    fprintf(to,
+            "\noptions\n"
+            "  --set KEY=VALUE   wins over the file: --set learner.lr=1e-5\n"
+            "  --runs DIR        where named runs are looked for (default runs)\n"
+            "  --help            after a command: about that command, with examples\n"
+            "  --version\n"
+            "\nexamples\n"
+            "  qerl-pipe pipelines/quickstart.pipe\n"
+            "  qerl-pipe check pipelines/e6b_qerl.pipe --set model.path=models/tiny\n"
+            "\nexit codes: 0 done, 1 failed or incomplete, 2 command line, 3 wrong .pipe file, 4 the machine lacks something,\n"
+            "5 no progress. Results go to stdout, talk to stderr. The language: docs/pipe-language.md\n");
+}
+
+int complain_once(const struct err *e, int code) {
+    fprintf(stderr, "qerl-pipe: %s\n", e->text);
+    return e->code ? e->code : code;
+}
+
+static int usage_error(const struct command *k, const char *fmt, const char *what) PRINTF_LIKE(2, 0);
+static int usage_error(const struct command *k, const char *fmt, const char *what) {
+    fprintf(stderr, "qerl-pipe: ");
+    fprintf(stderr, fmt, what);
+    if (k) fprintf(stderr, "\nusage: qerl-pipe %s\n", k->usage);
+    else fprintf(stderr, "\nsee: qerl-pipe --help\n");
+    return EXIT_USAGE;
+}
+
+static const struct command *find(const char *name) {
+    for (size_t i = 0; i < COUNT_OF(commands); i++)
+        if (strcmp(commands[i].name, name) == 0) return &commands[i];
+    return NULL;
+}
+
+/* The value of an option, from "--set x" or "--set=x"; NULL if it is missing. */
+static const char *value_of(char **argv, int argc, int *i, const char *name) {
+    size_t n = strlen(name);
+    if (argv[*i][n] == '=') return argv[*i] + n + 1;
+    return *i + 1 < argc ? argv[++*i] : NULL;
+}
+
+static bool is_option(const char *arg, const char *name) {
+    size_t n = strlen(name);
+    return strncmp(arg, name, n) == 0 && (!arg[n] || arg[n] == '=');
+}
+
+static int take_option(struct command_line *c, const struct command *k, int argc, char **argv, int *i) {
+    static const struct { const char *name; int needs; } table[] = { { "--set", TAKES_SET }, { "--rule", TAKES_RULE }, { "--runs", 0 } };
+    const char *arg = argv[*i];
+    for (size_t t = 0; t < COUNT_OF(table); t++) {
+        if (!is_option(arg, table[t].name)) continue;
+        if (table[t].needs && !(k->takes & table[t].needs)) return usage_error(k, "this command does not take '%s'", table[t].name);
+        const char *value = value_of(argv, argc, i, table[t].name);
+        if (!value) return usage_error(k, "option '%s' needs a value", table[t].name);
+        if (t == 0 && c->sets == SETS_MAX) return usage_error(k, "too many options '%s'", "--set");
+        if (t == 0) c->set[c->sets++] = value;
+        else if (t == 1) c->rule = value;
+        else c->runs_dir = value;
+        return 0;
+    }
+    if ((strcmp(arg, "-f") == 0 || strcmp(arg, "--follow") == 0) && k->takes & TAKES_FOLLOW) return c->follow = true, 0;
+    if (strcmp(arg, "--force-different") == 0 && k->takes & TAKES_FORCE) return c->force = true, 0;
+    return usage_error(k, "unknown option '%s'", arg);
+}
+
+static int command_help(const struct command *k) {
+    printf("qerl-pipe %s: %s\n\nusage: qerl-pipe %s\n\n%s", k->name, k->what, k->usage, k->help);
+    return EXIT_DONE;
+}
+
+static const struct command *choose(int argc, char **argv, int *first, int *code) {
+    *first = 2;
+    *code = EXIT_DONE;
+    if (argc < 2) {
+        help(stderr);
+        *code = EXIT_USAGE;
+        return NULL;
+    }
+    if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
+        const struct command *k = argc > 2 ? find(argv[2]) : NULL;
+        if (k) command_help(k);
+        else help(stdout);
+        return NULL;
+    }
+    if (!strcmp(argv[1], "--version")) {
+        printf("qerl-pipe %s\n", QERL_COMMIT);
+        return NULL;
+    }
+    const struct command *k = find(argv[1]);
+    if (k) return k;
+    *first = 1;
+    if (str_ends(argv[1], ".pipe") || argv[1][0] == '-') return &commands[0];
+    const char *names[COUNT_OF(commands)], *near;
+    for (size_t i = 0; i < COUNT_OF(commands); i++) names[i] = commands[i].name;
+    near = str_nearest(argv[1], names, COUNT_OF(commands));
+    fprintf(stderr, "qerl-pipe: '%s' is neither a command nor a .pipe file%s%s%s\nsee: qerl-pipe --help\n", argv[1],
+            near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+    *code = EXIT_USAGE;
+    return NULL;
+}
+
+int main(int argc, char **argv) {
+    struct command_line c = { .runs_dir = "runs", .argv = argv };
+    int first, code;
+    log_open("qerl-pipe", LOG_LEVEL_INFO);
+    const struct command *k = choose(argc, argv, &first, &code);
+    if (!k) return code;
+    for (int i = first; i < argc; i++) {
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return command_help(k);
+        if (argv[i][0] == '-' && argv[i][1]) {
+            if ((code = take_option(&c, k, argc, argv, &i))) return code;
+        } else if (c.words == k->most) {
+            return usage_error(k, "one word too many: '%s'", argv[i]);
+        } else {
+            c.word[c.words++] = argv[i];
+        }
+    }
+    if (c.words < k->least) return usage_error(k, "%s", "something is missing");
+    return k->run(&c);
+}

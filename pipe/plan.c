@@ -1,0 +1,129 @@
+/* plan.c - see plan.h.
+ *
+ * Order: one stage's answer, messages put back to their origin, joining, clean-up.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/plan.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "lib/base/fs.h"
+#include "pipe/proc.h"
+
+/* "CONF:7: text" of a stage becomes "e6b.pipe:41: text", because line 7 of the configuration came from there. */
+static void add_talk(struct str *out, const struct pipe_stage *s, const char *conf, const struct str *talk) {
+    char copy[4096];
+    size_t n = strlen(conf);
+    snprintf(copy, sizeof copy, "%s", talk->s ? talk->s : "");
+    char *save = NULL;
+    for (char *line = strtok_r(copy, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        char *at = strstr(line, conf), *end = at ? at + n : NULL;
+        long number = at && *end == ':' ? strtol(end + 1, &end, 10) : 0;
+        if (number >= 1 && number <= s->conf_lines) {
+            char from[FS_PATH_MAX];
+            origin_text(from, sizeof from, s->conf_at[number - 1]);
+            str_printf(out, "%s%s\n", from, end);
+        } else {
+            str_printf(out, "stage '%s': %s\n", s->name, line);
+        }
+    }
+}
+
+static int ask_one(struct plan *pl, struct pipeline *p, int i, const char *dir, struct str *talk, struct err *e) {
+    struct pipe_stage *s = &p->stage[i];
+    char conf[FS_PATH_MAX], name[200];
+    struct str out, said;
+    int status = 0;
+    snprintf(name, sizeof name, "%.150s.conf", s->name);
+    fs_join(conf, sizeof conf, dir, name);
+    if (fs_replace(conf, s->conf.s ? s->conf.s : "", s->conf.len, e) < 0) return -1;
+    const char *argv[] = { s->exec, "--plan", "-c", conf, NULL };
+    str_init(&out);
+    str_init(&said);
+    int rc = proc_capture(argv, &out, &said, 600, &status, e);
+    if (rc == 0 && status != 0) {
+        add_talk(talk, s, conf, &said);
+        rc = err_code(e, status == EXIT_CONFIG || status == EXIT_ENV ? status : EXIT_FAILED, "stage '%s' refuses this configuration", s->name);
+    }
+    if (rc == 0) {
+        char where[600];
+        snprintf(where, sizeof where, "%.500s --plan", s->exec);
+        pl->of[i] = json_parse(out.s, out.len, where, e);
+        if (!pl->of[i] || !json_is_object(pl->of[i])) rc = err_wrap(e, "stage '%s'", s->name);
+    }
+    str_release(&out);
+    str_release(&said);
+    return rc;
+}
+
+static void add_file(struct plan *pl, json_t *o, const char *stage) {
+    struct plan_file f = { .role = "", .bytes = -1, .lines = -1, .stage = stage };
+    struct err e = { 0 };
+    int64_t big = INT64_MAX;
+    if (json_need_str(o, "path", &f.path, "plan", &e) < 0) return;
+    json_may_str(o, "role", &f.role, "plan", &e);
+    json_may_str(o, "sha256", &f.sha256, "plan", &e);
+    json_may_str(o, "absent", &f.absent, "plan", &e);
+    json_may_int(o, "bytes", &f.bytes, 0, big, "plan", &e);
+    json_may_int(o, "lines", &f.lines, 0, big, "plan", &e);
+    for (int i = 0; i < pl->files; i++)
+        if (strcmp(pl->file[i].path, f.path) == 0) {
+            if (!pl->file[i].sha256) pl->file[i].sha256 = f.sha256;
+            if (pl->file[i].lines < 0) pl->file[i].lines = f.lines;
+            return;
+        }
+    pl->file = mem_grow(pl->file, (size_t)(pl->files + 1) * sizeof *pl->file);
+    pl->file[pl->files++] = f;
+}
+
+static void join(struct plan *pl, json_t *o, const struct pipe_stage *s) {
+    struct err e = { 0 };
+    const int64_t big = INT64_MAX;
+    int64_t memory = 0, disk = 0;
+    double seconds = 0;
+    json_may_int(o, "steps", &pl->steps, 0, big, s->name, &e);
+    json_may_int(o, "prompts_least", &pl->prompts_least, 0, big, s->name, &e);
+    json_may_int(o, "prompts_most", &pl->prompts_most, 0, big, s->name, &e);
+    json_may_int(o, "memory_bytes", &memory, 0, big, s->name, &e);
+    json_may_int(o, "disk_bytes", &disk, 0, big, s->name, &e);
+    json_may_num(o, "seconds_per_step", &seconds, s->name, &e);
+    pl->memory_bytes += memory * s->replicas;
+    pl->disk_bytes += disk;
+    pl->seconds_per_step += seconds;
+    json_t *scored = json_object_get(o, "scored"), *sigma = json_object_get(o, "sigma"), *files = json_object_get(o, "files");
+    if (json_is_array(scored) && (!pl->scored || json_array_size(scored) > json_array_size(pl->scored))) pl->scored = scored;
+    if (json_is_array(sigma) && !pl->sigma) pl->sigma = sigma;
+    for (size_t i = 0; i < json_array_size(files); i++) add_file(pl, json_array_get(files, i), s->name);
+}
+
+int plan_ask(struct plan *pl, struct pipeline *p, const char *run_dir, const char *run_id, struct str *talk, struct err *e) {
+    char dir[] = "/tmp/qerl-plan-XXXXXX";
+    *pl = (struct plan){ .steps = -1, .prompts_least = -1, .prompts_most = -1, .scored_last = -1 };
+    if (!mkdtemp(dir)) return err_code(e, EXIT_ENV, "cannot make a folder in /tmp: %s", strerror(errno));
+    pipeline_conf(p, run_dir, run_id, dir);
+    int rc = 0;
+    for (int i = 0; i < p->stages; i++) {                    /* all stages are asked, so that all errors come at once */
+        struct err one = { 0 };
+        if (ask_one(pl, p, i, dir, talk, &one) == 0) continue;
+        if (rc == 0) *e = one;
+        rc = -1;
+    }
+    for (int i = 0; i < p->stages; i++)
+        if (pl->of[i]) join(pl, pl->of[i], &p->stage[i]);
+    size_t n = json_array_size(pl->scored);
+    if (n) pl->scored_last = json_integer_value(json_array_get(pl->scored, n - 1));
+    fs_remove_tree(dir, NULL);
+    return rc;
+}
+
+void plan_release(struct plan *pl) {
+    for (int i = 0; i < PIPELINE_STAGES_MAX; i++) json_decref(pl->of[i]);
+    free(pl->file);
+    *pl = (struct plan){ 0 };
+}
+
+bool plan_absent(const struct plan *pl) {
+    for (int i = 0; i < pl->files; i++)
+        if (pl->file[i].absent) return true;
+    return false;
+}

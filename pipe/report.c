@@ -1,0 +1,259 @@
+/* report.c - see report.h.
+ *
+ * Order: scores, the table at the end of a run, runs/SUMMARY.md, status. Every accuracy is printed with n and its 95 %
+ * interval; a difference is called one only where the intervals are apart.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/report.h"
+
+#include <math.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "lib/base/fs.h"
+#include "pipe/tail.h"
+
+void wilson(double *low, double *high, int64_t right, int64_t n) {
+    const double z = 1.959963984540054;
+    double m = (double)n, p = n ? (double)right / m : 0, d = 1 + z * z / m;
+    double centre = (p + z * z / (2 * m)) / d, half = z * sqrt(p * (1 - p) / m + z * z / (4 * m * m)) / d;
+    *low = n ? fmax(0, centre - half) : 0;
+    *high = n ? fmin(1, centre + half) : 1;
+}
+
+static void copy_field(const json_t *o, const char *key, char *out, size_t size) {
+    const char *text = json_string_value(json_object_get(o, key));
+    snprintf(out, size, "%s", text ? text : "");
+}
+
+int score_from_json(struct score *s, const char *line, size_t bytes) {
+    struct err e = { 0 };
+    json_t *o = json_parse(line, bytes, "scores.jsonl", &e);
+    *s = (struct score){ 0 };
+    if (!o) return -1;
+    int rc = json_need_int(o, "step", &s->step, 0, INT64_MAX, "score", &e);
+    if (rc == 0) rc = json_need_int(o, "n", &s->n, 0, INT64_MAX, "score", &e);
+    if (rc == 0) rc = json_need_int(o, "right", &s->right, 0, INT64_MAX, "score", &e);
+    json_may_int(o, "version", &s->version, INT64_MIN, INT64_MAX, "score", &e);
+    copy_field(o, "split", s->split, sizeof s->split);
+    copy_field(o, "rule", s->rule, sizeof s->rule);
+    copy_field(o, "quant", s->quant, sizeof s->quant);
+    copy_field(o, "noise", s->noise, sizeof s->noise);
+    wilson(&s->low, &s->high, s->right, s->n);
+    json_decref(o);
+    return rc;
+}
+
+static bool same_series(const struct score *a, const struct score *b) {
+    return !strcmp(a->split, b->split) && !strcmp(a->rule, b->rule) && !strcmp(a->quant, b->quant) && !strcmp(a->noise, b->noise);
+}
+
+static int by_step(const void *a, const void *b) {
+    const struct score *x = a, *y = b;
+    int c = strcmp(x->split, y->split);
+    if (!c) c = strcmp(x->rule, y->rule);
+    if (!c) c = strcmp(x->quant, y->quant);
+    if (!c) c = strcmp(x->noise, y->noise);
+    return c ? c : x->step < y->step ? -1 : x->step > y->step;
+}
+
+void scores_read(struct scores *s, const char *run_dir) {
+    char path[FS_PATH_MAX];
+    struct tail t;
+    struct score one;
+    *s = (struct scores){ 0 };
+    fs_join(path, sizeof path, run_dir, "scores.jsonl");
+    tail_open(&t, path, false);
+    while (tail_next(&t)) {
+        if (score_from_json(&one, t.line.s, t.line.len) < 0) continue;
+        int at = s->n;
+        for (int i = 0; i < s->n; i++)
+            if (s->v[i].step == one.step && same_series(&s->v[i], &one)) at = i;
+        if (at == s->n) s->v = mem_grow(s->v, (size_t)++s->n * sizeof *s->v);
+        s->v[at] = one;
+    }
+    tail_close(&t);
+    if (s->n) qsort(s->v, (size_t)s->n, sizeof *s->v, by_step);
+}
+
+void scores_release(struct scores *s) {
+    free(s->v);
+    *s = (struct scores){ 0 };
+}
+
+bool scores_has_step(const struct scores *s, int64_t step) {
+    for (int i = 0; i < s->n; i++)
+        if (s->v[i].step == step) return true;
+    return false;
+}
+
+bool scores_ends(const struct scores *s, struct score *first, struct score *last) {
+    if (!s->n) return false;
+    *first = *last = s->v[0];
+    for (int i = 1; i < s->n && same_series(&s->v[i], first); i++) *last = s->v[i];
+    return true;
+}
+
+void score_text(char *out, size_t size, const struct score *s) {
+    snprintf(out, size, "%lld/%lld = %.1f %% [%.1f, %.1f] %s, %s, %s", (long long)s->right, (long long)s->n,
+             s->n ? 100.0 * (double)s->right / (double)s->n : 0.0, 100 * s->low, 100 * s->high, s->rule, s->quant,
+             *s->noise && strcmp(s->noise, "none") ? s->noise : "clean");
+}
+
+/* ---- the end of a run ---- */
+
+static void print_series(const struct score *v, int n, FILE *to) {
+    char text[300];
+    fprintf(to, "%s, %s rule, %s, %s\n", v->split, v->rule, v->quant, *v->noise && strcmp(v->noise, "none") ? v->noise : "clean");
+    fprintf(to, "  %8s %8s %8s %9s   %s\n", "step", "right", "n", "accuracy", "95 % interval");
+    for (int i = 0; i < n; i++)
+        fprintf(to, "  %8lld %8lld %8lld %7.1f %%   [%.1f, %.1f]\n", (long long)v[i].step, (long long)v[i].right, (long long)v[i].n,
+                v[i].n ? 100.0 * (double)v[i].right / (double)v[i].n : 0.0, 100 * v[i].low, 100 * v[i].high);
+    if (n < 2) return;
+    const struct score *a = &v[0], *b = &v[n - 1];
+    double gain = 100 * ((double)b->right / (double)b->n - (double)a->right / (double)a->n);
+    bool apart = b->low > a->high || b->high < a->low;
+    snprintf(text, sizeof text, apart ? "the 95 %% intervals are apart" : "the 95 %% intervals overlap: not distinguishable this way");
+    fprintf(to, "  step %lld to %lld: %+.1f points; %s\n", (long long)a->step, (long long)b->step, gain, text);
+}
+
+void report_results(const struct folder *f, FILE *to) {
+    struct scores s;
+    scores_read(&s, f->dir);
+    fprintf(to, "\nrun %s\n", f->id);
+    for (int i = 0, j; i < s.n; i = j) {
+        for (j = i + 1; j < s.n && same_series(&s.v[i], &s.v[j]);) j++;
+        print_series(&s.v[i], j - i, to);
+    }
+    if (!s.n) fprintf(to, "no scores\n");
+    fprintf(to, "\nadapters  %s/adapters\ncurves    %s/metrics.jsonl, %s/tensorboard\nsamples   %s/samples.md\n", f->dir, f->dir, f->dir, f->dir);
+    fprintf(to, "\ntry next\n  qerl-pipe status %s\n  qerl-pipe rescore %s --rule flexible\n  qerl-pipe logs %s learner\n", f->dir, f->dir, f->dir);
+    scores_release(&s);
+}
+
+/* ---- runs/SUMMARY.md ---- */
+
+static void cell(struct str *out, const char *text) {
+    for (; *text; text++) {
+        if (*text == '|') str_puts(out, "\\|");
+        else str_add(out, *text == '\n' ? " " : text, 1);
+    }
+}
+
+static void summary_score(struct str *out, const struct score *s) {
+    str_printf(out, " %lld | %.1f %% (%lld/%lld) | %.1f - %.1f |", (long long)s->step, s->n ? 100.0 * (double)s->right / (double)s->n : 0.0,
+               (long long)s->right, (long long)s->n, 100 * s->low, 100 * s->high);
+}
+
+static json_t *read_manifest(const struct folder *f) {
+    char path[FS_PATH_MAX];
+    fs_join(path, sizeof path, f->dir, "manifest.json");
+    return json_parse_file(path, 1 << 22, NULL);
+}
+
+static void summary_run(struct str *out, const char *runs_dir, const char *id) {
+    struct folder f = { .lock_fd = -1 };
+    struct scores s;
+    struct score first, last;
+    char reason[400];
+    if (folder_find(&f, runs_dir, id, NULL) < 0) return;
+    json_t *m = read_manifest(&f);
+    const char *exp_id = json_string_value(json_object_get(m, "exp_id")), *treated = json_string_value(json_object_get(m, "treatment"));
+    enum run_state state = folder_state(&f, reason, sizeof reason);
+    scores_read(&s, f.dir);
+    str_printf(out, "| %s | ", id);
+    cell(out, exp_id ? exp_id : "");
+    str_printf(out, " | %s | ", run_state_name[state]);
+    cell(out, treated ? treated : "");
+    str_printf(out, " | %lld |", (long long)json_integer_value(json_object_get(m, "steps")));
+    if (scores_ends(&s, &first, &last)) {
+        summary_score(out, &first);
+        summary_score(out, &last);
+        str_printf(out, " %s, %s, %s, %s |\n", last.split, last.rule, last.quant, *last.noise && strcmp(last.noise, "none") ? last.noise : "clean");
+    } else {
+        str_puts(out, " - | - | - | - | - | - | - |\n");
+    }
+    scores_release(&s);
+    json_decref(m);
+}
+
+int report_summary(const char *runs_dir, struct err *e) {
+    char **ids, path[FS_PATH_MAX];
+    struct str out;
+    str_init(&out);
+    str_puts(&out, "# Runs\n\nWritten by qerl-pipe from the run records after each run. Intervals are 95 % (Wilson); overlapping ones\n"
+                   "show no difference.\n\n"
+                   "| run | experiment | state | treatment | steps | first step | score | interval, % | last step | score | interval, % "
+                   "| measured |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+    int n = folder_list(runs_dir, &ids);
+    for (int i = 0; i < n; i++) {
+        summary_run(&out, runs_dir, ids[i]);
+        free(ids[i]);
+    }
+    free(ids);
+    fs_join(path, sizeof path, runs_dir, "SUMMARY.md");
+    int rc = fs_replace(path, out.s, out.len, e);
+    str_release(&out);
+    return rc;
+}
+
+/* ---- status ---- */
+
+/* The last metrics line of a run as text; empty if there is none. */
+static void last_metrics(const struct folder *f, struct str *out) {
+    char path[FS_PATH_MAX];
+    struct tail t;
+    fs_join(path, sizeof path, f->dir, "metrics.jsonl");
+    tail_open(&t, path, true);
+    t.read_bytes = t.read_bytes > 65536 ? t.read_bytes - 65536 : 0;
+    str_clear(out);
+    while (tail_next(&t))
+        if (t.line.len && t.line.s[0] == '{') {
+            str_clear(out);
+            str_add(out, t.line.s, t.line.len);
+        }
+    tail_close(&t);
+}
+
+static void status_details(const struct folder *f, json_t *m, const struct scores *s, FILE *to) {
+    struct str line;
+    char text[300];
+    str_init(&line);
+    fprintf(to, "  folder     %s\n", f->dir);
+    static const char *const key[] = { "exp_id", "question", "treatment", "started", "host", "commit" };
+    for (size_t i = 0; i < COUNT_OF(key); i++) {
+        const char *v = json_string_value(json_object_get(m, key[i]));
+        if (v && *v) fprintf(to, "  %-10s %s\n", key[i], v);
+    }
+    for (int i = 0; i < s->n; i++) {
+        score_text(text, sizeof text, &s->v[i]);
+        fprintf(to, "  score      step %lld: %s\n", (long long)s->v[i].step, text);
+    }
+    last_metrics(f, &line);
+    if (line.len) fprintf(to, "  metrics    %s\n", line.s);
+    str_release(&line);
+}
+
+void report_status(const struct folder *f, bool details, FILE *to) {
+    char reason[600], text[300] = "no score yet";
+    struct scores s;
+    struct score first, last;
+    struct str line;
+    int64_t step = -1, holder = folder_holder(f);
+    json_t *m = read_manifest(f);
+    enum run_state state = folder_state(f, reason, sizeof reason);
+    scores_read(&s, f->dir);
+    if (scores_ends(&s, &first, &last)) score_text(text, sizeof text, &last);
+    str_init(&line);
+    last_metrics(f, &line);
+    json_t *o = line.len ? json_parse(line.s, line.len, "metrics.jsonl", NULL) : NULL;
+    json_may_int(o, "step", &step, 0, INT64_MAX, "metrics", NULL);
+    fprintf(to, "%s  %s%s%s", f->id, run_state_name[state], *reason ? ": " : "", reason);
+    if (state == RUN_STATE_RUNNING && !holder) fprintf(to, " (but no process works on it: qerl-pipe resume %s)", f->dir);
+    if (holder > 1) fprintf(to, " (process %lld)", (long long)holder);
+    fprintf(to, "; step %lld of %lld; %s\n", (long long)(step < 0 ? 0 : step), (long long)json_integer_value(json_object_get(m, "steps")), text);
+    if (details) status_details(f, m, &s, to);
+    json_decref(o);
+    json_decref(m);
+    str_release(&line);
+    scores_release(&s);
+}

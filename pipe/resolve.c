@@ -1,0 +1,328 @@
+/* resolve.c - see resolve.h.
+ *
+ * Order: which value belongs to whom, the launcher's own keys, the stages, the check of every value, the whole.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/resolve.h"
+
+#include <ctype.h>
+
+#include "lib/base/fs.h"
+#include "pipe/proc.h"
+
+static const char *const run_keys[] = { "run.name", "run.exp_id", "run.tensorboard", "run.question", "run.hypothesis",
+                                        "run.source", "run.runs_dir", "run.stall_seconds" };
+static const char *const given_keys[] = { "run.dir", "run.id" };     /* by the launcher to stages that declare them */
+static const char *const stage_keys[] = { "exec", "place", "replicas", "restarts" };
+
+static bool among(const char *name, const char *const *list, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(name, list[i]) == 0) return true;
+    return false;
+}
+
+const char *pipeline_text(const struct pipeline *p, const char *name, const char *def) {
+    const struct lang_value *v = lang_get(&p->lang, name);
+    return v ? v->text : def;
+}
+
+struct pipe_stage *pipeline_stage(struct pipeline *p, const char *name) {
+    for (int i = 0; i < p->stages; i++)
+        if (strcmp(p->stage[i].name, name) == 0) return &p->stage[i];
+    return NULL;
+}
+
+/* ---- which value belongs to whom ---- */
+
+/* "learner.lr" of a stage that the file calls "second" is written "second.lr" there. */
+static const struct lang_value *value_of(const struct pipeline *p, const struct pipe_stage *s, const char *key) {
+    size_t n = strlen(s->about.name);
+    if (strncmp(key, s->about.name, n) == 0 && key[n] == '.' && strcmp(s->name, s->about.name) != 0) {
+        char own[600];
+        snprintf(own, sizeof own, "%s%s", s->name, key + n);
+        const struct lang_value *v = lang_get(&p->lang, own);
+        if (v) return v;
+    }
+    return lang_get(&p->lang, key);
+}
+
+const char *pipeline_value(const struct pipeline *p, const struct pipe_stage *s, const struct about_key *k, struct origin *at) {
+    const struct lang_value *v = value_of(p, s, k->name);
+    *at = v ? v->at : (struct origin){ "default", 0 };
+    if (v) return v->text;
+    if (strcmp(k->name, "run.name") == 0) return p->name;
+    return k->def;
+}
+
+/* The stage that a value's section names, and the rest of its name; NULL for shared sections. */
+static struct pipe_stage *stage_of(struct pipeline *p, const char *name, const char **rest) {
+    const char *dot = strchr(name, '.');
+    for (int i = 0; i < p->stages; i++) {
+        size_t n = strlen(p->stage[i].name);
+        if ((size_t)(dot - name) == n && strncmp(name, p->stage[i].name, n) == 0) {
+            *rest = dot + 1;
+            return &p->stage[i];
+        }
+    }
+    return NULL;
+}
+
+static bool port_key(const char *rest) { return str_starts(rest, "in.") || str_starts(rest, "out."); }
+
+static bool declared(struct pipeline *p, const struct lang_value *v) {
+    for (int i = 0; i < p->stages; i++) {
+        struct pipe_stage *s = &p->stage[i];
+        for (int j = 0; j < s->about.keys; j++)
+            if (value_of(p, s, s->about.key[j].name) == v) return true;
+        for (int j = 0; j < s->about.keys; j++)                        /* [reward] beside [stage second]: still read */
+            if (strcmp(s->about.key[j].name, v->name) == 0) return true;
+    }
+    return false;
+}
+
+/* All names a value may have, for "did you mean". Returned names lie in `keep`. */
+static size_t all_names(struct pipeline *p, const char **names, size_t most) {
+    size_t n = 0;
+    for (size_t i = 0; i < COUNT_OF(run_keys) && n < most; i++) names[n++] = run_keys[i];
+    for (int i = 0; i < p->stages; i++) {
+        const struct pipe_stage *s = &p->stage[i];
+        for (size_t j = 0; j < COUNT_OF(stage_keys) && n < most; j++) {
+            char own[600];
+            int len = snprintf(own, sizeof own, "%s.%s", s->name, stage_keys[j]);
+            names[n++] = lang_keep(&p->lang, own, (size_t)len);
+        }
+        for (int j = 0; j < s->about.keys && n < most; j++) names[n++] = s->about.key[j].name;
+    }
+    return n;
+}
+
+/* Is the section itself unknown? Then say that, with the sections that exist. */
+static bool section_known(const char *name, const char *const *names, size_t n) {
+    const char *dot = strrchr(name, '.');
+    for (size_t i = 0; i < n; i++) {
+        if (strncmp(names[i], name, (size_t)(dot - name) + 1) == 0) return true;
+    }
+    return false;
+}
+
+static void unknown_key(struct pipeline *p, const struct lang_value *v) {
+    enum { NAMES = 1024 };
+    const char **names = mem_alloc(NAMES * sizeof *names);
+    size_t n = all_names(p, names, NAMES);
+    const char *near = str_nearest(v->name, names, n), *rest, *dot = strrchr(v->name, '.');
+    struct pipe_stage *s = stage_of(p, v->name, &rest);
+    char what[700];
+    if (s) snprintf(what, sizeof what, "unknown key '%.200s' in [stage %s]", rest, s->name);
+    else if (!section_known(v->name, names, n))
+        snprintf(what, sizeof what, "unknown section [%.*s] with key '%.200s': no stage of this file reads it",
+                 (int)(dot - v->name), v->name, dot + 1);
+    else snprintf(what, sizeof what, "unknown key '%.200s' in [%.*s]: no stage of this file reads it", dot + 1,
+                  (int)(dot - v->name), v->name);
+    if (near) lang_error(&p->lang, v->at, "%s; did you mean '%s'?", what, near);
+    else if (s) lang_error(&p->lang, v->at, "%s; all keys: qerl-pipe describe %s", what, s->about.name ? s->about.name : s->name);
+    else lang_error(&p->lang, v->at, "%s; all keys: qerl-pipe describe", what);
+    free(names);
+}
+
+static void check_names(struct pipeline *p) {
+    for (int i = 0; i < p->lang.values; i++) {
+        const struct lang_value *v = &p->lang.value[i];
+        const char *rest = "";
+        struct pipe_stage *s = stage_of(p, v->name, &rest);
+        if (among(v->name, given_keys, COUNT_OF(given_keys)))
+            lang_error(&p->lang, v->at, "'%s' is set by the launcher for each run: remove it", v->name);
+        else if (among(v->name, run_keys, COUNT_OF(run_keys))) continue;
+        else if (s && (among(rest, stage_keys, COUNT_OF(stage_keys)) || port_key(rest))) continue;
+        else if (!declared(p, v)) unknown_key(p, v);
+    }
+}
+
+/* ---- the launcher's own keys ---- */
+
+static const char *base_name(struct lang *l, const char *path) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t n = strlen(name);
+    if (n > 5 && strcmp(name + n - 5, ".pipe") == 0) n -= 5;
+    return lang_keep(l, name, n);
+}
+
+static struct origin at_of(const struct pipeline *p, const char *name) {
+    const struct lang_value *v = lang_get(&p->lang, name);
+    return v ? v->at : (struct origin){ p->lang.path, 1 };
+}
+
+static void read_run(struct pipeline *p) {
+    p->name = pipeline_text(p, "run.name", NULL);
+    if (!p->name) p->name = base_name(&p->lang, p->lang.path);
+    p->runs_dir = pipeline_text(p, "run.runs_dir", "runs");
+    for (const char *c = p->name; *c || c == p->name; c++)
+        if (!isalnum((unsigned char)*c) && (c == p->name || !strchr("._-", *c))) {
+            lang_error(&p->lang, at_of(p, "run.name"),
+                       "'%s' cannot name a run: letters, digits, '.', '_' and '-', as it names a folder", p->name);
+            break;
+        }
+    if (strlen(p->name) > 100) lang_error(&p->lang, at_of(p, "run.name"), "run.name is longer than 100 bytes");
+    const struct about_key stall = { .name = "run.stall_seconds", .type = ABOUT_NUM, .least = 1, .most = 86400 };
+    struct str plain;
+    struct err e = { 0 };
+    str_init(&plain);
+    p->stall_seconds = 300;
+    if (value_check(&stall, pipeline_text(p, stall.name, "300"), &plain, &e) < 0) lang_error(&p->lang, at_of(p, stall.name), "%s", e.text);
+    else str_to_f64(plain.s, &p->stall_seconds);
+    str_release(&plain);
+}
+
+/* ---- stages ---- */
+
+static const char *stage_text(const struct pipeline *p, const struct pipe_stage *s, const char *key, const char *def, struct origin *at) {
+    char name[600];
+    snprintf(name, sizeof name, "%s.%s", s->name, key);
+    const struct lang_value *v = lang_get(&p->lang, name);
+    *at = v ? v->at : s->at;
+    return v ? v->text : def;
+}
+
+static int stage_count(struct pipeline *p, struct pipe_stage *s, const char *key, const char *def, int least, int most) {
+    struct origin at;
+    int64_t n = least;
+    const char *text = stage_text(p, s, key, def, &at);
+    if (!str_to_i64(text, &n) || n < least || n > most) {
+        lang_error(&p->lang, at, "'%s' for '%s.%s' is not a whole number from %d to %d", text, s->name, key, least, most);
+        return least;
+    }
+    return (int)n;
+}
+
+static void ask_stage(struct pipeline *p, struct pipe_stage *s) {
+    struct origin at;
+    char guess[200], path[FS_PATH_MAX];
+    struct err e = { 0 };
+    snprintf(guess, sizeof guess, "qerl-%.150s", s->name);
+    s->exec_asked = lang_keep(&p->lang, guess, strlen(guess));
+    s->exec_asked = stage_text(p, s, "exec", s->exec_asked, &at);
+    if (proc_find(path, sizeof path, s->exec_asked) < 0) {
+        lang_error(&p->lang, at, "stage '%s': there is no program '%s': build it with 'make', or set exec", s->name, s->exec_asked);
+        p->env_errors++;
+        return;
+    }
+    s->exec = mem_dup(path);
+    if (about_ask(&s->about, s->exec, &e) < 0) {
+        lang_error(&p->lang, at, "stage '%s': %s", s->name, e.text);
+        p->env_errors++;
+    }
+    if (s->about.ports > PIPELINE_PORTS_MAX) {
+        lang_error(&p->lang, at, "stage '%s' has more than %d ports", s->name, PIPELINE_PORTS_MAX);
+        about_release(&s->about);
+    }
+}
+
+static void read_stage(struct pipeline *p, const struct lang_stage *from) {
+    struct pipe_stage *s = &p->stage[p->stages++];
+    struct origin at;
+    struct err e = { 0 };
+    *s = (struct pipe_stage){ .name = from->name, .at = from->at };
+    ask_stage(p, s);
+    s->replicas = stage_count(p, s, "replicas", "1", 1, REPLICAS_MAX);
+    s->restarts = stage_count(p, s, "restarts", "3", 0, 1000);
+    s->place_asked = stage_text(p, s, "place", "cpu:*", &at);
+    if (place_read(&s->place, s->place_asked, &p->machine, &e) < 0) lang_error(&p->lang, at, "stage '%s': %s", s->name, e.text);
+    else if (place_take(&s->place, s->place_asked, &p->machine, &e) < 0) {
+        lang_error(&p->lang, at, "stage '%s': %s", s->name, e.text);
+        p->env_errors++;
+    }
+    const struct place_choice *first = &s->place.choice[0];
+    if (s->replicas > 1 && s->place.choices && first->gpu)
+        lang_error(&p->lang, at, "stage '%s' has %d replicas on one GPU: give each its own stage or place = cpu:*", s->name, s->replicas);
+}
+
+/* The first GPU alternative of each stage must be its own, on every machine: falling back would hide the mistake here. */
+static void check_gpus(struct pipeline *p) {
+    for (int i = 0; i < p->stages; i++)
+        for (int j = i + 1; j < p->stages; j++) {
+            const struct place *a = &p->stage[i].place, *b = &p->stage[j].place;
+            if (!a->choices || !b->choices || !(a->choice[0].gpus & b->choice[0].gpus)) continue;
+            struct origin at;
+            char ids[200];
+            stage_text(p, &p->stage[j], "place", "", &at);
+            place_gpus_text(ids, sizeof ids, a->choice[0].gpus & b->choice[0].gpus);
+            lang_error(&p->lang, at, "stages '%s' and '%s' are both placed on GPU %s: one stage per GPU", p->stage[i].name,
+                       p->stage[j].name, ids);
+        }
+}
+
+/* ---- values ---- */
+
+static bool checked_before(const struct pipeline *p, int stage, const struct lang_value *v) {
+    for (int i = 0; i < stage; i++)
+        for (int j = 0; j < p->stage[i].about.keys; j++)
+            if (value_of(p, &p->stage[i], p->stage[i].about.key[j].name) == v) return true;
+    return false;
+}
+
+/* Two stages that declare a key nobody sets must mean the same by its absence. */
+static void check_defaults(struct pipeline *p, int stage, const struct about_key *k) {
+    for (int i = 0; i < stage; i++) {
+        const struct about_key *o = about_key(&p->stage[i].about, k->name);
+        if (!o || (!o->def && !k->def) || (o->def && k->def && strcmp(o->def, k->def) == 0)) continue;
+        lang_error(&p->lang, p->stage[stage].at, "stages '%s' and '%s' have different defaults for '%s' (%s, %s): set it", p->stage[i].name,
+                   p->stage[stage].name, k->name, o->def ? o->def : "none", k->def ? k->def : "none");
+        return;
+    }
+}
+
+static void check_values(struct pipeline *p) {
+    for (int i = 0; i < p->stages; i++) {
+        struct pipe_stage *s = &p->stage[i];
+        for (int j = 0; j < s->about.keys; j++) {
+            const struct about_key *k = &s->about.key[j];
+            const struct lang_value *v = value_of(p, s, k->name);
+            struct origin at;
+            struct str plain;
+            struct err e = { 0 };
+            if (among(k->name, given_keys, COUNT_OF(given_keys))) continue;
+            if (!v && !among(k->name, run_keys, COUNT_OF(run_keys))) check_defaults(p, i, k);
+            if (!v && !pipeline_value(p, s, k, &at)) {
+                bool again = false;
+                for (int o = 0; o < i; o++) again = again || about_key(&p->stage[o].about, k->name);
+                if (!again) lang_error(&p->lang, s->at, "stage '%s' needs '%s' (%s): set it", s->name, k->name, k->help);
+                continue;
+            }
+            if (!v || checked_before(p, i, v)) continue;
+            str_init(&plain);
+            if (value_check(k, v->text, &plain, &e) < 0) lang_error(&p->lang, v->at, "%s", e.text);
+            str_release(&plain);
+        }
+    }
+}
+
+void pipeline_load(struct pipeline *p, const char *path, const char *const *sets, int n) {
+    *p = (struct pipeline){ 0 };
+    place_machine(&p->machine);
+    lang_read(&p->lang, path, sets, n);
+    if (p->lang.files) {
+        read_run(p);
+        if (!p->lang.stages) lang_error(&p->lang, (struct origin){ path, 1 }, "no [stage NAME] section: nothing to run");
+        if (p->lang.stages > PIPELINE_STAGES_MAX)
+            lang_error(&p->lang, (struct origin){ path, 1 }, "more than %d stages", PIPELINE_STAGES_MAX);
+        bool all = true;
+        for (int i = 0; i < p->lang.stages && i < PIPELINE_STAGES_MAX; i++) read_stage(p, &p->lang.stage[i]);
+        for (int i = 0; i < p->stages; i++) all = all && p->stage[i].about.json;
+        check_gpus(p);
+        if (all) {                                           /* else every key of the silent stage would look unknown */
+            check_names(p);
+            check_values(p);
+            pipeline_wire(p);
+        }
+    }
+    p->code = !p->lang.errors ? 0 : p->env_errors == p->lang.errors ? EXIT_ENV : EXIT_CONFIG;
+}
+
+void pipeline_release(struct pipeline *p) {
+    for (int i = 0; i < p->stages; i++) {
+        about_release(&p->stage[i].about);
+        str_release(&p->stage[i].conf);
+        free(p->stage[i].conf_at);
+        free(p->stage[i].exec);
+    }
+    lang_release(&p->lang);
+    p->stages = 0;
+}

@@ -1,0 +1,195 @@
+/* run.c - the commands check, run and resume: from a file to a finished run folder.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/commands.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "lib/base/fs.h"
+#include "pipe/report.h"
+#include "pipe/supervise.h"
+
+/* Reads and checks; prints every error. 0, or the exit code. */
+static int load(struct pipeline *p, const char *path, const char *const *sets, int n) {
+    pipeline_load(p, path, sets, n);
+    if (!p->code) return 0;
+    struct str text;
+    str_init(&text);
+    lang_print_errors(&p->lang, &text);
+    fputs(text.s, stderr);
+    fprintf(stderr, "qerl-pipe: %d error%s in '%s'; nothing was started\n", p->lang.errors, p->lang.errors == 1 ? "" : "s", path);
+    str_release(&text);
+    return p->code;
+}
+
+static int ask(struct plan *pl, struct pipeline *p, const struct folder *f) {
+    struct str talk;
+    struct err e = { 0 };
+    int code = 0;
+    str_init(&talk);
+    if (plan_ask(pl, p, f->dir, f->id, &talk, &e) < 0) {
+        if (talk.s) fputs(talk.s, stderr);
+        code = complain_once(&e, EXIT_FAILED);
+    }
+    str_release(&talk);
+    return code;
+}
+
+int command_check(const struct command_line *c) {
+    struct pipeline p;
+    struct plan pl = { 0 };
+    struct folder f;
+    int code = load(&p, c->word[0], c->set, c->sets);
+    if (!code) {
+        folder_next(&f, p.runs_dir, p.name);
+        code = ask(&pl, &p, &f);
+        if (!code) plan_print(&pl, &p, stdout);
+    }
+    plan_release(&pl);
+    pipeline_release(&p);
+    return code;
+}
+
+static int enough_disk(const struct pipeline *p, const struct plan *pl) {
+    int64_t have = fs_free_bytes(fs_is_dir(p->runs_dir) ? p->runs_dir : ".");
+    char need[32], is[32];
+    if (have < 0 || pl->disk_bytes <= have) return 0;
+    bytes_text(need, sizeof need, (double)pl->disk_bytes);
+    bytes_text(is, sizeof is, (double)have);
+    fprintf(stderr, "qerl-pipe: the disk of '%s' has %s free, the run needs about %s: make room, or set run.runs_dir\n", p->runs_dir, is, need);
+    return EXIT_ENV;
+}
+
+static void tell_state(const struct folder *f, const struct outcome *o) {
+    fprintf(stderr, "run %s is %s%s%s\n", f->dir, run_state_name[o->state], *o->reason ? ": " : "", o->reason);
+    if (o->state != RUN_STATE_DONE) fprintf(stderr, "go on with: qerl-pipe resume %s\n", f->dir);
+}
+
+/* The part that run and resume share: sockets, processes, state, report. f is locked. */
+static int work(const struct folder *f, struct pipeline *p, const struct plan *pl, const char *runs_dir) {
+    char ipc[] = "/tmp/qerl-XXXXXX";
+    struct outcome o = { RUN_STATE_FAILED, EXIT_ENV, "" };
+    struct err e = { 0 };
+    if (!mkdtemp(ipc)) {                                     /* mode 0700: nobody else reaches the sockets */
+        err_code(&e, EXIT_ENV, "cannot make a folder in /tmp: %s", strerror(errno));
+        return complain_once(&e, EXIT_ENV);
+    }
+    pipeline_conf(p, f->dir, f->id, ipc);
+    if (folder_write_conf(f, p, &e) == 0 && folder_set_state(f, RUN_STATE_RUNNING, "", &e) == 0) supervise(&o, p, pl, f, ipc);
+    else snprintf(o.reason, sizeof o.reason, "%.500s", e.text);
+    fs_remove_tree(ipc, NULL);
+    e = (struct err){ 0 };
+    if (folder_set_state(f, o.state, o.reason, &e) < 0) complain_once(&e, 0);
+    tell_state(f, &o);
+    if (report_summary(runs_dir, &e) < 0) complain_once(&e, 0);
+    if (o.state == RUN_STATE_DONE || o.state == RUN_STATE_INCOMPLETE) report_results(f, stdout);
+    return o.code;
+}
+
+int command_run(const struct command_line *c) {
+    struct pipeline p;
+    struct plan pl = { 0 };
+    struct folder f = { .lock_fd = -1 };
+    struct err e = { 0 };
+    int code = load(&p, c->word[0], c->set, c->sets);
+    if (!code) {
+        folder_next(&f, p.runs_dir, p.name);
+        code = ask(&pl, &p, &f);
+    }
+    if (!code && plan_absent(&pl)) {
+        plan_print_absent(&pl, stderr);
+        code = EXIT_ENV;
+    }
+    if (!code) code = enough_disk(&p, &pl);
+    if (!code && folder_create(&f, p.runs_dir, p.name, &e) < 0) code = complain_once(&e, EXIT_ENV);
+    if (!code) {
+        fprintf(stderr, "run %s: %lld steps, %d stages; stop with Ctrl-C or: qerl-pipe stop %s\n", f.dir, (long long)pl.steps, p.stages, f.dir);
+        if (folder_write(&f, &p, &pl, c->argv, &e) < 0) {
+            code = complain_once(&e, EXIT_ENV);
+            folder_set_state(&f, RUN_STATE_FAILED, e.text, NULL);
+        } else {
+            code = work(&f, &p, &pl, p.runs_dir);
+        }
+    }
+    folder_unlock(&f);
+    plan_release(&pl);
+    pipeline_release(&p);
+    return code;
+}
+
+/* ---- resume ---- */
+
+/* Relative paths in the file mean the folder in which the run was started. */
+static void go_where_it_started(struct folder *f) {
+    char path[FS_PATH_MAX], *real = realpath(f->dir, NULL);
+    fs_join(path, sizeof path, f->dir, "manifest.json");
+    json_t *o = json_parse_file(path, 1 << 22, NULL);
+    const char *cwd = json_string_value(json_object_get(o, "cwd"));
+    char here[FS_PATH_MAX] = "";
+    if (real && strlen(real) < sizeof f->dir && cwd && getcwd(here, sizeof here) && strcmp(here, cwd) != 0 && chdir(cwd) == 0) {
+        fprintf(stderr, "qerl-pipe: working in '%s', where the run was started\n", cwd);
+        snprintf(f->dir, sizeof f->dir, "%s", real);
+    }
+    json_decref(o);
+    free(real);
+}
+
+static int same_things(const struct command_line *c, const struct folder *f, const struct pipeline *p, const struct plan *pl) {
+    struct str differences;
+    struct err e = { 0 };
+    int code = 0;
+    str_init(&differences);
+    if (folder_compare(f, p, pl, &differences, &e) < 0) code = complain_once(&e, EXIT_FAILED);
+    if (!code && differences.len) {
+        fputs(differences.s, stderr);
+        if (!c->force) {
+            fprintf(stderr, "qerl-pipe: going on would mix two experiments; --force-different does it all the same\n");
+            code = EXIT_FAILED;
+        }
+    }
+    str_release(&differences);
+    return code;
+}
+
+static int resume_locked(const struct command_line *c, struct folder *f) {
+    char path[FS_PATH_MAX], runs[600];
+    struct pipeline p;
+    struct plan pl = { 0 };
+    fs_join(path, sizeof path, f->dir, "resolved.pipe");
+    int code = load(&p, path, NULL, 0);
+    if (!code) code = ask(&pl, &p, f);
+    if (!code && plan_absent(&pl)) {
+        plan_print_absent(&pl, stderr);
+        code = EXIT_ENV;
+    }
+    if (!code) code = same_things(c, f, &p, &pl);
+    if (!code) code = enough_disk(&p, &pl);
+    snprintf(runs, sizeof runs, "%s", f->dir);
+    char *slash = strrchr(runs, '/');
+    if (slash) *slash = 0;
+    else snprintf(runs, sizeof runs, ".");
+    if (!code) {
+        fprintf(stderr, "run %s goes on: %lld steps, %d stages\n", f->dir, (long long)pl.steps, p.stages);
+        code = work(f, &p, &pl, runs);
+    }
+    plan_release(&pl);
+    pipeline_release(&p);
+    return code;
+}
+
+int command_resume(const struct command_line *c) {
+    struct folder f;
+    struct err e = { 0 };
+    if (folder_find(&f, c->runs_dir, c->word[0], &e) < 0) return complain_once(&e, EXIT_USAGE);
+    go_where_it_started(&f);
+    if (folder_lock(&f, &e) < 0) return complain_once(&e, EXIT_FAILED);
+    int code = 0;
+    if (folder_state(&f, NULL, 0) == RUN_STATE_DONE) {
+        fprintf(stderr, "run %s is done already; nothing to go on with\n", f.dir);
+        report_results(&f, stdout);
+    } else {
+        code = resume_locked(c, &f);
+    }
+    folder_unlock(&f);
+    return code;
+}
