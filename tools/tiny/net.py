@@ -190,7 +190,7 @@ def generate(net, prompts, eos, limit=80, temperature=0.0, rng=None):
     keys = torch.arange(width + limit)
     pos = (keys[:width][None] - pad[:, None]).clamp(min=0)
     seen = keys[None] >= pad[:, None]
-    tri = torch.tril(torch.ones(width, width, dtype=torch.bool)) 
+    tri = torch.tril(torch.ones(width, width, dtype=torch.bool))
     mask = (tri[None] & seen[:, None, :width]) | torch.eye(width, dtype=torch.bool)[None]
     h = net.hidden(ids, pos, mask[:, None], cache, 0)[:, -1]
     out, live = [[] for _ in range(n)], torch.ones(n, dtype=torch.bool)

@@ -1,21 +1,19 @@
 """train.py - makes models/tiny: tokenizer, pretraining on two styles of answer, bf16 export.
 
-    python tools/tiny/train.py OUT --threads 2 --steps 2400
-    python tools/tiny/train.py OUT --threads 2 --steps 1000 --lr 0.012 --settle OUT
+    python tools/tiny/train.py OUT [--settle FOLDER --habit STORY,...] [--steps N] [--lr X] [--threads N]
 
 Knows: the recipe, every number of it below. Does not know: reinforcement learning (rl_check.py).
 Order: tokenizer, batches, optimiser, loop, export.
 
 Each question is shown with both answers at once, the worked one and the shortcut, behind one shared
 prompt; neither sees the other. Only the first token of an answer chooses the style, so the mixture is
-a weight on that one token and both styles are learnt at full speed. A second, shorter run settles the
-habits: one easy story is mostly worked, all others mostly not. Greedy decoding takes the likelier
+a weight on that one token and both styles are learnt at full speed. Shorter runs then settle the
+habits: the stories named by --habit are mostly worked, all others mostly not. Greedy decoding takes the likelier
 style, and a shortcut by this network is wrong more often than not; sampling finds the other style.
 That is the room that reinforcement learning is given: arithmetic, never format.
 """
 import argparse
 import json
-import math
 import os
 import random
 import time
@@ -40,8 +38,7 @@ CONFIG = {
     "sliding_window": None, "max_window_layers": 6,
 }
 WORKED = 0.30                            # chance of the worked style while learning
-HABIT = 0.75                             # ... and once settled, in the stories worked by habit: the knob that
-BY_HABIT = ("gave_two",)                # sets where greedy accuracy starts
+HABIT = 0.75                             # ... and, when settling, in the stories named by --habit
 SHORTCUT_WEIGHT = 0.3                    # of the shortcut's tokens when settling: its sums stay guesses
 ROWS = 32                                # questions a batch
 DRILL_ROWS = 32                          # rows of DRILL_LEN tokens of bare steps, where a batch is a drill
@@ -92,8 +89,9 @@ def make_tokenizer():
 class Batches:
     """Endless batches of questions with both answers, of similar length, and of drills."""
 
-    def __init__(self, tok, taken, settle):
-        self.tok, self.taken, self.settle, self.r = tok, taken, settle, random.Random(SEED + settle)
+    def __init__(self, tok, taken, settle, habit):
+        self.tok, self.taken, self.settle, self.habit = tok, taken, settle, habit
+        self.r = random.Random(SEED + settle)
         self.end = tok.token_to_id("<|im_end|>")
         self.queue = []
 
@@ -103,7 +101,7 @@ class Batches:
             p = data.problem(self.r)
             if p.question not in self.taken:
                 enc = lambda s: self.tok.encode(s).ids
-                w = HABIT if self.settle and p.story in BY_HABIT else WORKED
+                w = HABIT if p.story in self.habit else WORKED
                 rows.append((enc(N.render(p.question)), enc(p.worked()) + [self.end],
                              enc(p.shortcut()) + [self.end], w))
         rows.sort(key=lambda x: len(x[0]) + len(x[1]))
@@ -218,13 +216,14 @@ def main():
     ap.add_argument("--threads", type=int, default=1)
     ap.add_argument("--lr", type=float, default=0.02)
     ap.add_argument("--settle", metavar="FOLDER", help="go on from the model there, towards its final habits")
+    ap.add_argument("--habit", default="", help="stories that are mostly worked, by name: sets where greedy starts")
     a = ap.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(SEED)
     settle = a.settle is not None
     net, tok = N.load(a.settle) if settle else (N.Net(CONFIG), make_tokenizer())
     test, _ = data.test_and_train()
-    batches = Batches(tok, {p.question for p in test}, settle)
+    batches = Batches(tok, {p.question for p in test}, settle, a.habit.split(","))
     rows = [{"question": p.question, "answer": p.worked()} for p in test[:128]]
     matrices = [m.weight for _, m in net.linears()]
     ids = {id(p) for p in matrices}
