@@ -111,7 +111,7 @@ static void unknown_key(struct pipeline *p, const struct lang_value *v) {
     const char *near = str_nearest(v->name, names, n), *rest, *dot = strrchr(v->name, '.');
     struct pipe_stage *s = stage_of(p, v->name, &rest);
     char what[700];
-    if (s) snprintf(what, sizeof what, "unknown key '%.200s' in [stage %s]", rest, s->name);
+    if (s) snprintf(what, sizeof what, "unknown key '%.200s' of stage '%s'", rest, s->name);
     else if (!section_known(v->name, names, n))
         snprintf(what, sizeof what, "unknown section [%.*s] with key '%.200s': no stage of this file reads it",
                  (int)(dot - v->name), v->name, dot + 1);

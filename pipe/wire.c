@@ -54,7 +54,8 @@ static void check_ends(struct pipeline *p, const struct lang_link *k, const stru
     struct lang *l = &p->lang;
     if (!out->output) lang_error(l, k->at, "'%s.%s' is an input: a link goes from an output to an input", a->name, out->name);
     if (in->output) lang_error(l, k->at, "'%s.%s' is an output: a link goes from an output to an input", b->name, in->name);
-    if (strcmp(out->record, in->record) != 0)
+    bool any = strcmp(out->record, "any") == 0 || strcmp(in->record, "any") == 0;
+    if (!any && strcmp(out->record, in->record) != 0)
         lang_error(l, k->at, "'%s.%s' carries %s, '%s.%s' reads %s: these ports cannot be linked", a->name, out->name, out->record,
                    b->name, in->name, in->record);
     else if (!kinds_fit(out->kind, in->kind) || out->bind == in->bind)
