@@ -27,6 +27,18 @@ int err_code(struct err *e, int code, const char *fmt, ...) {
     return -1;
 }
 
+int err_more(struct err *e, int code, const char *fmt, ...) {
+    if (!e) return -1;
+    e->code = code;
+    size_t used = strlen(e->text);
+    if (used && used + 1 < sizeof e->text) e->text[used++] = '\n';
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(e->text + used, sizeof e->text - used, fmt, ap);
+    va_end(ap);
+    return -1;
+}
+
 int err_wrap(struct err *e, const char *fmt, ...) {
     if (!e) return -1;
     char old[ERR_TEXT_MAX];

@@ -19,6 +19,7 @@ struct err {
 int err_set(struct err *e, const char *fmt, ...) PRINTF_LIKE(2, 3);
 int err_code(struct err *e, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);   /* err_set + exit code */
 int err_wrap(struct err *e, const char *fmt, ...) PRINTF_LIKE(2, 3);             /* prefix "fmt: old text" */
+int err_more(struct err *e, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);   /* appends a line + exit code */
 /* Appends a line "file:line: message"; used by readers that report every error in one pass. */
 int err_at(struct err *e, const char *file, int line, const char *fmt, ...) PRINTF_LIKE(4, 5);
 #endif

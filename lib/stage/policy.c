@@ -1,0 +1,112 @@
+/* policy.c - see policy.h.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/stage/policy.h"
+
+#include <sys/stat.h>
+
+#include "lib/base/fs.h"
+#include "lib/base/hash.h"
+#include "lib/base/log.h"
+#include "lib/base/rng.h"
+#include "lib/task/task.h"
+
+int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *e) {
+    static const char *const name[PROJ_COUNT] = { "q", "k", "v", "o", "gate", "up", "down" };
+    *s = (struct lora_shape){ .rank = (int)c->lora.rank, .alpha = (float)c->lora.alpha };
+    char *text = mem_dup(c->lora.targets), *at = text;
+    int rc = 0, count = 0;
+    for (char *word; (word = strsep(&at, ", "));) {
+        if (!*word) continue;
+        int p = 0;
+        while (p < PROJ_COUNT && strcmp(word, name[p]) != 0) p++;
+        if (p == PROJ_COUNT) rc = err_code(e, EXIT_CONFIG, "lora.targets: '%s' is not one of q,k,v,o,gate,up,down", word);
+        else s->on[p] = true;
+        count++;
+    }
+    if (!count) rc = err_code(e, EXIT_CONFIG, "lora.targets is empty: name at least one of q,k,v,o,gate,up,down");
+    free(text);
+    return rc;
+}
+
+const char *policy_quant_label(const struct shared *c) {
+    if (c->quant.weights != MODEL_QUANT_MXFP4) return model_quant_name((enum model_quant)c->quant.weights);
+    return c->quant.parity == MODEL_ROUNDING_SEED ? "mxfp4-seed" : "mxfp4";
+}
+
+void policy_treatment(char out[17], const struct shared *c, const char *model_sha256) {
+    struct str text;
+    str_init(&text);
+    str_printf(&text, "model %s\nquant %s\nlora %lld %.17g %s\n", model_sha256, policy_quant_label(c), (long long)c->lora.rank,
+               c->lora.alpha, c->lora.targets);
+    str_printf(&text, "aqn %.17g %.17g %lld of %lld\nops none\n", c->aqn.sigma_start, c->aqn.sigma_end, (long long)c->aqn.stages,
+               (long long)c->run.steps);
+    char hex[SHA256_HEX];
+    sha256_of(text.s, text.len, hex);
+    memcpy(out, hex, 16);
+    out[16] = 0;
+    str_release(&text);
+}
+
+static int require_files(const struct shared *c, struct err *e) {
+    if (!*c->model.path) return err_code(e, EXIT_USAGE, "no model is named: --set model.path=FOLDER (models/tiny is in every clone)");
+    if (fs_exists(c->model.path)) return 0;
+    return err_code(e, EXIT_ENV, "model '%s' is absent: fetch one (tools/fetch --list) or set model.path", c->model.path);
+}
+
+int policy_open(struct policy *p, const struct shared *c, struct err *e) {
+    *p = (struct policy){ 0 };
+    if (policy_lora_shape(&p->shape, c, e) < 0 || require_files(c, e) < 0) return -1;
+    p->pool = pool_create(c->run.threads > 0 ? (int)c->run.threads : pool_cores());
+    struct model_opts o = { .path = c->model.path, .quant = (enum model_quant)c->quant.weights,
+                            .rounding = (enum model_rounding)c->quant.parity,
+                            .packed_dir = *c->model.packed_dir ? c->model.packed_dir : NULL };
+    if (kern_open(&p->kern, c->run.kernels, p->pool, e) < 0 || model_open(&p->model, &p->kern, &o, e) < 0 ||
+        tok_open(&p->tok, c->model.path, e) < 0) {
+        policy_close(p);
+        return -1;
+    }
+    policy_treatment(p->treatment, c, p->model->sha256);
+    log_info("kernels %s, %d threads; model '%s' %s, treatment %s", p->kern.name, pool_threads(p->pool), c->model.path,
+             policy_quant_label(c), p->treatment);
+    return 0;
+}
+
+void policy_close(struct policy *p) {
+    tok_close(&p->tok);
+    model_close(&p->model);
+    pool_destroy(&p->pool);
+}
+
+int policy_prompt(const struct policy *p, const struct shared *c, const char *question, struct str *text, struct tok_ids *ids,
+                  struct err *e) {
+    struct str user;
+    str_init(&user);
+    task_user_message(&user, question);
+    struct chat_message m = { "user", user.s };
+    str_clear(text);
+    ids->n = 0;
+    int rc = tok_chat(p->tok, *c->model.chat ? c->model.chat : NULL, &m, 1, true, text, e);
+    if (rc == 0) tok_encode(p->tok, text->s, text->len, true, ids);
+    str_release(&user);
+    return rc;
+}
+
+void policy_plan_files(json_t *files, const struct shared *c) {
+    static const char *const name[] = { "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json" };
+    const char *base = strrchr(c->model.path, '/');
+    char get[FS_PATH_MAX];
+    snprintf(get, sizeof get, "tools/fetch %s", base ? base + 1 : c->model.path);
+    if (!fs_is_dir(c->model.path)) {
+        shared_plan_file(files, c->model.path, "model", get);
+        return;
+    }
+    for (size_t i = 0; i < COUNT_OF(name); i++) {
+        char path[FS_PATH_MAX];
+        fs_join(path, sizeof path, c->model.path, name[i]);
+        if (fs_exists(path)) shared_plan_file(files, path, "model", get);
+    }
+}
+
+void policy_sample_key(uint32_t key[2], uint64_t seed, int64_t step) { rng_key(key, seed, RNG_PURPOSE_SAMPLE, (uint64_t)step); }
+
+uint64_t policy_noise_seed(uint64_t seed, int64_t step) { return rng_mix64(seed ^ rng_mix64((uint64_t)step)); }

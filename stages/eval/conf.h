@@ -1,0 +1,17 @@
+/* conf.h - settings of the evaluator.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_EVAL_CONF_H
+#define QERL_EVAL_CONF_H
+#include "lib/gen/gen.h"
+#include "lib/stage/policy.h"
+#include "lib/task/task.h"
+
+enum { PORT_ADAPTER, PORT_SCORE };
+struct eval_conf {
+    struct shared shared;
+    char *adapter, *answers, *split;
+    int rule;                        /* enum task_rule */
+    int64_t questions, samples, rows, new_max, top_k, shown;
+    double temperature, top_p;
+};
+#endif

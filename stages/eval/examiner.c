@@ -1,0 +1,144 @@
+/* examiner.c - see examiner.h.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "stages/eval/examiner.h"
+
+#include "lib/base/log.h"
+#include "lib/base/rng.h"
+
+struct examiner {
+    struct stage *s;
+    const struct eval_conf *c;
+    struct policy policy;
+    struct task_set test;
+    struct gen *gen;
+    struct rec *answer;              /* of the score in the making */
+    int64_t done, version, step;
+};
+
+static int64_t new_max(const struct eval_conf *c) { return c->new_max > 0 ? c->new_max : c->shared.sample.new_max; }
+
+struct gen_opts examiner_gen_opts(const struct eval_conf *c, const struct lora_shape *shape) {
+    return (struct gen_opts){ .rows = (int)c->rows, .positions_max = (int)(c->shared.data.prompt_max + new_max(c)), .lora = *shape };
+}
+
+struct examiner *examiner_create(struct stage *s) {
+    struct examiner *x = mem_alloc(sizeof *x);
+    x->s = s;
+    x->c = s->conf;
+    if (task_load(&x->test, x->c->shared.data.test, x->c->split, (int)x->c->questions, &s->err) < 0) goto failed;
+    if (policy_open(&x->policy, &x->c->shared, &s->err) < 0) goto failed;
+    struct gen_opts o = examiner_gen_opts(x->c, &x->policy.shape);
+    if (o.positions_max > x->policy.model->conf.positions_max) o.positions_max = x->policy.model->conf.positions_max;
+    if (gen_create(&x->gen, x->policy.model, x->policy.tok, &o, &s->err) < 0) goto failed;
+    return x;
+failed:
+    examiner_destroy(&x);
+    return NULL;
+}
+
+void examiner_destroy(struct examiner **xp) {
+    struct examiner *x = *xp;
+    if (!x) return;
+    gen_destroy(&x->gen);
+    policy_close(&x->policy);
+    task_release(&x->test);
+    free(x);
+    *xp = NULL;
+}
+
+int64_t examiner_answers(const struct examiner *x) { return x->test.n * x->c->samples; }
+
+void examiner_label(const struct examiner *x, struct rec_score *s) {
+    s->samples_per_question = x->c->samples;
+    s->temperature = x->c->temperature;
+    s->model_sha256 = x->policy.model->sha256;
+    s->data_sha256 = (char *)(uintptr_t)x->test.sha256;
+    s->treatment_trained = (char *)(uintptr_t)x->policy.treatment;
+}
+
+static void take_answer(void *ud, const struct gen_sample *g) {
+    struct examiner *x = ud;
+    int q = (int)g->tag;
+    char id[64];
+    struct rec *r = &x->answer[(int64_t)q * x->c->samples + g->k];
+    struct str text;
+    str_init(&text);
+    str_add(&text, "", 0);
+    tok_decode(x->policy.tok, g->ids, g->n, false, &text);
+    snprintf(id, sizeof id, "%s:%d", x->test.split, q);
+    rec_init(r, REC_ANSWER);
+    r->answer = (struct rec_answer){
+        .run = mem_dup(x->c->shared.run.id), .version = x->version, .step = x->step, .split = mem_dup(x->test.split),
+        .question_id = mem_dup(id), .question = mem_dup(x->test.q[q].question), .answer = mem_dup(x->test.q[q].gold), .k = g->k,
+        .text = mem_dup(text.s), .stop = mem_dup(gen_stop_name[g->stop]), .tokens = g->n,
+        .strict = task_right(TASK_RULE_STRICT, text.s, x->test.q[q].gold, NULL),
+        .flexible = task_right(TASK_RULE_FLEXIBLE, text.s, x->test.q[q].gold, NULL),
+        .quant = mem_dup(policy_quant_label(&x->c->shared)), .noise = mem_dup("none") };
+    str_release(&text);
+    x->done++;
+    x->s->progress++;
+}
+
+static int adopt(struct examiner *x, const char *dir, const char *sha256) {
+    struct err *e = &x->s->err;
+    struct lora *l = NULL;
+    if (*dir) {
+        char got[SHA256_HEX];
+        if (lora_load(&l, &x->policy.model->conf, dir, e) < 0) return -1;
+        lora_sha256(l, got);
+        if (*sha256 && strcmp(got, sha256) != 0) {
+            lora_destroy(&l);
+            return err_set(e, "adapter '%s' hashes to %.12s, %.12s was announced", dir, got, sha256);
+        }
+    }
+    int rc = gen_adopt(x->gen, l, NULL, e);
+    lora_destroy(&l);
+    return rc;
+}
+
+static int submit(struct examiner *x, int q) {
+    const struct eval_conf *c = x->c;
+    struct str text;
+    struct tok_ids ids = { 0 };
+    str_init(&text);
+    int rc = policy_prompt(&x->policy, &c->shared, x->test.q[q].question, &text, &ids, &x->s->err);
+    if (rc == 0) {
+        struct gen_request r = { .tag = (uint64_t)q, .prompt = ids.id, .prompt_n = ids.n, .samples = (int)c->samples,
+                                 .new_max = (int)new_max(c), .temperature = (float)c->temperature, .top_k = (int)c->top_k,
+                                 .top_p = (float)c->top_p, .prompt_uid = (uint64_t)q };
+        rng_key(r.key, (uint64_t)c->shared.run.seed, RNG_PURPOSE_EVAL, (uint64_t)x->step);
+        rc = gen_submit(x->gen, &r, &x->s->err);
+        if (rc < 0) err_wrap(&x->s->err, "%s: question %d", c->shared.data.test, q + 1);
+    }
+    free(ids.id);
+    str_release(&text);
+    return rc;
+}
+
+int examiner_ask(struct examiner *x, const char *dir, const char *sha256, int64_t version, int64_t step, struct rec **answer,
+                 int64_t *count) {
+    x->version = version;
+    x->step = step;
+    x->done = 0;
+    *count = examiner_answers(x);
+    x->answer = mem_alloc((size_t)*count * sizeof *x->answer);
+    int rc = adopt(x, dir, sha256), asked = 0;
+    int ahead = (int)(2 * x->c->rows / x->c->samples) + 1;
+    while (rc == 0 && x->done < *count) {
+        if (stage_stopping(x->s)) rc = 1;
+        while (rc == 0 && asked < x->test.n && asked - x->done / x->c->samples < ahead) rc = submit(x, asked++);
+        if (rc == 0) rc = gen_step(x->gen, take_answer, x, &x->s->err);
+        char metrics[96];
+        snprintf(metrics, sizeof metrics, "{\"scoring_step\":%lld,\"answered\":%lld,\"questions\":%lld}", (long long)step,
+                 (long long)x->done, (long long)*count);
+        stage_beat(x->s, "work", metrics);
+    }
+    *answer = x->answer;
+    if (rc != 0) {
+        for (int64_t i = 0; i < *count; i++) rec_release(&x->answer[i]);
+        free(x->answer);
+        *answer = NULL;
+    }
+    x->answer = NULL;
+    return rc;
+}

@@ -1,0 +1,22 @@
+/* conf.h - settings of the learner.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_LEARNER_CONF_H
+#define QERL_LEARNER_CONF_H
+#include "lib/stage/policy.h"
+#include "stages/learner/dapo.h"
+
+enum { PORT_TICKET, PORT_GROUP, PORT_ADAPTER };
+enum filter_metric { FILTER_METRIC_ACC, FILTER_METRIC_SCORE, FILTER_METRIC_REWARD, FILTER_METRIC_OFF };
+
+struct learner_conf {
+    struct shared shared;
+    int64_t batch, wave, minibatch, micro_tokens, save_every;
+    double lr, lr_floor, lr_stable, beta1, beta2, adam_eps, weight_decay, grad_clip;
+    int64_t warmup;
+    int schedule;                    /* enum dapo_schedule */
+    double clip_low, clip_high, clip_dual, adv_eps, tis_cap;
+    int64_t adv_ddof;
+    int filter;                      /* enum filter_metric */
+    int64_t waves_max;
+};
+#endif

@@ -1,0 +1,188 @@
+/* metrics.c - see metrics.h.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "stages/learner/metrics.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "lib/base/fs.h"
+#include "lib/base/json.h"
+
+struct metrics {
+    char path[FS_PATH_MAX];
+    int fd;
+    char *line;
+};
+
+/* Lines of the learner with step <= kept stay; torn or later ones go. */
+static int drop_later(const char *path, int64_t kept, struct err *e) {
+    struct str old, new;
+    str_init(&old);
+    str_init(&new);
+    if (!fs_exists(path)) return 0;
+    int rc = fs_read(&old, path, (size_t)1 << 32, e);
+    for (char *p = old.s; rc == 0 && p && *p;) {
+        char *end = strchr(p, '\n');
+        if (!end) break;
+        json_t *o = json_loadb(p, (size_t)(end - p), 0, NULL);
+        if (o && json_integer_value(json_object_get(o, "step")) <= kept) str_add(&new, p, (size_t)(end - p) + 1);
+        json_decref(o);
+        p = end + 1;
+    }
+    if (rc == 0 && new.len != old.len) rc = fs_replace(path, new.s ? new.s : "", new.len, e);
+    str_release(&old);
+    str_release(&new);
+    return rc;
+}
+
+int metrics_open(struct metrics **out, const char *dir, int64_t step, struct err *e) {
+    struct metrics *m = mem_alloc(sizeof *m);
+    fs_join(m->path, sizeof m->path, dir, "metrics.jsonl");
+    m->fd = -1;
+    if (drop_later(m->path, step, e) == 0) {
+        m->fd = open(m->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+        if (m->fd < 0) err_set(e, "cannot open '%s': %s", m->path, strerror(errno));
+    }
+    if (m->fd < 0) {
+        free(m);
+        return -1;
+    }
+    *out = m;
+    return 0;
+}
+
+void metrics_close(struct metrics **mp) {
+    struct metrics *m = *mp;
+    if (!m) return;
+    close(m->fd);
+    free(m->line);
+    free(m);
+    *mp = NULL;
+}
+
+int metrics_sync(struct metrics *m, struct err *e) {
+    return fdatasync(m->fd) < 0 ? err_set(e, "cannot make '%s' durable: %s", m->path, strerror(errno)) : 0;
+}
+
+static void set(json_t *o, const char *name, double value) {
+    if (isfinite(value)) json_object_set_new(o, name, json_real(value));
+}
+static void set_int(json_t *o, const char *name, int64_t value) { json_object_set_new(o, name, json_integer(value)); }
+
+static void set_groups(json_t *o, const struct rec_group *const *group, int groups, int64_t new_max) {
+    double reward = 0, low = INFINITY, high = -INFINITY, length = 0, longest = 0, shortest = INFINITY, prompt = 0;
+    int64_t n = 0, at_limit = 0;
+    for (int g = 0; g < groups; g++)
+        for (int k = 0; k < group[g]->samples; k++) {
+            const struct rec_sample *s = &group[g]->sample[k];
+            double tokens = s->ids.n;
+            reward += s->score;
+            low = s->score < low ? s->score : low;
+            high = s->score > high ? s->score : high;
+            length += tokens;
+            longest = tokens > longest ? tokens : longest;
+            shortest = tokens < shortest ? tokens : shortest;
+            prompt += group[g]->prompt_ids.n;
+            at_limit += s->ids.n >= new_max;
+            n++;
+        }
+    if (!n) return;
+    double m = (double)n;
+    set(o, "critic/rewards/mean", reward / m);
+    set(o, "critic/rewards/max", high);
+    set(o, "critic/rewards/min", low);
+    set(o, "response_length/mean", length / m);
+    set(o, "response_length/max", longest);
+    set(o, "response_length/min", shortest);
+    set(o, "response_length/clip_ratio", (double)at_limit / m);
+    set(o, "prompt_length/mean", prompt / m);
+}
+
+static void set_update(json_t *o, const struct update_metrics *u) {
+    const struct dapo_gap *g = &u->gap;
+    set(o, "actor/pg_loss", u->loss);
+    set(o, "actor/pg_clipfrac", u->clipfrac);
+    set(o, "actor/pg_clipfrac_lower", u->clipfrac_lower);
+    set(o, "actor/ppo_kl", u->ppo_kl);
+    set(o, "actor/entropy", u->entropy);
+    set(o, "actor/grad_norm", u->grad_norm);
+    set(o, "actor/lr", u->lr);
+    set(o, "actor/first_ratio_deviation", u->old_cur_max);
+    set(o, "critic/advantages/max", u->advantage_max);
+    set(o, "critic/advantages/min", u->advantage_min);
+    set_int(o, "actor/tokens", u->tokens);
+    set_int(o, "actor/adapter_changed", u->changed);
+    set_int(o, "training/rollout_logp_differ", g->tokens_differ);
+    set(o, "training/rollout_logp_diff_mean", g->logp_diff_mean);
+    set(o, "training/rollout_logp_diff_max", g->logp_diff_max);
+    set(o, "training/rollout_probs_diff_mean", g->probs_diff_mean);
+    set(o, "training/rollout_probs_diff_max", g->probs_diff_max);
+    set(o, "training/rollout_probs_diff_std", g->probs_diff_std);
+    set(o, "training/rollout_actor_probs_pearson_corr", g->probs_pearson);
+    set(o, "rollout_corr/kl", g->kl);
+    set(o, "rollout_corr/k3_kl", g->k3_kl);
+    set(o, "rollout_corr/training_ppl", g->training_ppl);
+    set(o, "rollout_corr/rollout_ppl", g->rollout_ppl);
+    set(o, "rollout_corr/log_ppl_diff", g->log_ppl_diff);
+    set(o, "rollout_corr/log_ppl_abs_diff", g->log_ppl_abs_diff);
+    set(o, "rollout_corr/ppl_ratio", g->ppl_ratio);
+    set(o, "rollout_corr/chi2_token", g->chi2_token);
+    set(o, "rollout_corr/chi2_seq", g->chi2_seq);
+    set(o, "rollout_corr/rollout_is_mean", g->is_mean);
+    set(o, "rollout_corr/rollout_is_max", g->is_max);
+    set(o, "rollout_corr/rollout_is_min", g->is_min);
+    set(o, "rollout_corr/rollout_is_std", g->is_std);
+    set(o, "rollout_corr/rollout_is_eff_sample_size", g->is_eff_sample_size);
+    set(o, "rollout_corr/rollout_is_ratio_fraction_high", g->is_fraction_high);
+    set(o, "rollout_corr/rollout_is_ratio_fraction_low", g->is_fraction_low);
+    set(o, "rollout_corr/tis_mean", u->tis_mean);
+}
+
+const char *metrics_step(struct metrics *m, const struct progress *p, const struct step_counts *n, const struct update_metrics *u,
+                         const struct rec_group *const *group, int groups, const struct step_seconds *t, struct err *e) {
+    json_t *o = json_object();
+    json_object_set_new(o, "stage", json_string("learner"));
+    set_int(o, "step", p->step);
+    set_int(o, "version", n->version);
+    set_int(o, "time", (int64_t)time(NULL));
+    json_object_set_new(o, "updated", json_boolean(u && !u->nonfinite));
+    if (u) {
+        set_update(o, u);
+        set_groups(o, group, groups, group[0]->new_max);
+    }
+    set_int(o, "train/num_gen_batches", n->waves);
+    set_int(o, "train/groups", n->groups);
+    set_int(o, "train/groups_kept", n->kept);
+    set_int(o, "train/groups_all_right", n->all_right);
+    set_int(o, "train/groups_all_wrong", n->all_wrong);
+    set_int(o, "train/groups_surplus", n->surplus);
+    set_int(o, "train/prompts_consumed", p->cursor);
+    set_int(o, "train/steps_skipped", p->skipped_starved);
+    set_int(o, "train/updates_nonfinite", p->skipped_nonfinite);
+    set_int(o, "train/updates_changed", p->updates_changed);
+    set(o, "critic/acc/mean", n->samples ? (double)n->right / (double)n->samples : 0);
+    set(o, "noise/sigma_intended", n->sigma);
+    set(o, "noise/sigma_realised", n->sigma_realised);
+    set_int(o, "noise/elements", n->noise_elements);
+    set_int(o, "noise/elements_changed", n->noise_changed);
+    set(o, "timing_s/gen", t->gather);
+    set(o, "timing_s/update_actor", t->update);
+    set(o, "timing_s/step", t->step);
+    set_int(o, "perf/total_num_tokens", n->tokens);
+    set(o, "perf/throughput", t->step > 0 ? (double)n->tokens / t->step : 0);
+    free(m->line);
+    m->line = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    json_decref(o);
+    struct str text;
+    str_init(&text);
+    str_printf(&text, "%s\n", m->line);
+    ssize_t done = write(m->fd, text.s, text.len);
+    bool whole = done == (ssize_t)text.len;
+    str_release(&text);
+    if (whole) return m->line;
+    err_set(e, "cannot write '%s': %s", m->path, done < 0 ? strerror(errno) : "disk full");
+    return NULL;
+}

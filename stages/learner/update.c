@@ -1,0 +1,249 @@
+/* update.c - see update.h. Order: sequences, advantages, old log-probs, mini-batches (loss, backward, norm, AdamW), metrics.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "stages/learner/update.h"
+
+#include <math.h>
+
+#include "lib/base/log.h"
+
+struct updater {
+    const struct learner_conf *c;
+    struct kern *kern;
+    struct net *net;
+    kptr p, m, v, g;                 /* AdamW's arrays on the backend */
+    size_t params;
+};
+
+struct batch {                       /* all samples of the step; sequence s has response tokens start[s] .. start[s+1]-1 */
+    struct net_seq *seq;
+    int32_t *ids, *start;
+    double *advantage;
+    float *old, *cur, *mu, *entropy;
+    int seqs;
+    bool old_is_cur;                 /* one mini-batch: the old policy is the current one, ratio exactly 1 */
+    const struct learner_conf *c;
+    int first_seq;                   /* of the mini-batch in hand */
+    double tokens;                   /* of the mini-batch: the loss is a mean over them */
+    struct update_metrics *metrics;
+};
+
+static struct net_opts train_opts(const struct learner_conf *c, const struct model_conf *m, const struct lora_shape *shape) {
+    int64_t longest = c->shared.data.prompt_max + c->shared.sample.new_max;
+    if (longest > m->positions_max) longest = m->positions_max;
+    int rows = (int)(c->micro_tokens > longest ? c->micro_tokens : longest);
+    /* Pages: each sequence of a micro-batch may leave one page partly empty. */
+    int slots = rows < 256 ? rows : 256;
+    return (struct net_opts){ .rows_max = rows, .slots_max = slots, .positions_max = (int)longest,
+                              .pages_max = rows / KERN_PAGE + slots + 1, .train = true, .lora = *shape };
+}
+
+size_t updater_plan(const struct learner_conf *c, const struct model_conf *m, const struct lora_shape *shape) {
+    struct net_opts o = train_opts(c, m, shape);
+    return net_plan(m, (enum model_quant)c->shared.quant.weights, &o) + 8 * sizeof(float) * lora_params(m, shape);
+}
+
+int updater_create(struct updater **out, const struct policy *p, const struct learner_conf *c, struct err *e) {
+    struct updater *u = mem_alloc(sizeof *u);
+    struct net_opts o = train_opts(c, &p->model->conf, &p->shape);
+    u->c = c;
+    u->kern = p->model->kern;
+    u->params = lora_params(&p->model->conf, &p->shape);
+    size_t bytes = u->params * sizeof(float);
+    if (net_create(&u->net, p->model, &o, e) < 0 || u->kern->alloc(u->kern, &u->p, bytes, e) < 0 ||
+        u->kern->alloc(u->kern, &u->m, bytes, e) < 0 || u->kern->alloc(u->kern, &u->v, bytes, e) < 0 ||
+        u->kern->alloc(u->kern, &u->g, bytes, e) < 0) {
+        updater_destroy(&u);
+        return -1;
+    }
+    *out = u;
+    return 0;
+}
+
+void updater_destroy(struct updater **up) {
+    struct updater *u = *up;
+    if (!u) return;
+    kptr *const all[] = { &u->p, &u->m, &u->v, &u->g };
+    for (size_t i = 0; i < COUNT_OF(all); i++)
+        if (all[i]->p) u->kern->free(u->kern, all[i]);
+    net_destroy(&u->net);
+    free(u);
+    *up = NULL;
+}
+
+static void batch_release(struct batch *b) {
+    void *all[] = { b->seq, b->ids, b->start, b->advantage, b->old, b->cur, b->mu, b->entropy };
+    for (size_t i = 0; i < COUNT_OF(all); i++) free(all[i]);
+}
+
+static void batch_open(struct batch *b, const struct learner_conf *c, const struct rec_group *const *group, int groups) {
+    size_t ids = 0, tokens = 0;
+    *b = (struct batch){ .c = c };
+    for (int g = 0; g < groups; g++) {
+        b->seqs += group[g]->samples;
+        for (int k = 0; k < group[g]->samples; k++) {
+            ids += (size_t)(group[g]->prompt_ids.n + group[g]->sample[k].ids.n);
+            tokens += (size_t)group[g]->sample[k].ids.n;
+        }
+    }
+    b->seq = mem_alloc((size_t)b->seqs * sizeof *b->seq);
+    b->start = mem_alloc((size_t)(b->seqs + 1) * sizeof *b->start);
+    b->advantage = mem_alloc((size_t)b->seqs * sizeof *b->advantage);
+    b->ids = mem_alloc(ids * sizeof *b->ids);
+    b->old = mem_alloc(tokens * sizeof(float));
+    b->cur = mem_alloc(tokens * sizeof(float));
+    b->mu = mem_alloc(tokens * sizeof(float));
+    b->entropy = mem_alloc(tokens * sizeof(float));
+    int32_t *at = b->ids;
+    int s = 0;
+    for (int g = 0; g < groups; g++) {
+        const struct rec_group *r = group[g];
+        double reward[REC_SAMPLES_MAX];
+        for (int k = 0; k < r->samples; k++) reward[k] = r->sample[k].score;
+        dapo_advantage(reward, r->samples, (int)c->adv_ddof, c->adv_eps, b->advantage + s);
+        for (int k = 0; k < r->samples; k++, s++) {
+            const struct rec_sample *x = &r->sample[k];
+            b->seq[s] = (struct net_seq){ at, r->prompt_ids.n + x->ids.n, r->prompt_ids.n };
+            memcpy(at, r->prompt_ids.v, (size_t)r->prompt_ids.n * sizeof *at);
+            memcpy(at + r->prompt_ids.n, x->ids.v, (size_t)x->ids.n * sizeof *at);
+            at += b->seq[s].n;
+            b->start[s + 1] = b->start[s] + x->ids.n;
+            memcpy(b->mu + b->start[s], x->lp.v, (size_t)x->ids.n * sizeof(float));
+        }
+    }
+}
+
+/* net_train's callback: slope of the loss at each token of one piece of one sequence. */
+static void loss_of_piece(void *ud, int seq, int first, int count, const float *lp, const float *entropy, float *coef) {
+    struct batch *b = ud;
+    const struct learner_conf *c = b->c;
+    struct update_metrics *m = b->metrics;
+    int s = b->first_seq + seq;
+    struct dapo_clip clip = { c->clip_low, c->clip_high, c->clip_dual };
+    for (int i = 0; i < count; i++) {
+        int32_t t = b->start[s] + first + i;
+        if (b->old_is_cur) b->old[t] = lp[i];
+        b->cur[t] = lp[i];
+        b->entropy[t] = entropy ? entropy[i] : 0;
+        double w = c->tis_cap > 0 ? dapo_tis((double)b->old[t], (double)b->mu[t], c->tis_cap) : 1;
+        struct dapo_token x = dapo_loss(&clip, b->advantage[s], w, (double)lp[i], (double)b->old[t]);
+        coef[i] = (float)(x.slope / b->tokens);
+        m->loss += x.loss;
+        m->clipfrac += x.clipped;
+        m->clipfrac_lower += x.clipped_lower;
+        m->ppo_kl += (double)b->old[t] - (double)lp[i];
+        m->tis_mean += w;
+        double off = fabs((double)lp[i] - (double)b->old[t]);
+        if (b->first_seq == 0 && off > m->old_cur_max) m->old_cur_max = off;
+    }
+}
+
+static int minibatch_step(struct updater *u, struct update_state *s, struct batch *b, int seqs, float *grad, struct err *e) {
+    const struct learner_conf *c = u->c;
+    struct kern *k = u->kern;
+    size_t bytes = u->params * sizeof(float);
+    struct update_metrics *m = b->metrics;
+    b->tokens = b->start[b->first_seq + seqs] - b->start[b->first_seq];
+    memset(grad, 0, bytes);
+    if (net_adopt(u->net, s->lora, NULL, e) < 0 ||
+        net_train(u->net, b->seq + b->first_seq, seqs, (float)c->shared.sample.temperature, loss_of_piece, b, grad, e) < 0)
+        return -1;
+    k->upload(k, u->g, grad, bytes);
+    double norm = sqrt(k->sum_squares(k, u->g, u->params));
+    m->grad_norm = norm;
+    if (!isfinite(norm)) {
+        m->nonfinite = true;
+        return 0;
+    }
+    s->adam_steps++;
+    struct kern_adamw a = {
+        .p = u->p, .m = u->m, .v = u->v, .g = u->g, .n = u->params, .lr = (float)m->lr, .b1 = (float)c->beta1, .b2 = (float)c->beta2,
+        .eps = (float)c->adam_eps, .wd = (float)c->weight_decay, .g_scale = (float)dapo_grad_scale(norm, c->grad_clip),
+        .m_scale = (float)(1 / (1 - pow(c->beta1, (double)s->adam_steps))),
+        .v_scale = (float)(1 / (1 - pow(c->beta2, (double)s->adam_steps))) };
+    k->upload(k, u->p, s->lora->value, bytes);
+    k->upload(k, u->m, s->m, bytes);
+    k->upload(k, u->v, s->v, bytes);
+    k->adamw(k, &a);
+    k->download(k, s->lora->value, u->p, bytes);
+    k->download(k, s->m, u->m, bytes);
+    k->download(k, s->v, u->v, bytes);
+    return k->sync(k, e);
+}
+
+struct saved { float *value, *m, *v; int64_t adam_steps; };
+
+static struct saved save_state(const struct update_state *s) {
+    size_t bytes = s->lora->params * sizeof(float);
+    struct saved o = { mem_alloc(bytes), mem_alloc(bytes), mem_alloc(bytes), s->adam_steps };
+    memcpy(o.value, s->lora->value, bytes);
+    memcpy(o.m, s->m, bytes);
+    memcpy(o.v, s->v, bytes);
+    return o;
+}
+
+static void saved_release(struct saved *o) {
+    free(o->value);
+    free(o->m);
+    free(o->v);
+}
+
+static void restore_state(struct update_state *s, const struct saved *o) {
+    size_t bytes = s->lora->params * sizeof(float);
+    memcpy(s->lora->value, o->value, bytes);
+    memcpy(s->m, o->m, bytes);
+    memcpy(s->v, o->v, bytes);
+    s->adam_steps = o->adam_steps;
+}
+
+static void finish_metrics(struct update_metrics *m, const struct batch *b, double cap) {
+    double n = (double)b->start[b->seqs], entropy = 0;
+    m->tokens = b->start[b->seqs];
+    m->loss /= n;
+    m->clipfrac /= n;
+    m->clipfrac_lower /= n;
+    m->ppo_kl /= n;
+    m->tis_mean /= n;
+    for (int32_t t = 0; t < b->start[b->seqs]; t++) entropy += (double)b->entropy[t];
+    m->entropy = entropy / n;
+    m->advantage_max = m->advantage_min = b->advantage[0];
+    for (int s = 1; s < b->seqs; s++) {
+        if (b->advantage[s] > m->advantage_max) m->advantage_max = b->advantage[s];
+        if (b->advantage[s] < m->advantage_min) m->advantage_min = b->advantage[s];
+    }
+    dapo_gap(&m->gap, b->old, b->mu, b->start, b->seqs, cap);
+}
+
+int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group, int groups,
+                 struct update_metrics *metrics, struct err *e) {
+    const struct learner_conf *c = u->c;
+    struct batch b;
+    int rc = 0, per = (int)(c->minibatch > 0 ? c->minibatch : c->batch);
+    *metrics = (struct update_metrics){ 0 };
+    struct dapo_rate rate = { (enum dapo_schedule)c->schedule, c->lr, c->lr_floor, c->warmup, c->shared.run.steps, c->lr_stable };
+    metrics->lr = dapo_rate_at(&rate, s->rate_steps);
+    batch_open(&b, c, group, groups);
+    b.metrics = metrics;
+    b.old_is_cur = groups <= per;
+    struct saved before = save_state(s);
+    float *grad = mem_alloc(u->params * sizeof *grad);
+    if (!b.old_is_cur) {
+        rc = net_adopt(u->net, s->lora, NULL, e);
+        if (rc == 0) rc = net_logprobs(u->net, b.seq, b.seqs, (float)c->shared.sample.temperature, b.old, NULL, e);
+    }
+    for (int g = 0; rc == 0 && g < groups && !metrics->nonfinite;) {
+        int seqs = 0;
+        for (int last = g + per < groups ? g + per : groups; g < last; g++) seqs += group[g]->samples;
+        rc = minibatch_step(u, s, &b, seqs, grad, e);
+        b.first_seq += seqs;
+    }
+    if (rc == 0) {
+        finish_metrics(metrics, &b, c->tis_cap > 0 ? c->tis_cap : 2);
+        if (metrics->nonfinite) restore_state(s, &before);
+        else s->rate_steps++;
+        metrics->changed = memcmp(before.value, s->lora->value, u->params * sizeof(float)) != 0;
+    }
+    saved_release(&before);
+    free(grad);
+    batch_release(&b);
+    return rc;
+}

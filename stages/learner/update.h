@@ -1,0 +1,34 @@
+/* update.h - one update of the adapter from the groups of one step.
+ *
+ * Knows: advantages, loss, backward, gradient norm, AdamW. Does not know: sockets, files, how an answer was scored.
+ * The result depends on the groups (sorted by id) and the settings, never on micro-batches or threads.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_UPDATE_H
+#define QERL_UPDATE_H
+#include "lib/model/net.h"
+#include "lib/wire/rec.h"
+#include "stages/learner/conf.h"
+
+struct update_state {                /* what a checkpoint holds besides counters */
+    struct lora *lora;
+    float *m, *v;                    /* AdamW moments, lora->params each */
+    int64_t adam_steps;              /* updates that changed m and v */
+    int64_t rate_steps;              /* scheduler steps taken */
+};
+struct update_metrics {
+    double loss, clipfrac, clipfrac_lower, ppo_kl, entropy, grad_norm, lr;
+    double old_cur_max;              /* max |lp_cur - lp_old| in the first mini-batch: exactly 0 */
+    double advantage_max, advantage_min, tis_mean;
+    struct dapo_gap gap;             /* learner's log-probs against the rollout's */
+    int64_t tokens;
+    bool changed;                    /* the adapter's bytes changed */
+    bool nonfinite;                  /* gradient not finite: nothing was touched */
+};
+struct updater;
+int updater_create(struct updater **out, const struct policy *p, const struct learner_conf *c, struct err *e);
+void updater_destroy(struct updater **u);
+size_t updater_plan(const struct learner_conf *c, const struct model_conf *m, const struct lora_shape *shape);
+/* groups: at least one, sorted by id. On a non-finite gradient s is left as it was and metrics->nonfinite set. */
+int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group, int groups,
+                 struct update_metrics *metrics, struct err *e);
+#endif

@@ -1,0 +1,81 @@
+/* main.c - qerl-reward: scores answers. Keeps no state: it may be replicated, killed or fed from a file at will.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/base/log.h"
+#include "lib/stage/shared.h"
+#include "lib/task/task.h"
+#include "stages/reward/score.h"
+
+struct conf {
+    struct shared shared;
+    struct score_conf score;
+};
+enum port { PORT_TRAJ, PORT_GROUP };
+
+static const struct stage_key keys[] = {
+    { "reward.rule", KEY_CHOICE, offsetof(struct conf, score.rule), "strict", 0, 0, "strict|flexible|lm-strict|lm-flexible",
+      "rule that decides whether an answer is right" },
+    { "reward.format", KEY_NUM, offsetof(struct conf, score.format), "0", 0, 100, NULL,
+      "reward for ending with \"#### number\", right or wrong; 0 = off" },
+    { "reward.overlong_buffer", KEY_INT, offsetof(struct conf, score.overlong_buffer), "0", 0, 1 << 20, NULL,
+      "last tokens before sample.new_max over which the penalty grows; 0 = off" },
+    { "reward.overlong_factor", KEY_NUM, offsetof(struct conf, score.overlong_factor), "1", 0, 100, NULL,
+      "penalty at sample.new_max" },
+    { 0 },
+};
+static const struct stage_key *const tables[] = { keys, NULL };
+static const struct stage_port ports[] = {
+    { "traj", false, REC_NONE, LINK_KIND_PULL, true, true, "groups to score (traj), or answers of a score (answer)" },
+    { "group", true, REC_NONE, LINK_KIND_PUSH, false, true, "the same with scores" },
+    { 0 },
+};
+static const struct stage_about about = {
+    .name = "reward",
+    .summary = "scores generated answers by GSM8K's rules; keeps no state",
+    .examples = "  qerl-reward < traj.jsonl > group.jsonl\n"
+                "  qerl-reward --set reward.rule=flexible --in traj=tape:runs/quickstart-0001/tape/answers.tape --out group=-\n",
+    .keys = tables, .ports = ports, .conf_bytes = sizeof(struct conf),
+};
+
+/* Offline: one line that says what the scores of a file of answers come to. */
+static void say_accuracy(int64_t right, int64_t n, int rule) {
+    double low, high;
+    task_interval(right, n, &low, &high);
+    log_info("%lld of %lld right under rule %s: %.2f %% [%.2f, %.2f]", (long long)right, (long long)n, task_rule_name[rule],
+             n ? 100. * (double)right / (double)n : 0., 100 * low, 100 * high);
+}
+
+int main(int argc, char **argv) {
+    struct stage s;
+    stage_open(&s, argc, argv, &about);
+    const struct conf *c = s.conf;
+    int64_t answers = 0, right = 0;
+    stage_ready(&s);
+    while (!stage_stopping(&s)) {
+        struct rec r;
+        s.waits_for = "traj";
+        stage_beat(&s, "wait", NULL);
+        int got = link_recv(s.link[PORT_TRAJ], &r, NULL, 500, &s.err);
+        if (got < 0) stage_die(&s, EXIT_FAILED);
+        if (got == LINK_END) break;
+        if (got == LINK_EMPTY) continue;
+        s.waits_for = "";
+        if (r.type == REC_ANSWER) {
+            answers++;
+            right += score_answer(&r.answer, &c->score);
+        } else if (r.type == REC_TRAJ || r.type == REC_GROUP) score_group(&r, &c->score);
+        else {
+            err_set(&s.err, "port 'traj': a record '%s' cannot be scored, only traj, group and answer", rec_name[r.type]);
+            stage_die(&s, EXIT_FAILED);
+        }
+        int sent;
+        while ((sent = link_send(s.link[PORT_GROUP], &r, NULL, 500, &s.err)) == 1 && !stage_stopping(&s)) {
+            s.waits_for = "group";
+            stage_beat(&s, "wait", NULL);
+        }
+        rec_release(&r);
+        if (sent < 0) stage_die(&s, EXIT_FAILED);
+        s.progress++;
+    }
+    if (answers) say_accuracy(right, answers, c->score.rule);
+    return stage_close(&s, EXIT_DONE);
+}
