@@ -142,7 +142,8 @@ int lora_save(const struct lora *l, const char *dir_given, const char *base_name
 static int refuse_variants(const json_t *o, const char *where, struct err *e) {
     static const char *const off[] = { "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "rank_pattern",
                                        "alpha_pattern", "layers_to_transform", "layer_replication", "trainable_token_indices",
-                                       "exclude_modules", "target_parameters" };
+                                       "exclude_modules", "target_parameters", "use_qalora", "use_bdlora",
+                                       "alora_invocation_tokens" };
     for (size_t i = 0; i < COUNT_OF(off); i++) {
         const json_t *v = json_object_get(o, off[i]);
         bool neutral = !v || json_is_null(v) || json_is_false(v) || (json_is_array(v) && json_array_size(v) == 0) ||
