@@ -47,7 +47,7 @@ $(O)/lib/base/tb.o $(O)/tests/unit/tb_file.o: $(O)/lib/base/tb.pb-c.h
 
 $(O)/libqerl.a: $(LIB_OBJ)
 	$(if $(V),,@echo "  AR    $@")
-	$(Q)rm -f $@ && ar rcs $@ $^
+	$(Q)rm -f $@ && ar qcs $@ $^
 
 define program
 $(BIN)/$1: $(patsubst %.c,$(O)/%.o,$(wildcard $(call folder,$1)/*.c)) $(O)/libqerl.a

@@ -10,7 +10,7 @@
 #include "lib/base/log.h"
 #include "stages/learner/ckpt.h"
 #include "stages/learner/metrics.h"
-#include "stages/learner/source.h"
+#include "stages/learner/intake.h"
 
 enum { NONFINITE_IN_A_ROW_MAX = 3 };
 
@@ -22,7 +22,7 @@ struct run {
     struct updater *updater;
     struct update_state state;
     struct progress done;
-    struct source *source;
+    struct intake *intake;
     struct metrics *metrics;
     struct ckpt_identity identity;
     int64_t fence;
@@ -105,7 +105,7 @@ struct run *run_create(struct stage *s) {
     if (fs_mkdirs(c->run.dir, e) < 0 || ckpt_next_fence(c->run.dir, &r->fence, e) < 0) goto failed;
     if (task_load(&r->train, c->data.train, "train", 0, e) < 0 || policy_open(&r->policy, c, e) < 0) goto failed;
     if (check_prompts(r, e) < 0 || updater_create(&r->updater, &r->policy, r->c, e) < 0 || open_state(r, e) < 0) goto failed;
-    if (source_open(&r->source, s, &r->policy, &r->train, r->fence, r->done.cursor, e) < 0) goto failed;
+    if (intake_open(&r->intake, s, &r->policy, &r->train, r->fence, r->done.cursor, e) < 0) goto failed;
     if (metrics_open(&r->metrics, c->run.dir, r->done.step, e) < 0 || announce(r, e) < 0) goto failed;
     r->group = mem_alloc((size_t)(wave_size(r->c) * r->c->waves_max + 1) * sizeof *r->group);
     s->step = r->done.step;
@@ -119,7 +119,7 @@ void run_destroy(struct run **rp) {
     struct run *r = *rp;
     if (!r) return;
     metrics_close(&r->metrics);
-    source_close(&r->source);
+    intake_close(&r->intake);
     updater_destroy(&r->updater);
     lora_destroy(&r->state.lora);
     free(r->state.m);
@@ -161,14 +161,14 @@ static void count_group(struct step_counts *n, struct progress *p, const struct 
 }
 
 /* Waves until `batch` groups teach or the waves are used up. 0, 1 asked to stop, -1. Kept groups are r->group[0 .. *kept). */
-static int collect(struct run *r, const struct source_policy *p, struct progress *next, int *kept, struct err *e) {
+static int collect(struct run *r, const struct intake_policy *p, struct progress *next, int *kept, struct err *e) {
     const struct learner_conf *c = r->c;
     int wave = (int)wave_size(c), most = c->filter == FILTER_METRIC_OFF ? 1 : (int)c->waves_max;
     const struct rec_group **arrived = mem_alloc((size_t)wave * sizeof *arrived);
     int rc = 0;
     *kept = 0;
     for (int w = 0; rc == 0 && w < most && *kept < c->batch; w++) {
-        rc = source_wave(r->source, p, next->cursor, wave, arrived, e);
+        rc = intake_wave(r->intake, p, next->cursor, wave, arrived, e);
         if (rc != 0) break;
         r->counts.waves++;
         next->cursor += wave;
@@ -218,7 +218,7 @@ int run_step(struct run *r) {
     double begun = now();
     struct progress next = r->done;
     struct update_metrics m = { 0 };
-    struct source_policy p = { .step = r->done.step, .version = r->done.version, .adapter = r->adapter,
+    struct intake_policy p = { .step = r->done.step, .version = r->done.version, .adapter = r->adapter,
                                .adapter_sha256 = r->adapter_sha256, .sigma = sigma_at(c, r->done.step),
                                .noise_seed = policy_noise_seed((uint64_t)c->run.seed, r->done.step) };
     r->counts = (struct step_counts){ .sigma = p.sigma };
@@ -240,7 +240,7 @@ int run_step(struct run *r) {
     const char *line = metrics_step(r->metrics, &next, &r->counts, kept ? &m : NULL, r->group, kept, &seconds, e);
     if (!line) return -1;
     stage_beat(r->s, "work", line);
-    source_forget(r->source, next.cursor);
+    intake_forget(r->intake, next.cursor);
     if (next.step % r->c->save_every == 0 || next.step == c->run.steps) {
         if (metrics_sync(r->metrics, e) < 0 || ckpt_save(c->run.dir, &next, &r->state, &r->identity, e) < 0) return -1;
     }
@@ -251,11 +251,11 @@ int run_finish(struct run *r) {
     const struct shared *c = &r->c->shared;
     struct err *e = &r->s->err;
     if (r->done.step > 0 && (metrics_sync(r->metrics, e) < 0 || ckpt_save(c->run.dir, &r->done, &r->state, &r->identity, e) < 0)) return -1;
-    struct source_counts n = source_counts(r->source);
+    struct intake_counts n = intake_counts(r->intake);
     log_info("%lld of %lld steps, version %lld, adapter %.16s; groups: %lld leased, %lld journalled, %lld repeated, %lld refused",
              (long long)r->done.step, (long long)c->run.steps, (long long)r->done.version, r->adapter_sha256, (long long)n.leased,
              (long long)n.journalled, (long long)n.repeated, (long long)n.refused);
-    if (r->done.step == c->run.steps) source_end(r->source);
+    if (r->done.step == c->run.steps) intake_end(r->intake);
     return 0;
 }
 
