@@ -82,19 +82,22 @@ static void front_least(uint64_t *key, int n, int count) {
     }
 }
 
-/* Sorted prefix of `key` that survives top-k and top-p; the whole mass is `mass` when top_k is off. */
-static int keep(const struct row *r, uint64_t *key, int top_k, float top_p, double mass) {
-    int n = r->vocab, sorted = 0;
-    if (top_k > 0 && top_k < n) {
+/* How many of the n candidates in `key` (the n first of the whole row by rank; all = that is the row) survive top-k and
+ * top-p, moved to the front by rank; -1 when the answer needs more candidates. mass: of the whole row, read when top-k is
+ * off. */
+static int keep(const struct row *r, const struct kern_sampler *s, uint64_t *key, int n, bool all, double mass) {
+    int top_k = s->top_k > 0 && s->top_k < r->vocab ? s->top_k : 0, sorted = 0;
+    if (top_k > n) return -1;
+    if (top_k) {
         front_least(key, n, top_k);
-        n = top_k;
+        sorted = n = top_k;
+        all = true;
         qsort(key, (size_t)n, sizeof *key, key_cmp);
-        sorted = n;
         mass = 0.0;
         for (int i = 0; i < n; i++) mass += (double)weight(r, (int)(uint32_t)key[i]);
     }
-    if (!(top_p < 1.0f)) return n;
-    double want = (double)top_p * mass, seen = 0.0;
+    if (!(s->top_p < 1.0f)) return n;
+    double want = (double)s->top_p * mass, seen = 0.0;
     for (int i = 0, more = 64; i < n; i++) {
         if (i == sorted) {                                        /* sort only as far as the mass asks for */
             int take = n - i < more ? n - i : more;
@@ -106,13 +109,20 @@ static int keep(const struct row *r, uint64_t *key, int top_k, float top_p, doub
         seen += (double)weight(r, (int)(uint32_t)key[i]);
         if (seen >= want) return i + 1;
     }
-    return n;
+    return all ? n : -1;
 }
 
 static int draw_cut(const struct row *r, const struct kern_sampler *s, double mass, float *lp) {
+    static const float depth[] = { 6.0f, 14.0f, INFINITY };      /* candidates: so far below the largest z; few are enough */
     uint64_t *key = cpu_scratch((size_t)r->vocab * sizeof *key);
-    for (int i = 0; i < r->vocab; i++) key[i] = rank_key(r->logits[i], i);
-    int n = keep(r, key, s->top_k, s->top_p, mass);
+    int n = -1;
+    for (int turn = 0; n < 0; turn++) {
+        float least = r->zmost - depth[turn];
+        int count = 0;
+        for (int i = 0; i < r->vocab; i++)
+            if (r->logits[i] * r->inv_temp >= least) key[count++] = rank_key(r->logits[i], i);
+        n = keep(r, s, key, count, count == r->vocab, mass);
+    }
     qsort(key, (size_t)n, sizeof *key, id_cmp);
     double kept = 0.0, seen = 0.0;
     for (int i = 0; i < n; i++) kept += (double)weight(r, (int)(uint32_t)key[i]);
