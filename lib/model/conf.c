@@ -1,8 +1,8 @@
 /* conf.c - a model's shape out of config.json (Hugging Face) or GGUF metadata.
  *
  * Order: what both share, config.json, generation_config.json, GGUF, the public entry.
- * A field that would change the computation and is not supported is refused by name; unknown fields are ignored, since
- * every release of transformers adds some.
+ * A field that would change the computation and is not supported is refused by name; unknown fields are
+ * ignored, since every release of transformers adds some.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/conf.h"
 
@@ -31,16 +31,20 @@ static void eos_add(struct model_conf *c, int64_t id) {
 /* What must hold between the numbers, wherever they came from. */
 static int check(const struct model_conf *c, const char *where, struct err *e) {
     if (c->heads % c->kv_heads)
-        return err_set(e, "%s: %d attention heads cannot share %d key-value heads evenly", where, c->heads, c->kv_heads);
+        return err_set(e, "%s: %d attention heads cannot share %d key-value heads evenly", where, c->heads,
+                       c->kv_heads);
     if (c->head_dim % 2) return err_set(e, "%s: the head dimension %d must be even", where, c->head_dim);
-    if (!(c->norm_eps > 0 && c->norm_eps < 1)) return err_set(e, "%s: the norm's epsilon must lie between 0 and 1", where);
+    if (!(c->norm_eps > 0 && c->norm_eps < 1))
+        return err_set(e, "%s: the norm's epsilon must lie between 0 and 1", where);
     if (!(c->rope_theta >= 1 && isfinite(c->rope_theta)))
         return err_set(e, "%s: the rotary base (rope theta) must be at least 1", where);
     for (int i = 0; i < c->eos_count; i++)
         if (c->eos[i] < 0 || c->eos[i] >= c->vocab)
-            return err_set(e, "%s: end-of-sequence id %d is outside the vocabulary of %d", where, c->eos[i], c->vocab);
+            return err_set(e, "%s: end-of-sequence id %d is outside the vocabulary of %d", where, c->eos[i],
+                           c->vocab);
     if (c->bos < -1 || c->bos >= c->vocab)
-        return err_set(e, "%s: begin-of-sequence id %d is outside the vocabulary of %d", where, c->bos, c->vocab);
+        return err_set(e, "%s: begin-of-sequence id %d is outside the vocabulary of %d", where, c->bos,
+                       c->vocab);
     return 0;
 }
 
@@ -69,8 +73,10 @@ static int read_sizes(struct model_conf *c, const json_t *o, const char *where, 
     if (!c->kv_heads) c->kv_heads = c->heads;
     if (!c->head_dim) {
         if (c->dim % c->heads)
-            return err_set(e, "%s: hidden_size %d is no multiple of num_attention_heads %d and there is no head_dim", where,
-                           c->dim, c->heads);
+            return err_set(e,
+                           "%s: hidden_size %d is no multiple of num_attention_heads %d and there is no "
+                           "head_dim",
+                           where, c->dim, c->heads);
         c->head_dim = c->dim / c->heads;
     }
     if (c->head_dim > CONF_HEAD_DIM_MAX)
@@ -88,7 +94,8 @@ static int read_switches(struct model_conf *c, const json_t *o, const char *wher
     for (size_t i = 0; i < COUNT_OF(off); i++) {
         bool on = false;
         if (json_may_bool(o, off[i].key, &on, where, e) < 0) return -1;
-        if (on) return err_set(e, "%s: field '%s' is true, but %s not supported", where, off[i].key, off[i].what);
+        if (on)
+            return err_set(e, "%s: field '%s' is true, but %s not supported", where, off[i].key, off[i].what);
     }
     const char *act = "silu";
     if (json_may_str(o, "hidden_act", &act, where, e) < 0) return -1;
@@ -96,23 +103,29 @@ static int read_switches(struct model_conf *c, const json_t *o, const char *wher
         return err_set(e, "%s: field 'hidden_act' is '%.40s', only 'silu' is supported", where, act);
     const json_t *quantised = json_object_get(o, "quantization_config");
     if (quantised && !json_is_null(quantised))
-        return err_set(e, "%s: field 'quantization_config' is set: these weights are quantised already; use the "
-                       "unquantised model", where);
+        return err_set(e,
+                       "%s: field 'quantization_config' is set: these weights are quantised already; use the "
+                       "unquantised model",
+                       where);
     double part = 1;
     if (json_may_num(o, "partial_rotary_factor", &part, where, e) < 0) return -1;
-    if (part != 1) return err_set(e, "%s: field 'partial_rotary_factor' is %g, only 1 is supported", where, part);
+    if (part != 1)
+        return err_set(e, "%s: field 'partial_rotary_factor' is %g, only 1 is supported", where, part);
     return json_may_bool(o, "tie_word_embeddings", &c->tied, where, e);
 }
 
 static int read_llama3(struct model_conf *c, const json_t *o, const char *where, struct err *e) {
     double factor, low, high;
     int64_t original;
-    if (json_need_num(o, "factor", &factor, where, e) < 0 || json_need_num(o, "low_freq_factor", &low, where, e) < 0 ||
+    if (json_need_num(o, "factor", &factor, where, e) < 0 ||
+        json_need_num(o, "low_freq_factor", &low, where, e) < 0 ||
         json_need_num(o, "high_freq_factor", &high, where, e) < 0 ||
         json_need_int(o, "original_max_position_embeddings", &original, 1, CONF_POSITIONS_MAX, where, e) < 0)
         return -1;
     if (!(factor >= 1 && factor <= 1024 && low > 0 && high > low && high <= 1024))
-        return err_set(e, "%s: llama3 rope scaling needs 1 <= factor <= 1024 and 0 < low_freq_factor < high_freq_factor",
+        return err_set(e,
+                       "%s: llama3 rope scaling needs 1 <= factor <= 1024 and 0 < low_freq_factor < "
+                       "high_freq_factor",
                        where);
     c->rope_llama3.on = true;
     c->rope_llama3.factor = (float)factor;
@@ -122,7 +135,8 @@ static int read_llama3(struct model_conf *c, const json_t *o, const char *where,
     return 0;
 }
 
-/* "rope_scaling" (null or an object) and, of newer transformers, "rope_parameters", which holds the base too. */
+/* "rope_scaling" (null or an object) and, of newer transformers, "rope_parameters", which holds the base
+ * too. */
 static int read_rope(struct model_conf *c, const json_t *o, const char *path, struct err *e) {
     static const char *const keys[] = { "rope_scaling", "rope_parameters" };
     double theta = 10000;
@@ -151,7 +165,8 @@ static int read_eos(struct model_conf *c, const json_t *o, const char *where, st
     json_t *v = json_object_get(o, "eos_token_id");
     if (!v || json_is_null(v)) return 0;
     size_t n = json_is_array(v) ? json_array_size(v) : 1;
-    if (n > MODEL_EOS_MAX) return err_set(e, "%s: field 'eos_token_id' lists more than %d ids", where, MODEL_EOS_MAX);
+    if (n > MODEL_EOS_MAX)
+        return err_set(e, "%s: field 'eos_token_id' lists more than %d ids", where, MODEL_EOS_MAX);
     for (size_t i = 0; i < n; i++) {
         const json_t *x = json_is_array(v) ? json_array_get(v, i) : v;
         if (!json_is_integer(x) || json_integer_value(x) < 0 || json_integer_value(x) >= c->vocab)
@@ -199,7 +214,7 @@ int conf_from_hf(struct model_conf *c, const char *dir, struct err *e) {
     json_t *o = json_parse_file(path, CONF_FILE_BYTES_MAX, e);
     if (!o) return -1;
     int rc = read_config(c, o, path, e);
-    if (rc == 0) rc = read_generation(c, dir, e);               /* its ids first: they are what generate() stops at */
+    if (rc == 0) rc = read_generation(c, dir, e); /* its ids first: they are what generate() stops at */
     if (rc == 0) rc = read_eos(c, o, path, e);
     json_decref(o);
     return rc;
@@ -221,7 +236,8 @@ static int gguf_size(const struct gguf_reader *r, const char *key, int *to, int6
     if (!kv && may) return 0;
     if (!kv) return err_set(r->e, "'%s': key '%s' is missing", r->g->path, full);
     if (!gguf_int(r->g, full, &v) || v < 1 || v > most)
-        return err_set(r->e, "'%s': key '%s' must be one whole number from 1 to %lld", r->g->path, full, (long long)most);
+        return err_set(r->e, "'%s': key '%s' must be one whole number from 1 to %lld", r->g->path, full,
+                       (long long)most);
     *to = (int)v;
     return 0;
 }
@@ -240,17 +256,18 @@ static int gguf_sizes(struct model_conf *c, const struct gguf_reader *r) {
     if (!c->kv_heads) c->kv_heads = c->heads;
     if (!c->head_dim) {
         if (c->dim % c->heads || c->dim / c->heads > CONF_HEAD_DIM_MAX)
-            return err_set(r->e, "'%s': embedding length %d does not divide into %d heads of at most %d", r->g->path, c->dim,
-                           c->heads, CONF_HEAD_DIM_MAX);
+            return err_set(r->e, "'%s': embedding length %d does not divide into %d heads of at most %d",
+                           r->g->path, c->dim, c->heads, CONF_HEAD_DIM_MAX);
         c->head_dim = c->dim / c->heads;
     }
     if (rotated && rotated != c->head_dim)
-        return err_set(r->e, "'%s': only %d of %d dimensions of a head are rotated, which is not supported", r->g->path,
-                       rotated, c->head_dim);
+        return err_set(r->e, "'%s': only %d of %d dimensions of a head are rotated, which is not supported",
+                       r->g->path, rotated, c->head_dim);
     const struct gguf_tensor *embed = gguf_tensor_find(r->g, "token_embd.weight");
     if (!embed || embed->rank != 2 || embed->ne[1] < 1 || embed->ne[1] > CONF_VOCAB_MAX)
-        return err_set(r->e, "'%s': tensor 'token_embd.weight' is missing or has no vocabulary of 1 to %d rows", r->g->path,
-                       CONF_VOCAB_MAX);
+        return err_set(r->e,
+                       "'%s': tensor 'token_embd.weight' is missing or has no vocabulary of 1 to %d rows",
+                       r->g->path, CONF_VOCAB_MAX);
     c->vocab = (int)embed->ne[1];
     c->tied = !gguf_tensor_find(r->g, "output.weight");
     return 0;
@@ -265,8 +282,9 @@ static double llama3_divisor(const struct model_conf *c, int i, double factor) {
     return 1 / ((1 - smooth) / factor + smooth);
 }
 
-/* Llama 3.1 and later: the converter stores each frequency's divisor and drops the rule's parameters. All released models
- * use low 1, high 4, original 8192 and differ in the factor (the largest divisor): accepted when that gives these numbers. */
+/* Llama 3.1 and later: the converter stores each frequency's divisor and drops the rule's parameters. All
+ * released models use low 1, high 4, original 8192 and differ in the factor (the largest divisor):
+ * accepted when that gives these numbers. */
 static int gguf_rope_freqs(struct model_conf *c, const struct gguf_reader *r) {
     const struct gguf_tensor *t = gguf_tensor_find(r->g, "rope_freqs.weight");
     if (!t) return 0;
@@ -279,8 +297,10 @@ static int gguf_rope_freqs(struct model_conf *c, const struct gguf_reader *r) {
         if (got[i] > factor) factor = got[i];
     for (int i = 0; i < n; i++)
         if (!(fabs(got[i] - llama3_divisor(c, i, factor)) <= 1e-3 * fabs((double)got[i])))
-            return err_set(r->e, "'%s': tensor 'rope_freqs.weight' is no llama3 scaling (low 1, high 4, original 8192); "
-                           "use the model's safetensors", r->g->path);
+            return err_set(r->e,
+                           "'%s': tensor 'rope_freqs.weight' is no llama3 scaling (low 1, high 4, "
+                           "original 8192); use the model's safetensors",
+                           r->g->path);
     c->rope_llama3.on = factor > 1;
     c->rope_llama3.factor = factor;
     c->rope_llama3.low_freq_factor = 1;
@@ -299,8 +319,8 @@ static int gguf_rope(struct model_conf *c, const struct gguf_reader *r) {
     c->rope_theta = (float)theta;
     arch_key(r, key, sizeof key, "rope.scaling.type");
     if (gguf_text(r->g, key, &type) && !(type.bytes == 4 && memcmp(type.s, "none", 4) == 0))
-        return err_set(r->e, "'%s': rope scaling '%.*s' is not supported", r->g->path, (int)(type.bytes > 40 ? 40 : type.bytes),
-                       type.s);
+        return err_set(r->e, "'%s': rope scaling '%.*s' is not supported", r->g->path,
+                       (int)(type.bytes > 40 ? 40 : type.bytes), type.s);
     return gguf_rope_freqs(c, r);
 }
 
@@ -310,12 +330,14 @@ static int gguf_ids(struct model_conf *c, const struct gguf_reader *r) {
     for (size_t i = 0; i < COUNT_OF(ends); i++)
         if (gguf_int(r->g, ends[i], &id)) {
             if (id < 0 || id >= c->vocab)
-                return err_set(r->e, "'%s': key '%s' is outside the vocabulary of %d", r->g->path, ends[i], c->vocab);
+                return err_set(r->e, "'%s': key '%s' is outside the vocabulary of %d", r->g->path, ends[i],
+                               c->vocab);
             eos_add(c, id);
         }
     if (gguf_int(r->g, "tokenizer.ggml.bos_token_id", &id)) {
         if (id < 0 || id >= c->vocab)
-            return err_set(r->e, "'%s': key 'tokenizer.ggml.bos_token_id' is outside the vocabulary of %d", r->g->path, c->vocab);
+            return err_set(r->e, "'%s': key 'tokenizer.ggml.bos_token_id' is outside the vocabulary of %d",
+                           r->g->path, c->vocab);
         c->bos = (int32_t)id;
     }
     return 0;

@@ -1,15 +1,16 @@
 /* gguf.c - see gguf.h.
  *
  * Order: a bounded view, metadata, tensor table, layout, open, look up.
- * The part before the data is walked by the same code over the mapping, only to learn where it ends, then over a private
- * copy of exactly those bytes, to count and to fill the tables, which point into it. Every count is compared with the bytes left before
- * anything is multiplied or allocated.
+ * The part before the data is walked by the same code over the mapping, only to learn where it ends, then
+ * over a private copy of exactly those bytes, to count and to fill the tables, which point into it. Every
+ * count is compared with the bytes left before anything is multiplied or allocated.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/gguf.h"
 
 static const int KIND_BYTES[GGUF_KIND_COUNT] = {          /* strings and arrays: as they come */
-    [GGUF_KIND_U8] = 1,  [GGUF_KIND_I8] = 1,  [GGUF_KIND_U16] = 2, [GGUF_KIND_I16] = 2, [GGUF_KIND_U32] = 4, [GGUF_KIND_I32] = 4,
-    [GGUF_KIND_F32] = 4, [GGUF_KIND_BOOL] = 1, [GGUF_KIND_U64] = 8, [GGUF_KIND_I64] = 8, [GGUF_KIND_F64] = 8,
+    [GGUF_KIND_U8] = 1,   [GGUF_KIND_I8] = 1,  [GGUF_KIND_BOOL] = 1, [GGUF_KIND_U16] = 2,
+    [GGUF_KIND_I16] = 2,  [GGUF_KIND_U32] = 4, [GGUF_KIND_I32] = 4,  [GGUF_KIND_F32] = 4,
+    [GGUF_KIND_U64] = 8,  [GGUF_KIND_I64] = 8, [GGUF_KIND_F64] = 8,
 };
 
 enum { KEY_RECORD_LEAST = 8 + 1 + 4 + 1, TENSOR_RECORD_LEAST = 8 + 1 + 4 + 8 + 4 + 8, ALIGN_DEFAULT = 32 };
@@ -39,8 +40,8 @@ static int fail(const struct view *v, const char *what) {
 static int take(struct view *v, int bytes, uint64_t *out, const char *field) {
     *out = 0;
     if (left(v) < (size_t)bytes)
-        return err_code(v->e, EXIT_ENV, "'%s': byte %zu: the file ends inside %s (is the download complete?)", v->g->path,
-                        (size_t)(v->p - v->start), field);
+        return err_code(v->e, EXIT_ENV, "'%s': byte %zu: the file ends inside %s (is the download complete?)",
+                        v->g->path, (size_t)(v->p - v->start), field);
     *out = load(v->p, bytes);
     v->p += bytes;
     return 0;
@@ -50,7 +51,8 @@ static int take_string(struct view *v, struct gguf_string *out, size_t most, con
     uint64_t n;
     if (take(v, 8, &n, field) < 0) return -1;
     if (n > left(v) || n > most)
-        return err_code(v->e, EXIT_ENV, "'%s': byte %zu: %s claims %llu bytes (%zu are left, the most is %zu)", v->g->path,
+        return err_code(v->e, EXIT_ENV,
+                        "'%s': byte %zu: %s claims %llu bytes (%zu are left, the most is %zu)", v->g->path,
                         (size_t)(v->p - v->start - 8), field, (unsigned long long)n, left(v), most);
     *out = (struct gguf_string){ (const char *)v->p, (size_t)n };
     v->p += n;
@@ -62,7 +64,8 @@ static int take_string(struct view *v, struct gguf_string *out, size_t most, con
 static int skip_values(struct view *v, enum gguf_kind kind, uint64_t count) {
     struct gguf_string s;
     size_t least = kind == GGUF_KIND_STRING ? 8 : (size_t)KIND_BYTES[kind];
-    if (count > left(v) / least) return fail(v, "a metadata value claims more elements than the file has bytes");
+    if (count > left(v) / least)
+        return fail(v, "a metadata value claims more elements than the file has bytes");
     if (kind != GGUF_KIND_STRING) {
         v->p += count * least;
         return 0;
@@ -97,8 +100,9 @@ static int take_kv(struct view *v, struct gguf_kv *kv) {
         if (kv->kind != GGUF_KIND_U32) return fail(v, "'general.alignment' must be a uint32");
         v->alignment = load(kv->data, 4);
         if (v->alignment == 0 || (v->alignment & (v->alignment - 1)) || v->alignment > GGUF_ALIGN_MAX)
-            return err_code(v->e, EXIT_ENV, "'%s': 'general.alignment' is %llu; it must be a power of two up to %d", v->g->path,
-                            (unsigned long long)v->alignment, GGUF_ALIGN_MAX);
+            return err_code(v->e, EXIT_ENV,
+                            "'%s': 'general.alignment' is %llu; it must be a power of two up to %d",
+                            v->g->path, (unsigned long long)v->alignment, GGUF_ALIGN_MAX);
     }
     return 0;
 }
@@ -106,8 +110,8 @@ static int take_kv(struct view *v, struct gguf_kv *kv) {
 /* --- tensor table --- */
 
 static int bad_tensor(const struct view *v, struct gguf_string name, const char *what) {
-    return err_code(v->e, EXIT_ENV, "'%s': tensor '%.*s': %s", v->g->path, (int)(name.bytes > 200 ? 200 : name.bytes), name.s,
-                    what);
+    return err_code(v->e, EXIT_ENV, "'%s': tensor '%.*s': %s", v->g->path,
+                    (int)(name.bytes > 200 ? 200 : name.bytes), name.s, what);
 }
 
 static int take_type(struct view *v, struct gguf_tensor *t, struct gguf_string name) {
@@ -118,11 +122,13 @@ static int take_type(struct view *v, struct gguf_tensor *t, struct gguf_string n
     if (text) gguf_type_block((enum gguf_type)type, &elements, &bytes);
     if (!text || !elements)
         return err_code(v->e, EXIT_ENV, "'%s': tensor '%.*s': type %llu (%s) is not supported", v->g->path,
-                        (int)(name.bytes > 200 ? 200 : name.bytes), name.s, (unsigned long long)type, text ? text : "unknown");
+                        (int)(name.bytes > 200 ? 200 : name.bytes), name.s, (unsigned long long)type,
+                        text ? text : "unknown");
     t->type = (enum gguf_type)type;
     int64_t size;
     if (t->ne[0] % elements) return bad_tensor(v, name, "its rows are no whole number of blocks");
-    if (__builtin_mul_overflow(t->elements / elements, (int64_t)bytes, &size)) return bad_tensor(v, name, "its shape overflows");
+    if (__builtin_mul_overflow(t->elements / elements, (int64_t)bytes, &size))
+        return bad_tensor(v, name, "its shape overflows");
     t->bytes = (size_t)size;
     return 0;
 }
@@ -131,7 +137,8 @@ static int take_tensor(struct view *v, struct gguf_tensor *t, uint64_t *offset) 
     struct gguf_string name;
     uint64_t rank, ne;
     if (take_string(v, &name, GGUF_NAME_BYTES_MAX, "a tensor's name") < 0) return -1;
-    if (name.bytes == 0 || memchr(name.s, 0, name.bytes)) return fail(v, "a tensor's name is empty or holds a NUL");
+    if (name.bytes == 0 || memchr(name.s, 0, name.bytes))
+        return fail(v, "a tensor's name is empty or holds a NUL");
     if (take(v, 4, &rank, "a tensor's rank") < 0) return -1;
     if (rank < 1 || rank > GGUF_RANK_MAX) return bad_tensor(v, name, "its rank must be 1 to 4");
     t->rank = (int)rank;
@@ -175,7 +182,8 @@ static int place(const struct view *v, struct span *s, int n, const uint8_t *dat
     qsort(s, (size_t)n, sizeof *s, by_begin);
     for (int i = 1; i < n; i++)
         if (s[i].begin < s[i - 1].end)
-            return bad_tensor(v, (struct gguf_string){ s[i].name, strlen(s[i].name) }, "its data overlaps another tensor's");
+            return bad_tensor(v, (struct gguf_string){ s[i].name, strlen(s[i].name) },
+                              "its data overlaps another tensor's");
     return 0;
 }
 
@@ -210,15 +218,19 @@ static int take_start(struct view *v, uint64_t *tensors, uint64_t *keys) {
     if (take(v, 4, &magic, "the magic") < 0 || take(v, 4, &version, "the version") < 0) return -1;
     if (magic != 0x46554747) return err_code(v->e, EXIT_ENV, "'%s' is not a GGUF file", v->g->path);
     if (version != 2 && version != 3)
-        return err_code(v->e, EXIT_ENV, "'%s': GGUF version %llu is not supported%s", v->g->path, (unsigned long long)version,
+        return err_code(v->e, EXIT_ENV, "'%s': GGUF version %llu is not supported%s", v->g->path,
+                        (unsigned long long)version,
                         version == 0x02000000 || version == 0x03000000 ? " (the file is big-endian)" : "");
     v->g->version = (uint32_t)version;
-    if (take(v, 8, tensors, "the number of tensors") < 0 || take(v, 8, keys, "the number of keys") < 0) return -1;
+    if (take(v, 8, tensors, "the number of tensors") < 0 || take(v, 8, keys, "the number of keys") < 0)
+        return -1;
     if (*tensors > GGUF_TENSORS_MAX || *tensors > left(v) / TENSOR_RECORD_LEAST)
-        return err_code(v->e, EXIT_ENV, "'%s': the header claims %llu tensors (%zu bytes follow, the most is %d)", v->g->path,
+        return err_code(v->e, EXIT_ENV,
+                        "'%s': the header claims %llu tensors (%zu bytes follow, the most is %d)", v->g->path,
                         (unsigned long long)*tensors, left(v), GGUF_TENSORS_MAX);
     if (*keys > GGUF_KEYS_MAX || *keys > left(v) / KEY_RECORD_LEAST)
-        return err_code(v->e, EXIT_ENV, "'%s': the header claims %llu keys (%zu bytes follow, the most is %d)", v->g->path,
+        return err_code(v->e, EXIT_ENV,
+                        "'%s': the header claims %llu keys (%zu bytes follow, the most is %d)", v->g->path,
                         (unsigned long long)*keys, left(v), GGUF_KEYS_MAX);
     return 0;
 }
@@ -329,7 +341,11 @@ int64_t gguf_int_at(const struct gguf_kv *kv, uint64_t i) {
     assert(i < kv->count);
     uint64_t u = KIND_BYTES[kv->of] ? load(kv->data + i * (uint64_t)KIND_BYTES[kv->of], KIND_BYTES[kv->of]) : 0;
     switch (kv->of) {
-    case GGUF_KIND_U8: case GGUF_KIND_U16: case GGUF_KIND_U32: case GGUF_KIND_U64: case GGUF_KIND_I64: return (int64_t)u;
+    case GGUF_KIND_U8:
+    case GGUF_KIND_U16:
+    case GGUF_KIND_U32:
+    case GGUF_KIND_U64:
+    case GGUF_KIND_I64: return (int64_t)u;
     case GGUF_KIND_I8: return (int8_t)u;
     case GGUF_KIND_I16: return (int16_t)u;
     case GGUF_KIND_I32: return (int32_t)u;

@@ -19,8 +19,11 @@ struct model_store {
 
 /* --- names and shapes --- */
 
-const char *const model_proj_name[PROJ_COUNT] = { "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj" };
-static const char *const QUANT[] = { [MODEL_QUANT_BF16] = "bf16", [MODEL_QUANT_MXFP4] = "mxfp4", [MODEL_QUANT_F32] = "f32" };
+const char *const model_proj_name[PROJ_COUNT] = { "q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                                  "gate_proj", "up_proj", "down_proj" };
+static const char *const QUANT[] = {
+    [MODEL_QUANT_BF16] = "bf16", [MODEL_QUANT_MXFP4] = "mxfp4", [MODEL_QUANT_F32] = "f32"
+};
 
 const char *model_quant_name(enum model_quant q) { return QUANT[q]; }
 
@@ -32,13 +35,15 @@ int model_quant_parse(const char *text) {
 
 void model_proj_shape(const struct model_conf *c, enum proj p, int *out, int *in) {
     int q_dim = c->heads * c->head_dim, kv_dim = c->kv_heads * c->head_dim;
-    *out = p == PROJ_Q ? q_dim : p == PROJ_K || p == PROJ_V ? kv_dim : p == PROJ_GATE || p == PROJ_UP ? c->ffn_dim : c->dim;
+    bool kv = p == PROJ_K || p == PROJ_V, wide = p == PROJ_GATE || p == PROJ_UP;
+    *out = p == PROJ_Q ? q_dim : kv ? kv_dim : wide ? c->ffn_dim : c->dim;
     *in = p == PROJ_O ? q_dim : p == PROJ_DOWN ? c->ffn_dim : c->dim;
 }
 
 /* --- the sum that names the weights --- */
 
-/* One file: its own sum. Several: the sum of the lines "SUM  NAME\n", as `sha256sum * | sha256sum` prints in their folder. */
+/* One file: its own sum. Several: the sum of the lines "SUM  NAME\n", as `sha256sum * | sha256sum` prints
+ * in their folder. */
 static int sum_files(const struct source_files *f, char out[SHA256_HEX], struct err *e) {
     if (f->n == 1) return sha256_file(f->path[0], out, e);
     struct sha256 all;
@@ -66,7 +71,8 @@ static int sum_key(const struct source_files *f, struct str *key, struct err *e)
             free(full);
             return err_code(e, EXIT_ENV, "cannot open '%s'", f->path[i]);
         }
-        str_printf(key, "%lld %lld.%09ld %s\n", (long long)st.st_size, (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec, full);
+        str_printf(key, "%lld %lld.%09ld %s\n", (long long)st.st_size, (long long)st.st_mtim.tv_sec,
+                   st.st_mtim.tv_nsec, full);
         free(full);
     }
     return 0;
@@ -83,7 +89,8 @@ static bool sum_read(const char *path, const struct str *key, char out[SHA256_HE
     return hit;
 }
 
-/* A lost cache only costs time, so a failure is told and forgotten. Other stages may write it too: own name, then rename. */
+/* A lost cache only costs time, so a failure is told and forgotten. Other stages may write it too: own
+ * name, then rename. */
 static void sum_write(const char *path, struct str *key, const char *sum) {
     char own[FS_PATH_MAX];
     struct err e = { 0 };
@@ -126,7 +133,8 @@ static double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int make_file(struct model *m, struct packed_plan *p, const struct model_opts *o, const char *path, struct err *e) {
+static int make_file(struct model *m, struct packed_plan *p, const struct model_opts *o, const char *path,
+                     struct err *e) {
     struct source *s;
     double start = seconds_now();
     if (fs_mkdirs(o->packed_dir, e) < 0 || source_open(&s, o->path, &m->conf, e) < 0) return -1;
@@ -143,7 +151,9 @@ static int map_packed(struct model *m, struct packed_plan *p, const struct model
     struct err why = { 0 };
     packed_path(path, o->packed_dir, m->sha256, o->quant, o->rounding);
     if (fs_exists(path)) {
-        if (fs_map(&m->store->map, path, &why) == 0 && packed_check(p, m->sha256, &m->store->map, false, &why) == 0) return 0;
+        if (fs_map(&m->store->map, path, &why) == 0 &&
+            packed_check(p, m->sha256, &m->store->map, false, &why) == 0)
+            return 0;
         fs_unmap(&m->store->map);
         log_warn("packed model '%s' is made again: %s", path, why.text);
     }
@@ -154,9 +164,10 @@ static int map_packed(struct model *m, struct packed_plan *p, const struct model
 
 static int pack_in_memory(struct model *m, struct packed_plan *p, const struct model_opts *o, struct err *e) {
     struct source *s;
-    m->store->memory = aligned_alloc(PACKED_HEADER_ALIGN, (p->file_bytes + PACKED_HEADER_ALIGN - 1) / PACKED_HEADER_ALIGN *
-                                                              PACKED_HEADER_ALIGN);
-    if (!m->store->memory) return err_code(e, EXIT_ENV, "out of memory: packing '%s' takes %zu bytes", o->path, p->file_bytes);
+    m->store->memory = aligned_alloc(PACKED_HEADER_ALIGN, (p->file_bytes + PACKED_HEADER_ALIGN - 1) /
+                                                              PACKED_HEADER_ALIGN * PACKED_HEADER_ALIGN);
+    if (!m->store->memory)
+        return err_code(e, EXIT_ENV, "out of memory: packing '%s' takes %zu bytes", o->path, p->file_bytes);
     memset(m->store->memory, 0, p->file_bytes);
     if (source_open(&s, o->path, &m->conf, e) < 0) return -1;
     int rc = packed_fill(p, s, m->sha256, m->store->memory, m->kern ? m->kern->pool : NULL, NULL, NULL, e);

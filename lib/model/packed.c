@@ -1,8 +1,9 @@
 /* packed.c - see packed.h. Order: the plan, one tensor, all of them, the file, checking it.
  *
- * A tensor is packed in chunks of whole panels, which lie one after the other: a chunk needs little memory, and chunks can be
- * spread over threads without changing a bit. What the base model's weights are: the source's values rounded to bf16. They
- * are stored so, or quantised from there; only MODEL_QUANT_F32 keeps the source's own precision. Vectors are never rounded.
+ * A tensor is packed in chunks of whole panels, which lie one after the other: a chunk needs little
+ * memory, and chunks can be spread over threads without changing a bit. What the base model's weights are:
+ * the source's values rounded to bf16. They are stored so, or quantised from there; only MODEL_QUANT_F32
+ * keeps the source's own precision. Vectors are never rounded.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/packed.h"
 
@@ -25,16 +26,20 @@ static enum kern_format format_of(const struct source_item *x, enum model_quant 
     return x->kind == SOURCE_KIND_PROJ && q == MODEL_QUANT_MXFP4 ? KERN_FORMAT_MXFP4 : KERN_FORMAT_BF16;
 }
 
-void packed_plan_init(struct packed_plan *p, const struct model_conf *c, enum model_quant q, enum model_rounding r) {
-    *p = (struct packed_plan){ .conf = *c, .quant = q, .rounding = q == MODEL_QUANT_MXFP4 ? r : MODEL_ROUNDING_OCP };
+void packed_plan_init(struct packed_plan *p, const struct model_conf *c, enum model_quant q,
+                      enum model_rounding r) {
+    *p = (struct packed_plan){ .conf = *c, .quant = q, .rounding = MODEL_ROUNDING_OCP };
+    if (q == MODEL_QUANT_MXFP4) p->rounding = r;
     p->items = source_items(c, &p->item);
     p->entry = mem_alloc((size_t)p->items * sizeof *p->entry);
-    p->header_bytes = round_up(sizeof(struct packed_header) + (size_t)p->items * sizeof *p->entry, PACKED_HEADER_ALIGN);
+    p->header_bytes = round_up(sizeof(struct packed_header) + (size_t)p->items * sizeof *p->entry,
+                               PACKED_HEADER_ALIGN);
     size_t at = p->header_bytes;
     for (int i = 0; i < p->items; i++) {
         const struct source_item *x = &p->item[i];
         enum kern_format f = format_of(x, q);
-        size_t bytes = source_is_matrix(x) ? kern_weight_bytes(f, x->rows, x->cols) : (size_t)x->cols * sizeof(float);
+        size_t bytes = source_is_matrix(x) ? kern_weight_bytes(f, x->rows, x->cols)
+                                           : (size_t)x->cols * sizeof(float);
         p->entry[i] = (struct packed_entry){ .offset = at, .bytes = bytes, .format = (uint32_t)f };
         at = round_up(at + bytes, PACKED_ALIGN);
     }
@@ -64,12 +69,14 @@ static int chunk_floats(const struct job *j, int row, int n, float *values, stru
     int64_t count = (int64_t)n * x->cols, bad = quant_not_finite(values, count);
     if (bad >= 0)
         return err_code(e, EXIT_ENV, "tensor '%s' holds a value that is not finite (row %lld, column %lld)",
-                        source_name(j->s, j->item), (long long)(row + bad / x->cols), (long long)(bad % x->cols));
+                        source_name(j->s, j->item), (long long)(row + bad / x->cols),
+                        (long long)(bad % x->cols));
     if (j->p->quant != MODEL_QUANT_F32 && source_is_matrix(x))
         for (int64_t i = 0; i < count; i++) {
             values[i] = bf16_to_f32(f32_to_bf16(values[i]));
             if (values[i] - values[i] != 0)
-                return err_code(e, EXIT_ENV, "tensor '%s' holds a value too large for bf16", source_name(j->s, j->item));
+                return err_code(e, EXIT_ENV, "tensor '%s' holds a value too large for bf16",
+                                source_name(j->s, j->item));
         }
     return 0;
 }
@@ -77,7 +84,8 @@ static int chunk_floats(const struct job *j, int row, int n, float *values, stru
 static int chunk(const struct job *j, int row, int n, uint8_t *to, struct quant_stats *stats, struct err *e) {
     const struct source_item *x = &j->p->item[j->item];
     enum kern_format f = (enum kern_format)j->p->entry[j->item].format;
-    size_t count = (size_t)n * (size_t)x->cols, blocks = (size_t)n * (size_t)((x->cols + QUANT_BLOCK - 1) / QUANT_BLOCK);
+    size_t count = (size_t)n * (size_t)x->cols,
+           blocks = (size_t)n * (size_t)((x->cols + QUANT_BLOCK - 1) / QUANT_BLOCK);
     float *values = mem_alloc(count * sizeof *values);
     uint8_t *codes = f == KERN_FORMAT_MXFP4 ? mem_alloc(count + blocks) : NULL;
     int rc = 0;
@@ -86,7 +94,8 @@ static int chunk(const struct job *j, int row, int n, uint8_t *to, struct quant_
         if (rc == 0 && source_is_matrix(x)) pack_f32(to, f, values, n, x->cols);
         else if (rc == 0) memcpy(to, values, count * sizeof *values);
     } else {
-        if (source_is_mxfp4(j->s, j->item)) rc = source_rows_mxfp4(j->s, j->item, row, n, codes, codes + count, e);
+        if (source_is_mxfp4(j->s, j->item))
+            rc = source_rows_mxfp4(j->s, j->item, row, n, codes, codes + count, e);
         else {
             rc = chunk_floats(j, row, n, values, e);
             if (rc == 0) rc = quant_mxfp4(values, n, x->cols, j->p->rounding, codes, codes + count, stats, e);
@@ -108,8 +117,8 @@ static void run_chunk(void *arg, int part, int parts) {
     chunk(j, row, n, j->to + at, j->stats ? &j->stats[part] : NULL, &j->err[part]);
 }
 
-int packed_tensor(const struct packed_plan *p, const struct source *s, int item, void *to, struct quant_stats *stats,
-                  struct pool *pool, struct err *e) {
+int packed_tensor(const struct packed_plan *p, const struct source *s, int item, void *to,
+                  struct quant_stats *stats, struct pool *pool, struct err *e) {
     const struct source_item *x = &p->item[item];
     struct job j = { .p = p, .s = s, .item = item, .to = to };
     j.rows_chunk = CHUNK_VALUES / x->cols / KERN_OUT_BLOCK * KERN_OUT_BLOCK;
@@ -157,8 +166,8 @@ static void header_fill(struct packed_header *h, const struct packed_plan *p, co
     memcpy(h->sha256, sha256, strnlen(sha256, SHA256_HEX - 1));
 }
 
-int packed_fill(struct packed_plan *p, const struct source *s, const char *sha256, uint8_t *to, struct pool *pool,
-                packed_each *each, void *ud, struct err *e) {
+int packed_fill(struct packed_plan *p, const struct source *s, const char *sha256, uint8_t *to,
+                struct pool *pool, packed_each *each, void *ud, struct err *e) {
     for (int i = 0; i < p->items; i++) {
         struct packed_entry *x = &p->entry[i];
         struct quant_stats stats = { 0 };
@@ -178,7 +187,8 @@ int packed_fill(struct packed_plan *p, const struct source *s, const char *sha25
 
 /* --- the file --- */
 
-void packed_path(char out[FS_PATH_MAX], const char *dir, const char *sha256, enum model_quant q, enum model_rounding r) {
+void packed_path(char out[FS_PATH_MAX], const char *dir, const char *sha256, enum model_quant q,
+                 enum model_rounding r) {
     char name[SHA256_HEX + 16];
     snprintf(name, sizeof name, "%s-%s%s", sha256, model_quant_name(q),
              q == MODEL_QUANT_MXFP4 && r == MODEL_ROUNDING_SEED ? "-seed" : "");
@@ -196,7 +206,7 @@ static int sync_dir_of(const char *path, struct err *e) {
 
 static int make_at(struct packed_plan *p, const struct source *s, const char *sha256, int fd, const char *tmp,
                    struct pool *pool, packed_each *each, void *ud, struct err *e) {
-    int failed = posix_fallocate(fd, 0, (off_t)p->file_bytes);      /* a full disk is told here, not by SIGBUS */
+    int failed = posix_fallocate(fd, 0, (off_t)p->file_bytes); /* a full disk is told here, not by SIGBUS */
     if (failed)
         return err_code(e, EXIT_ENV, "cannot make '%s' (%zu bytes): %s", tmp, p->file_bytes, strerror(failed));
     void *to = mmap(NULL, p->file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
@@ -205,12 +215,13 @@ static int make_at(struct packed_plan *p, const struct source *s, const char *sh
     if (rc == 0 && msync(to, p->file_bytes, MS_SYNC) < 0)
         rc = err_code(e, EXIT_ENV, "cannot write '%s': %s", tmp, strerror(errno));
     munmap(to, p->file_bytes);
-    if (rc == 0 && fsync(fd) < 0) rc = err_code(e, EXIT_ENV, "cannot make '%s' durable: %s", tmp, strerror(errno));
+    if (rc == 0 && fsync(fd) < 0)
+        rc = err_code(e, EXIT_ENV, "cannot make '%s' durable: %s", tmp, strerror(errno));
     return rc;
 }
 
-int packed_make(struct packed_plan *p, const struct source *s, const char *sha256, const char *path, struct pool *pool,
-                packed_each *each, void *ud, struct err *e) {
+int packed_make(struct packed_plan *p, const struct source *s, const char *sha256, const char *path,
+                struct pool *pool, packed_each *each, void *ud, struct err *e) {
     char tmp[FS_PATH_MAX];
     if (snprintf(tmp, sizeof tmp, "%s.%ld.tmp", path, (long)getpid()) >= (int)sizeof tmp)
         return err_code(e, EXIT_ENV, "path too long: '%s'", path);
@@ -226,7 +237,8 @@ int packed_make(struct packed_plan *p, const struct source *s, const char *sha25
 
 /* --- checking it --- */
 
-int packed_check(const struct packed_plan *p, const char *sha256, const struct fs_map *m, bool data_too, struct err *e) {
+int packed_check(const struct packed_plan *p, const char *sha256, const struct fs_map *m, bool data_too,
+                 struct err *e) {
     struct packed_header h, want;
     size_t table = (size_t)p->items * sizeof *p->entry;
     if (m->bytes < sizeof h) return err_code(e, EXIT_ENV, "%zu bytes are too few", m->bytes);
@@ -234,13 +246,16 @@ int packed_check(const struct packed_plan *p, const char *sha256, const struct f
     header_fill(&want, p, sha256);
     if (memcmp(h.magic, want.magic, sizeof h.magic) != 0) return err_code(e, EXIT_ENV, "it is no packed model");
     if (h.version != want.version)
-        return err_code(e, EXIT_ENV, "it has version %u, this program makes version %u", h.version, want.version);
-    if (h.crc != crc32c(0, &h, offsetof(struct packed_header, crc))) return err_code(e, EXIT_ENV, "its header is damaged");
+        return err_code(e, EXIT_ENV, "it has version %u, this program makes version %u", h.version,
+                        want.version);
+    if (h.crc != crc32c(0, &h, offsetof(struct packed_header, crc)))
+        return err_code(e, EXIT_ENV, "its header is damaged");
     if (memcmp(&h, &want, offsetof(struct packed_header, entries_crc)) != 0)
         return err_code(e, EXIT_ENV, "it was packed from another model or shape");
     if (m->bytes != p->file_bytes)
         return err_code(e, EXIT_ENV, "it has %zu bytes instead of %zu", m->bytes, p->file_bytes);
-    if (h.entries_crc != crc32c(0, m->data + sizeof h, table)) return err_code(e, EXIT_ENV, "its table is damaged");
+    if (h.entries_crc != crc32c(0, m->data + sizeof h, table))
+        return err_code(e, EXIT_ENV, "its table is damaged");
     for (int i = 0; i < p->items; i++) {
         struct packed_entry x;
         memcpy(&x, m->data + sizeof h + (size_t)i * sizeof x, sizeof x);

@@ -19,8 +19,8 @@ static int floor_log2(float x) {
     return k - 1;
 }
 
-/* OCP: a = |x| / scale, exact since the scale is a power of two. The even neighbour of a tie has mantissa bit 0, so the
- * comparisons alternate between > and >=. */
+/* OCP: a = |x| / scale, exact since the scale is a power of two. The even neighbour of a tie has mantissa
+ * bit 0, so the comparisons alternate between > and >=. */
 static uint8_t block_ocp(const float *x, int n, uint8_t *code) {
     float amax = 0;
     for (int i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
@@ -35,10 +35,11 @@ static uint8_t block_ocp(const float *x, int n, uint8_t *code) {
     return (uint8_t)(e + 127);
 }
 
-/* SEED: E = floor(log2(amax + 1e-7)) - 2 in f32 as the earlier system computed it; within a binade p the half steps are
- * floor(2 a / 2^p + .5), so ties go away from zero. E lies in -26 .. 125. */
+/* SEED: E = floor(log2(amax + 1e-7)) - 2 in f32 as the earlier system computed it; within a binade p the
+ * half steps are floor(2 a / 2^p + .5), so ties go away from zero. E lies in -26 .. 125. */
 static uint8_t block_seed(const float *x, int n, uint8_t *code) {
-    static const uint8_t nibble[13] = { 0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7 };    /* of 2q: the grid 0 .5 1 1.5 2 3 4 6 */
+    /* index 2q on the grid 0 .5 1 1.5 2 3 4 6 */
+    static const uint8_t nibble[13] = { 0, 1, 2, 3, 4, 0, 5, 0, 6, 0, 0, 0, 7 };
     float amax = 0;
     for (int i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
     int e = (int)floorf(log2f(amax + 1e-7f)) - 2;
@@ -80,8 +81,10 @@ int quant_mxfp4(const float *values, int out, int in, enum model_rounding r, uin
                 struct quant_stats *stats, struct err *e) {
     assert(out > 0 && in > 0);
     if (r == MODEL_ROUNDING_SEED && in % QUANT_BLOCK)
-        return err_code(e, EXIT_ENV, "seed rounding needs rows of a multiple of 32 values, not %d: its blocks would run over "
-                        "row ends (use the ocp rounding)", in);
+        return err_code(e, EXIT_ENV,
+                        "seed rounding needs rows of a multiple of 32 values, not %d: its blocks would run "
+                        "over row ends (use the ocp rounding)",
+                        in);
     int64_t bad = quant_not_finite(values, (int64_t)out * in);
     if (bad >= 0)
         return err_code(e, EXIT_ENV, "the value at row %lld, column %lld is not finite", (long long)(bad / in),
@@ -90,7 +93,7 @@ int quant_mxfp4(const float *values, int out, int in, enum model_rounding r, uin
         for (int i = 0; i < in; i += QUANT_BLOCK) {
             size_t at = (size_t)o * (size_t)in + (size_t)i;
             int n = in - i < QUANT_BLOCK ? in - i : QUANT_BLOCK;
-            *scales = r == MODEL_ROUNDING_SEED ? block_seed(values + at, n, codes + at) : block_ocp(values + at, n, codes + at);
+            *scales = (r == MODEL_ROUNDING_SEED ? block_seed : block_ocp)(values + at, n, codes + at);
             if (stats) block_stats(values + at, n, codes + at, *scales, stats);
             scales++;
         }
@@ -102,7 +105,8 @@ void quant_mxfp4_back(const uint8_t *codes, const uint8_t *scales, int out, int 
     for (int o = 0; o < out; o++)
         for (int i = 0; i < in; i++) {
             size_t at = (size_t)o * (size_t)in + (size_t)i;
-            values[at] = pack_e2m1[codes[at] & 15] * pack_e8m0(scales[(size_t)o * (size_t)blocks + (size_t)(i / QUANT_BLOCK)]);
+            values[at] = pack_e2m1[codes[at] & 15] *
+                         pack_e8m0(scales[(size_t)o * (size_t)blocks + (size_t)(i / QUANT_BLOCK)]);
         }
 }
 
@@ -121,4 +125,6 @@ static double share(double part, uint64_t all) { return all ? part / (double)all
 double quant_relative_error(const struct quant_stats *s) { return share(s->relative_sum, s->elements); }
 double quant_zeroed(const struct quant_stats *s) { return share((double)s->zeroed, s->elements); }
 double quant_saturated(const struct quant_stats *s) { return share((double)s->saturated, s->elements); }
-double quant_sqnr_db(const struct quant_stats *s) { return s->d2_sum > 0 ? 10 * log10(s->x2_sum / s->d2_sum) : INFINITY; }
+double quant_sqnr_db(const struct quant_stats *s) {
+    return s->d2_sum > 0 ? 10 * log10(s->x2_sum / s->d2_sum) : INFINITY;
+}

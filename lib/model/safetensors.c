@@ -1,8 +1,10 @@
 /* safetensors.c - see safetensors.h.
  *
- * Order: the header's JSON subset, one tensor's checks, the layout of all, open and look up, to floats, writing.
- * The header is copied once and parsed by hand: objects of objects, whole numbers, depth 3. A general JSON reader would
- * take a hundred times the bytes of a hostile header. Nothing is repaired: a file that breaks a rule is refused.
+ * Order: the header's JSON subset, one tensor's checks, the layout of all, open and look up, to floats,
+ * writing.
+ * The header is copied once and parsed by hand: objects of objects, whole numbers, depth 3. A general JSON
+ * reader would take a hundred times the bytes of a hostile header. Nothing is repaired: a file that breaks
+ * a rule is refused.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/safetensors.h"
 
@@ -11,11 +13,12 @@
 #include "lib/model/half.h"
 
 static const struct { const char *name; int bytes; } DTYPE[ST_DTYPE_COUNT] = {
-    [ST_DTYPE_F32] = { "F32", 4 },         [ST_DTYPE_F16] = { "F16", 2 },         [ST_DTYPE_BF16] = { "BF16", 2 },
-    [ST_DTYPE_F64] = { "F64", 8 },         [ST_DTYPE_I64] = { "I64", 8 },         [ST_DTYPE_I32] = { "I32", 4 },
-    [ST_DTYPE_I16] = { "I16", 2 },         [ST_DTYPE_I8] = { "I8", 1 },           [ST_DTYPE_U64] = { "U64", 8 },
-    [ST_DTYPE_U32] = { "U32", 4 },         [ST_DTYPE_U16] = { "U16", 2 },         [ST_DTYPE_U8] = { "U8", 1 },
-    [ST_DTYPE_BOOL] = { "BOOL", 1 },       [ST_DTYPE_F8_E4M3] = { "F8_E4M3", 1 }, [ST_DTYPE_F8_E5M2] = { "F8_E5M2", 1 },
+    [ST_DTYPE_F32] = { "F32", 4 },   [ST_DTYPE_F16] = { "F16", 2 }, [ST_DTYPE_BF16] = { "BF16", 2 },
+    [ST_DTYPE_F64] = { "F64", 8 },   [ST_DTYPE_I64] = { "I64", 8 }, [ST_DTYPE_I32] = { "I32", 4 },
+    [ST_DTYPE_I16] = { "I16", 2 },   [ST_DTYPE_I8] = { "I8", 1 },   [ST_DTYPE_U64] = { "U64", 8 },
+    [ST_DTYPE_U32] = { "U32", 4 },   [ST_DTYPE_U16] = { "U16", 2 }, [ST_DTYPE_U8] = { "U8", 1 },
+    [ST_DTYPE_BOOL] = { "BOOL", 1 }, [ST_DTYPE_F8_E4M3] = { "F8_E4M3", 1 },
+    [ST_DTYPE_F8_E5M2] = { "F8_E5M2", 1 },
 };
 
 const char *st_dtype_name(enum st_dtype d) { return DTYPE[d].name; }
@@ -30,7 +33,8 @@ struct cursor {
 };
 
 static int fail(const struct cursor *c, const char *what) {
-    return err_code(c->e, EXIT_ENV, "'%s': byte %zu of the header: %s", c->path, (size_t)(c->p - c->start), what);
+    return err_code(c->e, EXIT_ENV, "'%s': byte %zu of the header: %s", c->path, (size_t)(c->p - c->start),
+                    what);
 }
 
 static void skip_space(struct cursor *c) {
@@ -49,7 +53,10 @@ static int hex4(struct cursor *c, uint32_t *out) {
     if (c->end - c->p < 4) return fail(c, "escape is cut off");
     for (int i = 0; i < 4; i++) {
         char h = *c->p++;
-        int v = h >= '0' && h <= '9' ? h - '0' : h >= 'a' && h <= 'f' ? h - 'a' + 10 : h >= 'A' && h <= 'F' ? h - 'A' + 10 : -1;
+        int v = h >= '0' && h <= '9'   ? h - '0'
+                : h >= 'a' && h <= 'f' ? h - 'a' + 10
+                : h >= 'A' && h <= 'F' ? h - 'A' + 10
+                                       : -1;
         if (v < 0) return fail(c, "escape is not hexadecimal");
         *out = *out * 16 + (uint32_t)v;
     }
@@ -70,7 +77,8 @@ static int unicode_escape(struct cursor *c, char **w) {
     char *o = *w;
     if (u < 0x80) *o++ = (char)u;
     else if (u < 0x800) *o++ = (char)(0xC0 | u >> 6), *o++ = (char)(0x80 | (u & 63));
-    else if (u < 0x10000) *o++ = (char)(0xE0 | u >> 12), *o++ = (char)(0x80 | (u >> 6 & 63)), *o++ = (char)(0x80 | (u & 63));
+    else if (u < 0x10000)
+        *o++ = (char)(0xE0 | u >> 12), *o++ = (char)(0x80 | (u >> 6 & 63)), *o++ = (char)(0x80 | (u & 63));
     else {
         *o++ = (char)(0xF0 | u >> 18), *o++ = (char)(0x80 | (u >> 12 & 63));
         *o++ = (char)(0x80 | (u >> 6 & 63)), *o++ = (char)(0x80 | (u & 63));
@@ -111,8 +119,8 @@ static int take_count(struct cursor *c, int64_t *out) {
     const char *first = c->p;
     uint64_t v = 0;
     while (c->p < c->end && *c->p >= '0' && *c->p <= '9') {
-        if (__builtin_mul_overflow(v, (uint64_t)10, &v) || __builtin_add_overflow(v, (uint64_t)(*c->p - '0'), &v) ||
-            v > INT64_MAX)
+        if (__builtin_mul_overflow(v, (uint64_t)10, &v) ||
+            __builtin_add_overflow(v, (uint64_t)(*c->p - '0'), &v) || v > INT64_MAX)
             return fail(c, "number is too large");
         c->p++;
     }
@@ -167,7 +175,8 @@ static int check_size(const struct cursor *c, struct entry *x) {
     x->t.elements = n;
     if (x->end < x->begin) return bad_tensor(c, x->t.name, "field 'data_offsets' ends before it begins");
     if (x->end - x->begin != (uint64_t)bytes)
-        return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': field 'data_offsets' spans %llu bytes, its shape needs %lld",
+        return err_code(c->e, EXIT_ENV,
+                        "'%s': tensor '%.200s': field 'data_offsets' spans %llu bytes, its shape needs %lld",
                         c->path, x->t.name, (unsigned long long)(x->end - x->begin), (long long)bytes);
     return 0;
 }
@@ -180,8 +189,8 @@ static int take_dtype(struct cursor *c, struct entry *x) {
             x->t.dtype = (enum st_dtype)d;
             return 0;
         }
-    return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': field 'dtype' is '%.40s', which is not supported", c->path,
-                    x->t.name, text);
+    return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': field 'dtype' is '%.40s', which is not supported",
+                    c->path, x->t.name, text);
 }
 
 static int take_tensor(struct cursor *c, struct entry *x) {
@@ -195,8 +204,12 @@ static int take_tensor(struct cursor *c, struct entry *x) {
         if (!take(c, ':')) return fail(c, "expected ':'");
         has = strcmp(key, "dtype") == 0 ? HAS_DTYPE : strcmp(key, "shape") == 0 ? HAS_SHAPE
             : strcmp(key, "data_offsets") == 0 ? HAS_OFFSETS : 0;
-        if (!has) return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': unknown field '%.40s'", c->path, x->t.name, key);
-        if (seen & has) return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': field '%s' comes twice", c->path, x->t.name, key);
+        if (!has)
+            return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': unknown field '%.40s'", c->path,
+                            x->t.name, key);
+        if (seen & has)
+            return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': field '%s' comes twice", c->path,
+                            x->t.name, key);
         seen |= has;
         if (has == HAS_DTYPE && take_dtype(c, x) < 0) return -1;
         if (has == HAS_SHAPE && take_counts(c, x->t.shape, ST_RANK_MAX, &x->t.rank) < 0) return -1;
@@ -265,28 +278,33 @@ static int check_layout(const struct cursor *c, struct table *t, uint64_t data_b
     for (int i = 0; i < t->n; i++) {
         const struct entry *x = &t->x[i];
         if (x->begin != at)
-            return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': field 'data_offsets' begins at %llu, expected %llu (%s)",
+            return err_code(c->e, EXIT_ENV,
+                            "'%s': tensor '%.200s': field 'data_offsets' begins at %llu, expected %llu (%s)",
                             c->path, x->t.name, (unsigned long long)x->begin, (unsigned long long)at,
                             x->begin < at ? "tensors overlap" : "there is a hole");
         if (x->end > data_bytes)
-            return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': field 'data_offsets' ends at %llu, the file has %llu bytes "
-                            "of data (is the download complete?)", c->path, x->t.name, (unsigned long long)x->end,
-                            (unsigned long long)data_bytes);
+            return err_code(c->e, EXIT_ENV,
+                            "'%s': tensor '%.200s': field 'data_offsets' ends at %llu, the file has %llu "
+                            "bytes of data (is the download complete?)",
+                            c->path, x->t.name, (unsigned long long)x->end, (unsigned long long)data_bytes);
         at = x->end;
     }
     if (at != data_bytes)
-        return err_code(c->e, EXIT_ENV, "'%s': the tensors end at byte %llu of the data, the file at byte %llu", c->path,
+        return err_code(c->e, EXIT_ENV,
+                        "'%s': the tensors end at byte %llu of the data, the file at byte %llu", c->path,
                         (unsigned long long)at, (unsigned long long)data_bytes);
     return 0;
 }
 
 static int parse(struct st_file *f, const uint8_t *data, size_t bytes, struct err *e) {
-    if (bytes < 8) return err_code(e, EXIT_ENV, "'%s': %zu bytes are too few for a safetensors file", f->path, bytes);
+    if (bytes < 8)
+        return err_code(e, EXIT_ENV, "'%s': %zu bytes are too few for a safetensors file", f->path, bytes);
     uint64_t length = 0;
     for (int i = 7; i >= 0; i--) length = length << 8 | data[i];
     if (length > ST_HEADER_MAX || length > bytes - 8)
-        return err_code(e, EXIT_ENV, "'%s': the header's length %llu does not fit (file has %zu bytes, the most is %d)", f->path,
-                        (unsigned long long)length, bytes, ST_HEADER_MAX);
+        return err_code(e, EXIT_ENV,
+                        "'%s': the header's length %llu does not fit (file has %zu bytes, the most is %d)",
+                        f->path, (unsigned long long)length, bytes, ST_HEADER_MAX);
     f->header = mem_alloc((size_t)length + 1);
     memcpy(f->header, data + 8, (size_t)length);
     if (!utf8_valid(f->header, (size_t)length))
@@ -348,7 +366,9 @@ const struct st_tensor *st_find(const struct st_file *f, const char *name) {
     return f->count ? bsearch(&key, f->tensor, (size_t)f->count, sizeof key, by_name) : NULL;
 }
 
-int st_to_f32(const struct st_tensor *t, float *out, struct err *e) { return st_to_f32_part(t, 0, t->elements, out, e); }
+int st_to_f32(const struct st_tensor *t, float *out, struct err *e) {
+    return st_to_f32_part(t, 0, t->elements, out, e);
+}
 
 int st_to_f32_part(const struct st_tensor *t, int64_t first, int64_t n, float *out, struct err *e) {
     assert(first >= 0 && n >= 0 && first <= t->elements - n);

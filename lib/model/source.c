@@ -1,4 +1,5 @@
-/* source.c - see source.h. Order: the list of tensors, their names, the files, finding and checking, reading rows.
+/* source.c - see source.h. Order: the list of tensors, their names, the files, finding and checking,
+ * reading rows.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/source.h"
 
@@ -37,7 +38,8 @@ int source_items(const struct model_conf *c, struct source_item **out) {
         x[n++] = (struct source_item){ SOURCE_KIND_NORM_POST, 0, l, 1, c->dim };
         for (int p = 0; p < PROJ_COUNT; p++) {
             model_proj_shape(c, (enum proj)p, &rows, &cols);
-            if (c->qkv_bias && p <= PROJ_V) x[n++] = (struct source_item){ SOURCE_KIND_BIAS, (enum proj)p, l, 1, rows };
+            if (c->qkv_bias && p <= PROJ_V)
+                x[n++] = (struct source_item){ SOURCE_KIND_BIAS, (enum proj)p, l, 1, rows };
             x[n++] = (struct source_item){ SOURCE_KIND_PROJ, (enum proj)p, l, rows, cols };
         }
     }
@@ -52,7 +54,9 @@ static void name_hf(char *out, const struct source_item *x) {
     case SOURCE_KIND_EMBED: snprintf(out, SOURCE_NAME_BYTES, "model.embed_tokens.weight"); break;
     case SOURCE_KIND_HEAD: snprintf(out, SOURCE_NAME_BYTES, "lm_head.weight"); break;
     case SOURCE_KIND_NORM_FINAL: snprintf(out, SOURCE_NAME_BYTES, "model.norm.weight"); break;
-    case SOURCE_KIND_NORM_IN: snprintf(out, SOURCE_NAME_BYTES, "model.layers.%d.input_layernorm.weight", x->layer); break;
+    case SOURCE_KIND_NORM_IN:
+        snprintf(out, SOURCE_NAME_BYTES, "model.layers.%d.input_layernorm.weight", x->layer);
+        break;
     case SOURCE_KIND_NORM_POST:
         snprintf(out, SOURCE_NAME_BYTES, "model.layers.%d.post_attention_layernorm.weight", x->layer);
         break;
@@ -65,7 +69,8 @@ static void name_hf(char *out, const struct source_item *x) {
 }
 
 static void name_gguf(char *out, const struct source_item *x) {
-    static const char *const proj[PROJ_COUNT] = { "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down" };
+    static const char *const proj[PROJ_COUNT] = { "attn_q",   "attn_k", "attn_v",  "attn_output",
+                                                  "ffn_gate", "ffn_up", "ffn_down" };
     switch (x->kind) {
     case SOURCE_KIND_EMBED: snprintf(out, SOURCE_NAME_BYTES, "token_embd.weight"); break;
     case SOURCE_KIND_HEAD: snprintf(out, SOURCE_NAME_BYTES, "output.weight"); break;
@@ -80,11 +85,11 @@ static void name_gguf(char *out, const struct source_item *x) {
     }
 }
 
-/* Tensors that files carry and that change nothing: buffers of old exports, a copy of a tied head, GGUF's rope divisors
- * (read by conf.c). */
+/* Tensors that files carry and that change nothing: buffers of old exports, a copy of a tied head, GGUF's
+ * rope divisors (read by conf.c). */
 static bool is_known_extra(const struct model_conf *c, const char *name) {
-    return str_ends(name, ".rotary_emb.inv_freq") || str_ends(name, ".attn_rot_embd") || strcmp(name, "rope_freqs.weight") == 0 ||
-           (c->tied && strcmp(name, "lm_head.weight") == 0);
+    return str_ends(name, ".rotary_emb.inv_freq") || str_ends(name, ".attn_rot_embd") ||
+           strcmp(name, "rope_freqs.weight") == 0 || (c->tied && strcmp(name, "lm_head.weight") == 0);
 }
 
 /* --- the files --- */
@@ -108,12 +113,15 @@ static int files_of_index(struct source_files *f, const char *dir, const char *i
     if (!o) return -1;
     json_t *map = json_object_get(o, "weight_map"), *v;
     const char *name, *last = "";
-    int rc = json_is_object(map) && json_object_size(map) ? 0 : err_set(e, "%s: field 'weight_map' must be an object", index);
+    int rc = json_is_object(map) && json_object_size(map)
+                 ? 0
+                 : err_set(e, "%s: field 'weight_map' must be an object", index);
     char path[FS_PATH_MAX];
     if (rc == 0) json_object_foreach(map, name, v) {
         const char *file = json_string_value(v);
         if (!file || !*file || strchr(file, '/') || !str_ends(file, ".safetensors") || strlen(file) > 255) {
-            rc = err_set(e, "%s: tensor '%.200s' must name a .safetensors file in the same folder", index, name);
+            rc = err_set(e, "%s: tensor '%.200s' must name a .safetensors file in the same folder", index,
+                         name);
             break;
         }
         if (strcmp(file, last) == 0) continue;
@@ -159,11 +167,13 @@ int source_files(struct source_files *f, const char *path, struct err *e) {
 
 /* --- finding and checking --- */
 
-static int shape_error(const struct source *s, const char *name, const char *got, const struct source_item *x, struct err *e) {
+static int shape_error(const struct source *s, const char *name, const char *got, const struct source_item *x,
+                       struct err *e) {
     char want[48];
     if (source_is_matrix(x)) snprintf(want, sizeof want, "[%d, %d]", x->rows, x->cols);
     else snprintf(want, sizeof want, "[%d]", x->cols);
-    return err_code(e, EXIT_ENV, "'%s': tensor '%s' has shape %s, the configuration says %s", s->path, name, got, want);
+    return err_code(e, EXIT_ENV, "'%s': tensor '%s' has shape %s, the configuration says %s", s->path, name,
+                    got, want);
 }
 
 static int find_st(struct source *s, int i, struct err *e) {
@@ -174,19 +184,22 @@ static int find_st(struct source *s, int i, struct err *e) {
     const struct st_tensor *t = f->st;
     if (!t)
         return err_code(e, EXIT_ENV, "'%s': tensor '%s' is missing%s", s->path, f->name,
-                        x->kind == SOURCE_KIND_HEAD ? " (and the configuration does not tie it to the embedding)" : "");
+                        x->kind == SOURCE_KIND_HEAD
+                            ? " (and the configuration does not tie it to the embedding)"
+                            : "");
     bool fits = source_is_matrix(x) ? t->rank == 2 && t->shape[0] == x->rows && t->shape[1] == x->cols
                                     : t->rank == 1 && t->shape[0] == x->cols;
     if (!fits) {
         char got[24 * ST_RANK_MAX] = "[";
         for (int d = 0; d < t->rank; d++)
-            snprintf(got + strlen(got), sizeof got - strlen(got), "%s%lld", d ? ", " : "", (long long)t->shape[d]);
+            snprintf(got + strlen(got), sizeof got - strlen(got), "%s%lld", d ? ", " : "",
+                     (long long)t->shape[d]);
         snprintf(got + strlen(got), sizeof got - strlen(got), "]");
         return shape_error(s, f->name, got, x, e);
     }
     if (t->dtype != ST_DTYPE_F32 && t->dtype != ST_DTYPE_F16 && t->dtype != ST_DTYPE_BF16)
-        return err_code(e, EXIT_ENV, "'%s': tensor '%s' is %s; only F32, F16 and BF16 weights are read", s->path, f->name,
-                        st_dtype_name(t->dtype));
+        return err_code(e, EXIT_ENV, "'%s': tensor '%s' is %s; only F32, F16 and BF16 weights are read",
+                        s->path, f->name, st_dtype_name(t->dtype));
     return 0;
 }
 
@@ -203,7 +216,9 @@ static int find_gguf(struct source *s, int i, struct err *e) {
     return shape_error(s, f->name, got, x, e);
 }
 
-static int by_found(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+static int by_found(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
 
 /* Every tensor of the files must be one we use, or one known not to matter. */
 static int check_extras(struct source *s, struct err *e) {
@@ -216,9 +231,12 @@ static int check_extras(struct source *s, struct err *e) {
         int n = s->is_gguf ? s->gguf.tensors : s->st[k].count;
         for (int i = 0; i < n && rc == 0; i++) {
             const char *name = s->is_gguf ? s->gguf.tensor[i].name : s->st[k].tensor[i].name;
-            if (!bsearch(&name, used, (size_t)s->items, sizeof *used, by_found) && !is_known_extra(&s->conf, name))
-                rc = err_code(e, EXIT_ENV, "'%s': tensor '%.200s' is not part of a %s model; leaving it out would compute "
-                              "something else", s->path, name, conf_arch_name(s->conf.arch));
+            if (!bsearch(&name, used, (size_t)s->items, sizeof *used, by_found) &&
+                !is_known_extra(&s->conf, name))
+                rc = err_code(e, EXIT_ENV,
+                              "'%s': tensor '%.200s' is not part of a %s model; leaving it out would compute "
+                              "something else",
+                              s->path, name, conf_arch_name(s->conf.arch));
         }
     }
     free(used);
@@ -279,8 +297,8 @@ const char *source_dtype(const struct source *s, int item) {
 
 /* --- reading rows --- */
 
-/* Converters store q and k of llama models with the two halves of each head interleaved (rope on neighbours): HF's row
- * (head, half, j) stands at (head, j, half). */
+/* Converters store q and k of llama models with the two halves of each head interleaved (rope on
+ * neighbours): HF's row (head, half, j) stands at (head, j, half). */
 static int gguf_row(const struct source *s, const struct source_item *x, int row) {
     if (s->conf.arch != MODEL_ARCH_LLAMA || x->kind != SOURCE_KIND_PROJ || x->proj > PROJ_K) return row;
     int d = s->conf.head_dim, head = row / d, in_head = row % d;
@@ -300,7 +318,8 @@ int source_rows(const struct source *s, int item, int row, int n, float *out, st
     if (!s->is_gguf)
         return st_to_f32_part(s->found[item].st, (int64_t)row * x->cols, (int64_t)n * x->cols, out, e);
     for (int r = 0; r < n; r++)
-        gguf_dequant(s->found[item].g->type, gguf_row_at(s, item, row + r), x->cols, out + (size_t)r * (size_t)x->cols);
+        gguf_dequant(s->found[item].g->type, gguf_row_at(s, item, row + r), x->cols,
+                     out + (size_t)r * (size_t)x->cols);
     return 0;
 }
 
@@ -308,15 +327,16 @@ bool source_is_mxfp4(const struct source *s, int item) {
     return s->is_gguf && s->found[item].g->type == GGUF_TYPE_MXFP4;
 }
 
-int source_rows_mxfp4(const struct source *s, int item, int row, int n, uint8_t *codes, uint8_t *scales, struct err *e) {
+int source_rows_mxfp4(const struct source *s, int item, int row, int n, uint8_t *codes, uint8_t *scales,
+                      struct err *e) {
     const struct source_item *x = &s->item[item];
     assert(source_is_mxfp4(s, item) && x->cols % 32 == 0);
     for (int r = 0; r < n; r++) {
         const uint8_t *b = gguf_row_at(s, item, row + r);
         for (int k = 0; k < x->cols / 32; k++, b += 17, codes += 32) {
             if (b[0] == 255)
-                return err_code(e, EXIT_ENV, "'%s': tensor '%s' holds a value that is not finite (row %d)", s->path,
-                                s->found[item].name, row + r);
+                return err_code(e, EXIT_ENV, "'%s': tensor '%s' holds a value that is not finite (row %d)",
+                                s->path, s->found[item].name, row + r);
             *scales++ = b[0];
             for (int j = 0; j < 16; j++) {
                 codes[j] = b[1 + j] & 15;

@@ -1,7 +1,7 @@
 /* source.h - inside lib/model: a model's tensors where they were downloaded, whatever the file format.
  *
- * Knows: which tensors a model of a shape has, what HF and GGUF call them, their shapes, GGUF's order of q and k rows.
- * Does not know: packing. Everything is given in HF's order: [out, in], rope by halves.
+ * Knows: which tensors a model of a shape has, what HF and GGUF call them, their shapes, GGUF's order of q
+ * and k rows. Does not know: packing. Everything is given in HF's order: [out, in], rope by halves.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SOURCE_H
 #define QERL_SOURCE_H
@@ -31,8 +31,8 @@ int source_files(struct source_files *f, const char *path, struct err *e);
 void source_files_release(struct source_files *f);
 
 struct source;
-/* Maps the files and finds every tensor of `c`, with its shape and a type that can be read; refuses tensors that a model of
- * this kind does not have, since leaving them out would compute something else. */
+/* Maps the files and finds every tensor of `c`, with its shape and a type that can be read; refuses
+ * tensors that a model of this kind does not have, since leaving them out would compute something else. */
 int source_open(struct source **out, const char *path, const struct model_conf *c, struct err *e);
 void source_close(struct source **s);
 int source_count(const struct source *s);
@@ -43,5 +43,6 @@ const char *source_dtype(const struct source *s, int item);          /* as in th
 int source_rows(const struct source *s, int item, int row, int n, float *out, struct err *e);
 /* MXFP4 blocks of a GGUF file, kept as they are: codes [n, cols], scales [n, cols/32]. */
 bool source_is_mxfp4(const struct source *s, int item);
-int source_rows_mxfp4(const struct source *s, int item, int row, int n, uint8_t *codes, uint8_t *scales, struct err *e);
+int source_rows_mxfp4(const struct source *s, int item, int row, int n, uint8_t *codes, uint8_t *scales,
+                      struct err *e);
 #endif

@@ -1,6 +1,7 @@
 /* fuzz_safetensors.c - any bytes as a safetensors file: refused with a message, or every tensor readable.
  *
- * With clang: -fsanitize=fuzzer,address,undefined. Without: tests/fuzz/replay.h gives a main that replays files.
+ * With clang: -fsanitize=fuzzer,address,undefined. Without: tests/fuzz/replay.h gives a main that replays
+ * files.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/safetensors.h"
 #include "tests/fuzz/replay.h"

@@ -54,7 +54,8 @@ Test(model_conf, refuses, .description = "each unsupported or missing field is n
         expect_err(&e, want);
     }
     cr_expect_eq(load(dir, LLAMA ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4}}", &c, &e), -1);
-    snprintf(want, sizeof want, "%s/config.json: 'rope_scaling': type 'yarn' is not supported (default and llama3 are)", dir);
+    snprintf(want, sizeof want,
+             "%s/config.json: 'rope_scaling': type 'yarn' is not supported (default and llama3 are)", dir);
     expect_err(&e, want);
     cr_expect_eq(load(dir, LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":4}}", &c, &e), -1);
     snprintf(want, sizeof want, "%s/config.json: 'rope_scaling': field 'low_freq_factor' is missing", dir);
@@ -72,19 +73,28 @@ Test(model_conf, hf, .description = "defaults, both spellings of rope, ids of bo
     struct err e;
     test_dir(dir);
     cr_assert(load(dir, LLAMA "}", &c, &e) == 0, "%s", e.text);
-    cr_expect(c.kv_heads == 4 && c.head_dim == 8 && c.norm_eps == 1e-6f && c.rope_theta == 10000 && !c.tied && !c.qkv_bias);
+    cr_expect(c.kv_heads == 4 && c.head_dim == 8 && c.norm_eps == 1e-6f && c.rope_theta == 10000 && !c.tied &&
+              !c.qkv_bias);
     cr_expect(c.bos == -1 && c.eos_count == 0 && !c.rope_llama3.on);
     test_text(dir, "generation_config.json", "{\"eos_token_id\":[7,3]}");
-    cr_assert(load(dir, "{\"model_type\":\"qwen2\"," SIZES ",\"num_key_value_heads\":2,\"head_dim\":16,\"rope_scaling\":null,"
-                        "\"eos_token_id\":[5,7],\"bos_token_id\":null,\"tie_word_embeddings\":true,\"rope_parameters\":"
-                        "{\"rope_theta\":1000000.0,\"rope_type\":\"default\"},\"use_sliding_window\":false,"
-                        "\"sliding_window\":4096}", &c, &e) == 0, "%s", e.text);
+    cr_assert(load(dir,
+                   "{\"model_type\":\"qwen2\"," SIZES
+                   ",\"num_key_value_heads\":2,\"head_dim\":16,\"rope_scaling\":null,"
+                   "\"eos_token_id\":[5,7],\"bos_token_id\":null,\"tie_word_embeddings\":true,\"rope_"
+                   "parameters\":"
+                   "{\"rope_theta\":1000000.0,\"rope_type\":\"default\"},\"use_sliding_window\":false,"
+                   "\"sliding_window\":4096}",
+                   &c, &e) == 0,
+              "%s", e.text);
     cr_expect(c.arch == MODEL_ARCH_QWEN2 && c.qkv_bias && c.tied && c.kv_heads == 2 && c.head_dim == 16);
     cr_expect(c.rope_theta == 1e6f && c.bos == -1);
     cr_expect(c.eos_count == 3 && c.eos[0] == 7 && c.eos[1] == 3 && c.eos[2] == 5);
-    cr_assert(load(dir, LLAMA ",\"rope_theta\":500000,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,"
-                        "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}}",
-                   &c, &e) == 0, "%s", e.text);
+    cr_assert(load(dir,
+                   LLAMA ",\"rope_theta\":500000,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,"
+                         "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_"
+                         "embeddings\":8192}}",
+                   &c, &e) == 0,
+              "%s", e.text);
     cr_expect(c.rope_llama3.on && c.rope_llama3.factor == 32 && c.rope_llama3.original_positions == 8192);
     cr_assert(fs_remove_tree(dir, &e) == 0);
 }
@@ -126,7 +136,8 @@ Test(model_conf, gguf, .description = "GGUF metadata; llama3 divisors are recogn
     struct err e;
     gguf_conf(&b, "llama", true, 0, NULL);
     cr_assert(conf_of(&b, &c, &e) == 0, "%s", e.text);
-    cr_expect(c.vocab == 10 && c.dim == 256 && c.kv_heads == 4 && c.head_dim == 64 && c.tied && c.positions_max == 512);
+    cr_expect(c.vocab == 10 && c.dim == 256 && c.kv_heads == 4 && c.head_dim == 64 && c.tied &&
+              c.positions_max == 512);
     cr_expect(c.eos_count == 2 && c.eos[0] == 3 && c.eos[1] == 5 && c.bos == -1 && c.rope_theta == 500000);
     gguf_conf(&b, "gemma", true, 0, NULL);
     cr_expect_eq(conf_of(&b, &c, &e), -1);
@@ -146,7 +157,8 @@ Test(model_conf, gguf, .description = "GGUF metadata; llama3 divisors are recogn
     divisor[0] = 2;
     gguf_conf(&b, "llama", true, 32, divisor);
     cr_expect_eq(conf_of(&b, &c, &e), -1);
-    cr_expect_str_eq(e.text, "'f': tensor 'rope_freqs.weight' is no llama3 scaling (low 1, high 4, original 8192); use the "
+    cr_expect_str_eq(e.text, "'f': tensor 'rope_freqs.weight' is no llama3 scaling (low 1, high 4, original "
+                             "8192); use the "
                              "model's safetensors");
     gguf_conf(&b, "llama", true, 31, divisor);
     cr_expect_eq(conf_of(&b, &c, &e), -1);

@@ -71,7 +71,8 @@ static inline void g_key_text(struct str *b, const char *key, const char *v) {
     g_u32(b, GGUF_KIND_STRING);
     g_string(b, v);
 }
-static inline void g_tensor(struct str *b, const char *name, uint32_t rank, uint64_t ne0, uint64_t ne1, uint32_t type,
+static inline void g_tensor(struct str *b, const char *name, uint32_t rank, uint64_t ne0, uint64_t ne1,
+                            uint32_t type,
                             uint64_t offset) {
     g_string(b, name);
     g_u32(b, rank);

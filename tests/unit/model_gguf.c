@@ -1,4 +1,5 @@
-/* model_gguf.c - the reader refuses hostile files by name; block formats give the floats that PyPI's gguf gives.
+/* model_gguf.c - the reader refuses hostile files by name; block formats give the floats that PyPI's gguf
+ * gives.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/gguf.h"
 #include "tests/unit/model_files.h"
@@ -65,7 +66,8 @@ Test(model_gguf, metadata, .description = "strings, arrays, kinds, alignment and
     refused(&b, "'f': byte 37: unknown metadata type");
     keyed(&b, "k", GGUF_KIND_STRING);
     g_u64(&b, UINT64_MAX);
-    refused(&b, "'f': byte 37: a metadata string claims 18446744073709551615 bytes (0 are left, the most is 16777216)");
+    refused(&b, "'f': byte 37: a metadata string claims 18446744073709551615 bytes (0 are left, the most is "
+                "16777216)");
     keyed(&b, "k", GGUF_KIND_ARRAY);
     g_u32(&b, GGUF_KIND_ARRAY);
     g_u64(&b, 1);
@@ -84,7 +86,8 @@ Test(model_gguf, metadata, .description = "strings, arrays, kinds, alignment and
     static const uint32_t align[] = { 0, 48, 1 << 21, 0x80000000u };
     for (size_t i = 0; i < COUNT_OF(align); i++) {
         char want[128];
-        snprintf(want, sizeof want, "'f': 'general.alignment' is %u; it must be a power of two up to 1048576", align[i]);
+        snprintf(want, sizeof want, "'f': 'general.alignment' is %u; it must be a power of two up to 1048576",
+                 align[i]);
         g_start(&b, 0, 1);
         g_key_u32(&b, "general.alignment", align[i]);
         refused(&b, want);
@@ -98,8 +101,8 @@ Test(model_gguf, metadata, .description = "strings, arrays, kinds, alignment and
     refused(&b, "'f': metadata key 'k' comes twice");
 }
 
-static void one(struct str *b, const char *name, uint32_t rank, uint64_t ne0, uint64_t ne1, uint32_t type, uint64_t offset,
-                size_t data) {
+static void one(struct str *b, const char *name, uint32_t rank, uint64_t ne0, uint64_t ne1, uint32_t type,
+                uint64_t offset, size_t data) {
     g_start(b, 1, 0);
     g_tensor(b, name, rank, ne0, ne1, type, offset);
     g_pad(b, 32);
@@ -200,7 +203,8 @@ Test(model_gguf, reads, .description = "keys of every kind, arrays of strings, t
     cr_expect(gguf_int(&g, "i8", &v) && v == -2);
     cr_expect(gguf_num(&g, "f", &d) && d == 1.5);
     cr_expect(gguf_text(&g, "z", &s) && s.bytes == 4 && memcmp(s.s, "text", 4) == 0);
-    cr_expect(!gguf_int(&g, "u64", &v) && !gguf_int(&g, "list", &v) && !gguf_int(&g, "f", &v) && !gguf_num(&g, "i8", &d));
+    cr_expect(!gguf_int(&g, "u64", &v) && !gguf_int(&g, "list", &v) && !gguf_int(&g, "f", &v) &&
+              !gguf_num(&g, "i8", &d));
     cr_expect(!gguf_text(&g, "list", &s) && !gguf_find(&g, "absent"));
     const struct gguf_kv *list = gguf_find(&g, "list");
     const uint8_t *at = gguf_string_next(list->data, &s);
@@ -213,8 +217,9 @@ Test(model_gguf, reads, .description = "keys of every kind, arrays of strings, t
     str_release(&b);
 }
 
-/* blocks.bin: "GGBV", count; per type: type, elements, bytes, the blocks, the floats (tests/vectors/make_gguf.py). All
- * formats compare exactly: same operations, same order, no fused multiply-add. */
+/* blocks.bin: "GGBV", count; per type: type, elements, bytes, the blocks, the floats
+ * (tests/vectors/make_gguf.py). All formats compare exactly: same operations, same order, no fused
+ * multiply-add. */
 Test(model_gguf, blocks, .description = "dequantised blocks have the bits of the gguf package's") {
     struct str file;
     struct err e = { 0 };

@@ -12,7 +12,8 @@
 
 #define VECTORS "tests/vectors/gguf/"
 
-static struct model *open_model(const char *path, enum model_quant q, enum model_rounding r, const char *packed_dir) {
+static struct model *open_model(const char *path, enum model_quant q, enum model_rounding r,
+                                const char *packed_dir) {
     struct model *m;
     struct err e = { 0 };
     struct model_opts o = { path, q, r, packed_dir };
@@ -23,7 +24,8 @@ static struct model *open_model(const char *path, enum model_quant q, enum model
 
 static void expect_same_weight(const struct kern_weight *a, const struct kern_weight *b, const char *what) {
     cr_assert(a->format == b->format && a->out == b->out && a->in == b->in, "%s", what);
-    cr_expect(memcmp(a->data.p, b->data.p, kern_weight_bytes(a->format, a->out, a->in)) == 0, "%s differs", what);
+    cr_expect(memcmp(a->data.p, b->data.p, kern_weight_bytes(a->format, a->out, a->in)) == 0, "%s differs",
+              what);
 }
 
 static void expect_same(const struct model *a, const struct model *b) {
@@ -33,16 +35,19 @@ static void expect_same(const struct model *a, const struct model *b) {
     cr_expect(memcmp(a->norm_final.p, b->norm_final.p, norm) == 0);
     for (int l = 0; l < a->conf.layers; l++) {
         const struct model_layer *x = &a->layer[l], *y = &b->layer[l];
-        cr_expect(memcmp(x->norm_in.p, y->norm_in.p, norm) == 0 && memcmp(x->norm_post.p, y->norm_post.p, norm) == 0);
+        cr_expect(memcmp(x->norm_in.p, y->norm_in.p, norm) == 0 &&
+                  memcmp(x->norm_post.p, y->norm_post.p, norm) == 0);
         for (int p = 0; p < PROJ_COUNT; p++) expect_same_weight(&x->w[p], &y->w[p], model_proj_name[p]);
         for (int p = 0; p < 3; p++) {
             cr_expect_eq(!x->bias[p].p, !y->bias[p].p);
-            if (x->bias[p].p) cr_expect(memcmp(x->bias[p].p, y->bias[p].p, (size_t)x->w[p].out * sizeof(float)) == 0);
+            if (x->bias[p].p)
+                cr_expect(memcmp(x->bias[p].p, y->bias[p].p, (size_t)x->w[p].out * sizeof(float)) == 0);
         }
     }
 }
 
-Test(model_open, gguf_is_hf, .description = "the same weights as GGUF and as safetensors give the same records") {
+Test(model_open, gguf_is_hf,
+     .description = "the same weights as GGUF and as safetensors give the same records") {
     static const char *const name[] = { "llama", "qwen2" };
     for (int i = 0; i < 2; i++)
         for (int q = MODEL_QUANT_BF16; q <= MODEL_QUANT_F32; q++) {
@@ -60,7 +65,8 @@ Test(model_open, gguf_is_hf, .description = "the same weights as GGUF and as saf
         }
 }
 
-Test(model_open, values, .description = "records hold the file's values, row by row, and MXFP4 their rounding") {
+Test(model_open, values,
+     .description = "records hold the file's values, row by row, and MXFP4 their rounding") {
     struct st_file f;
     struct err e = { 0 };
     cr_assert(st_open(&f, VECTORS "llama/model.safetensors", &e) == 0, "%s", e.text);
@@ -70,9 +76,11 @@ Test(model_open, values, .description = "records hold the file's values, row by 
         struct model *m4 = open_model(VECTORS "llama", MODEL_QUANT_MXFP4, (enum model_rounding)r, NULL);
         for (int p = 0; p < PROJ_COUNT; p++) {
             char name[96];
-            snprintf(name, sizeof name, "model.layers.1.%s.%s.weight", p <= PROJ_O ? "self_attn" : "mlp", model_proj_name[p]);
+            snprintf(name, sizeof name, "model.layers.1.%s.%s.weight", p <= PROJ_O ? "self_attn" : "mlp",
+                     model_proj_name[p]);
             const struct st_tensor *t = st_find(&f, name);
-            float *x = mem_alloc((size_t)t->elements * sizeof *x), *y = mem_alloc((size_t)t->elements * sizeof *x);
+            float *x = mem_alloc((size_t)t->elements * sizeof *x),
+                  *y = mem_alloc((size_t)t->elements * sizeof *x);
             int out = (int)t->shape[0], in = (int)t->shape[1];
             uint8_t *codes = mem_alloc((size_t)t->elements), *scales = mem_alloc((size_t)t->elements / 32);
             cr_assert(st_to_f32(t, x, &e) == 0);
@@ -119,7 +127,9 @@ static void damage(const char *path, long at, size_t cut) {
     str_release(&all);
 }
 
-Test(model_open, packed, .description = "a packed file is made once, shared, and made again when header, table or size is wrong") {
+Test(
+    model_open, packed,
+    .description = "a packed file is made once, shared, and made again when header, table or size is wrong") {
     char dir[64], path[FS_PATH_MAX];
     struct err e = { 0 };
     test_dir(dir);
@@ -133,7 +143,10 @@ Test(model_open, packed, .description = "a packed file is made once, shared, and
     m = open_model(VECTORS "qwen2", MODEL_QUANT_MXFP4, MODEL_ROUNDING_OCP, dir);
     cr_expect_eq(inode(path), first, "made again without need");
     model_close(&m);
-    static const struct { long at; size_t cut; } wrong[] = { { 0, 0 }, { 30, 0 }, { 100, 0 }, { 170, 0 }, { -1, 1 }, { -1, 4000 } };
+    static const struct {
+        long at;
+        size_t cut;
+    } wrong[] = { { 0, 0 }, { 30, 0 }, { 100, 0 }, { 170, 0 }, { -1, 1 }, { -1, 4000 } };
     for (size_t i = 0; i < COUNT_OF(wrong); i++) {
         damage(path, wrong[i].at, wrong[i].cut);
         ino_t before = inode(path);
@@ -231,28 +244,38 @@ Test(model_open, wrong_weights, .description = "missing, misshapen, unknown and 
     int n = little(t, x);
     expect_refused(dir, t, n - 1, "tensor 'model.layers.0.mlp.down_proj.weight' is missing");
     t[0].shape[0] = 3;
-    expect_refused(dir, t, n, "tensor 'model.embed_tokens.weight' has shape [3, 2], the configuration says [2, 2]");
+    expect_refused(dir, t, n,
+                   "tensor 'model.embed_tokens.weight' has shape [3, 2], the configuration says [2, 2]");
     little(t, x);
     t[1].rank = 2, t[1].shape[1] = 1;
     expect_refused(dir, t, n, "tensor 'model.norm.weight' has shape [2, 1], the configuration says [2]");
     little(t, x);
     t[n] = (struct st_out){ "model.layers.0.self_attn.q_norm.weight", 1, { 2 }, x };
-    expect_refused(dir, t, n + 1, "tensor 'model.layers.0.self_attn.q_norm.weight' is not part of a llama model; leaving it out "
-                                  "would compute something else");
+    expect_refused(dir, t, n + 1,
+                   "tensor 'model.layers.0.self_attn.q_norm.weight' is not part of a llama model; leaving it "
+                   "out "
+                   "would compute something else");
     t[4].data = nan;
-    expect_refused(dir, t, n, "=tensor 'model.layers.0.self_attn.q_proj.weight' holds a value that is not finite (row 1, column "
-                              "0)");
+    expect_refused(dir, t, n,
+                   "=tensor 'model.layers.0.self_attn.q_proj.weight' holds a value that is not finite (row "
+                   "1, column "
+                   "0)");
     t[4].data = big;
-    expect_refused(dir, t, n, "=tensor 'model.layers.0.self_attn.q_proj.weight' holds a value too large for bf16");
+    expect_refused(dir, t, n,
+                   "=tensor 'model.layers.0.self_attn.q_proj.weight' holds a value too large for bf16");
     t[4].data = x;
-    test_text(dir, "config.json", "{\"model_type\":\"llama\",\"vocab_size\":2,\"hidden_size\":2,\"intermediate_size\":2,"
+    test_text(dir, "config.json",
+              "{\"model_type\":\"llama\",\"vocab_size\":2,\"hidden_size\":2,\"intermediate_size\":2,"
               "\"num_hidden_layers\":1,\"num_attention_heads\":1,\"max_position_embeddings\":8}");
-    expect_refused(dir, t, n, "tensor 'lm_head.weight' is missing (and the configuration does not tie it to the embedding)");
+    expect_refused(dir, t, n,
+                   "tensor 'lm_head.weight' is missing (and the configuration does not tie it to the "
+                   "embedding)");
     cr_assert(fs_remove_tree(dir, &e) == 0);
 }
 
 /* Two shards behind an index, reached through symbolic links as in a hub cache. */
-Test(model_open, shards, .description = "shards and symbolic links are followed; an index cannot leave its folder") {
+Test(model_open, shards,
+     .description = "shards and symbolic links are followed; an index cannot leave its folder") {
     char dir[64], blobs[FS_PATH_MAX], from[FS_PATH_MAX], to[FS_PATH_MAX];
     struct err e = { 0 };
     float x[4] = { 1, 2, 3, 4 };
@@ -274,7 +297,8 @@ Test(model_open, shards, .description = "shards and symbolic links are followed;
     str_init(&index);
     str_puts(&index, "{\"metadata\":{},\"weight_map\":{");
     for (int i = 0; i < n; i++)
-        str_printf(&index, "%s\"%s\":\"model-0000%d-of-00002.safetensors\"", i ? "," : "", NAMES[i], i < 5 ? 1 : 2);
+        str_printf(&index, "%s\"%s\":\"model-0000%d-of-00002.safetensors\"", i ? "," : "", NAMES[i],
+                   i < 5 ? 1 : 2);
     str_puts(&index, "}}");
     test_text(dir, "config.json", CONFIG);
     test_text(dir, "model.safetensors.index.json", index.s);
@@ -293,9 +317,11 @@ Test(model_open, shards, .description = "shards and symbolic links are followed;
 
 Test(model_open, mxfp4_kept, .description = "MXFP4 blocks of a GGUF file keep their codes and scales") {
     enum { DIM = 32, BLOCK = 17 };
-    static const char *const name[] = { "token_embd.weight", "output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight",
-        "blk.0.attn_q.weight", "blk.0.attn_k.weight", "blk.0.attn_v.weight", "blk.0.attn_output.weight", "blk.0.ffn_gate.weight",
-        "blk.0.ffn_up.weight", "blk.0.ffn_down.weight" };
+    static const char *const name[] = {
+        "token_embd.weight",     "output_norm.weight",  "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight",
+        "blk.0.attn_q.weight",   "blk.0.attn_k.weight", "blk.0.attn_v.weight",    "blk.0.attn_output.weight",
+        "blk.0.ffn_gate.weight", "blk.0.ffn_up.weight", "blk.0.ffn_down.weight"
+    };
     struct str b;
     struct err e = { 0 };
     char dir[64], path[FS_PATH_MAX];
@@ -329,7 +355,8 @@ Test(model_open, mxfp4_kept, .description = "MXFP4 blocks of a GGUF file keep th
     for (int p = 0; p < PROJ_COUNT; p++) {
         const struct pack_mxfp4 *record = m->layer[0].w[p].data.p;
         for (int o = 0; o < DIM; o++) {
-            cr_expect_eq(record[o / 16].scale[o % 16], 100 + o);        /* largest code 1.5: OCP would choose scale 98 + o */
+            cr_expect_eq(record[o / 16].scale[o % 16],
+                         100 + o); /* largest code 1.5: OCP would choose scale 98 + o */
             for (int i = 0; i < DIM; i++) {
                 int byte = blocks[o * BLOCK + 1 + i % 16], want = i < 16 ? byte & 15 : byte >> 4;
                 cr_expect_eq(record[o / 16].q[i][o % 16 / 2] >> (o % 2 ? 4 : 0) & 15, want);

@@ -1,4 +1,5 @@
-/* model_quant.c - both MXFP4 roundings: the specification's vectors, an independent nearest search, the error they leave.
+/* model_quant.c - both MXFP4 roundings: the specification's vectors, an independent nearest search, the
+ * error they leave.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/quant.h"
 
@@ -43,7 +44,8 @@ Test(model_quant, ties, .description = "the vectors of the study's page: ties to
         round_trip(x, 1, 32, (enum model_rounding)r, back, &scale);
         cr_expect_eq(scale, 127);
         for (size_t i = 0; i < COUNT_OF(ties); i++) {
-            cr_expect_eq(back[i], ties[i][1 + r], "rounding %d: %g became %g", r, (double)x[i], (double)back[i]);
+            cr_expect_eq(back[i], ties[i][1 + r], "rounding %d: %g became %g", r, (double)x[i],
+                         (double)back[i]);
             cr_expect(back[i] != 0 || !signbit(back[i]), "a zero must be +0");
         }
     }
@@ -54,12 +56,13 @@ Test(model_quant, seed_vectors, .description = "the seed's scale floor and its 1
     uint8_t scale;
     float x[32] = { 1, .9f, .3f, .07f }, tiny[32] = { 1e-9f, 5e-9f }, zero[32] = { 0 };
     round_trip(x, 1, 32, MODEL_ROUNDING_SEED, back, &scale);
-    cr_expect(scale == 125 && back[0] == 1 && back[1] == 1 && back[2] == .25f && back[3] == .125f && back[4] == 0);
+    cr_expect(scale == 125 && back[0] == 1 && back[1] == 1 && back[2] == .25f && back[3] == .125f &&
+              back[4] == 0);
     round_trip(tiny, 1, 32, MODEL_ROUNDING_SEED, back, &scale);
     cr_expect(back[0] == 0 && back[1] == 0x1p-27f, "%g", (double)back[1]);          /* 7.45058e-9 */
     round_trip(zero, 1, 32, MODEL_ROUNDING_SEED, back, &scale);
     cr_expect(scale == 127 - 26 && back[0] == 0);
-    float under[32] = { 1.99999988f };                                             /* within 1e-7 below 2: next scale */
+    float under[32] = { 1.99999988f }; /* within 1e-7 below 2: next scale */
     round_trip(under, 1, 32, MODEL_ROUNDING_SEED, back, &scale);
     cr_expect_eq(scale, 126);
     round_trip(under, 1, 32, MODEL_ROUNDING_OCP, back, &scale);
@@ -76,7 +79,8 @@ static double nearest(double a) {
     return (double)pack_e2m1[best];
 }
 
-Test(model_quant, ocp_search, .description = "OCP agrees with a search over the grid, at all magnitudes and short last blocks") {
+Test(model_quant, ocp_search,
+     .description = "OCP agrees with a search over the grid, at all magnitudes and short last blocks") {
     enum { OUT = 7, IN = 75, BLOCKS = 3 };
     static const float size[] = { 1, 1e-3f, 0x1p-100f, 0x1p-130f, 0x1p-147f, 1e30f, 0x1p125f };
     float x[OUT * IN], back[OUT * IN];
@@ -92,8 +96,8 @@ Test(model_quant, ocp_search, .description = "OCP agrees with a search over the 
                 double unit = amax > 0 ? fmax(exp2(floor(log2(amax)) - 2), 0x1p-127) : 0x1p-127;
                 for (int i = from; i < to; i++) {
                     double v = (double)x[o * IN + i], want = copysign(nearest(fabs(v) / unit) * unit, v);
-                    cr_expect_eq((double)back[o * IN + i], want, "size %g: %g became %g, not %g", (double)size[s], v,
-                                 (double)back[o * IN + i], want);
+                    cr_expect_eq((double)back[o * IN + i], want, "size %g: %g became %g, not %g",
+                                 (double)size[s], v, (double)back[o * IN + i], want);
                 }
             }
     }
@@ -122,7 +126,8 @@ Test(model_quant, gaussian, .description = "on Gaussian weights the error is the
         struct quant_stats s = { 0 }, half = { 0 };
         struct err e = { 0 };
         cr_assert(quant_mxfp4(x, OUT, IN, (enum model_rounding)r, codes, scales, &s, &e) == 0);
-        cr_expect(quant_relative_error(&s) > .20 && quant_relative_error(&s) < .22, "%g", quant_relative_error(&s));
+        cr_expect(quant_relative_error(&s) > .20 && quant_relative_error(&s) < .22, "%g",
+                  quant_relative_error(&s));
         cr_expect(quant_sqnr_db(&s) > 18.5 && quant_sqnr_db(&s) < 18.95, "%g", quant_sqnr_db(&s));
         cr_expect(quant_zeroed(&s) > .08 && quant_zeroed(&s) < .09, "%g", quant_zeroed(&s));
         cr_expect(quant_saturated(&s) > 0 && quant_saturated(&s) < .02, "%g", quant_saturated(&s));
@@ -130,7 +135,8 @@ Test(model_quant, gaussian, .description = "on Gaussian weights the error is the
         struct quant_stats both = half;
         quant_stats_add(&both, &half);
         cr_expect(both.elements == s.elements && quant_sqnr_db(&both) == quant_sqnr_db(&half));
-        fprintf(stderr, "gaussian, %s: relative error %.2f %%, SQNR %.2f dB, zeroed %.2f %%, saturated %.2f %%\n",
+        fprintf(stderr,
+                "gaussian, %s: relative error %.2f %%, SQNR %.2f dB, zeroed %.2f %%, saturated %.2f %%\n",
                 r ? "seed" : "ocp", 100 * quant_relative_error(&s), quant_sqnr_db(&s), 100 * quant_zeroed(&s),
                 100 * quant_saturated(&s));
     }
@@ -149,6 +155,7 @@ Test(model_quant, refuses, .description = "values that are not finite, and seed 
     expect_err(&e, "the value at row 0, column 40 is not finite");
     x[40] = 0;
     cr_expect_eq(quant_mxfp4(x, 2, 33, MODEL_ROUNDING_SEED, codes, scales, NULL, &e), -1);
-    expect_err(&e, "seed rounding needs rows of a multiple of 32 values, not 33: its blocks would run over row ends (use the ocp "
+    expect_err(&e, "seed rounding needs rows of a multiple of 32 values, not 33: its blocks would run over "
+                   "row ends (use the ocp "
                    "rounding)");
 }

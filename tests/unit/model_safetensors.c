@@ -56,7 +56,8 @@ static const struct bad bad[] = {
     { "{\"__metadata__\":{},\"__metadata__\":{}}", 0, "'f': byte 34 of the header: '__metadata__' comes twice" },
 };
 
-Test(model_safetensors, refuses, .description = "every broken rule is refused, naming the tensor and the field") {
+Test(model_safetensors, refuses,
+     .description = "every broken rule is refused, naming the tensor and the field") {
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
         struct str file;
         struct st_file f;
@@ -82,7 +83,10 @@ Test(model_safetensors, lengths, .description = "a header length beyond the file
 
 Test(model_safetensors, truncated, .description = "a file cut off at any byte is refused") {
     struct str file;
-    st_build(&file, "{\"__metadata__\":{\"k\":\"v\"},\"w\":{\"dtype\":\"F16\",\"shape\":[2,3],\"data_offsets\":[0,12]}}", 12);
+    st_build(&file,
+             "{\"__metadata__\":{\"k\":\"v\"},\"w\":{\"dtype\":\"F16\",\"shape\":[2,3],\"data_offsets\":[0,"
+             "12]}}",
+             12);
     for (size_t n = 0; n <= file.len; n++) {
         struct st_file f;
         struct err e = { 0 };
@@ -104,11 +108,13 @@ Test(model_safetensors, reads, .description = "types, scalars, empty tensors, es
                     "\"e\":{\"shape\":[0,7],\"dtype\":\"F32\",\"data_offsets\":[4,4]},"
                     "\"t\\u00e9\\/\\ud83d\\ude00\":{\"dtype\":\"BF16\",\"shape\":[2,1],\"data_offsets\":[4,8]},"
                     "\"h\":{\"dtype\":\"F16\",\"shape\":[4],\"data_offsets\":[8,16]}}  ", 0);
-    str_add(&file, (uint8_t[]){ 0, 0, 0x80, 0x3f, 0xc0, 0x3f, 0x40, 0xc0, 0, 0x3c, 1, 0, 0, 0x80, 0xff, 0x7b }, 16);
+    str_add(&file,
+            (uint8_t[]){ 0, 0, 0x80, 0x3f, 0xc0, 0x3f, 0x40, 0xc0, 0, 0x3c, 1, 0, 0, 0x80, 0xff, 0x7b }, 16);
     cr_assert(st_open_memory(&f, file.s, file.len, "f", &e) == 0, "%s", e.text);
     float v[4];
     cr_assert_eq(f.count, 4);
-    const struct st_tensor *z = st_find(&f, "z"), *t = st_find(&f, "t\xc3\xa9/\xf0\x9f\x98\x80"), *h = st_find(&f, "h");
+    const struct st_tensor *z = st_find(&f, "z"), *t = st_find(&f, "t\xc3\xa9/\xf0\x9f\x98\x80"),
+                           *h = st_find(&f, "h");
     cr_assert(z && t && h && st_find(&f, "e") && !st_find(&f, "nope"));
     cr_expect_eq(st_find(&f, "e")->elements, 0);
     cr_expect(z->rank == 0 && z->elements == 1 && st_to_f32(z, v, &e) == 0 && v[0] == 1);
@@ -119,7 +125,8 @@ Test(model_safetensors, reads, .description = "types, scalars, empty tensors, es
     str_release(&file);
 }
 
-Test(model_safetensors, writes, .description = "what st_write wrote is read back bit for bit; integers are no weights") {
+Test(model_safetensors, writes,
+     .description = "what st_write wrote is read back bit for bit; integers are no weights") {
     char dir[64], path[FS_PATH_MAX];
     test_dir(dir);
     fs_join(path, sizeof path, dir, "x.safetensors");

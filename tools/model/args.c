@@ -53,11 +53,13 @@ int args_parse(int argc, char **argv, const char *help, const struct arg *arg, s
     return -1;
 }
 
-int args_quant(const char *command, const char *quant, const char *rounding, enum model_quant *q, enum model_rounding *r) {
+int args_quant(const char *command, const char *quant, const char *rounding, enum model_quant *q,
+               enum model_rounding *r) {
     int found = model_quant_parse(quant);
     if (found < 0) return wrong(command, quant, "--quant is bf16, mxfp4 or f32, not");
     *q = (enum model_quant)found;
     *r = strcmp(rounding, "seed") == 0 ? MODEL_ROUNDING_SEED : MODEL_ROUNDING_OCP;
-    if (*r == MODEL_ROUNDING_OCP && strcmp(rounding, "ocp") != 0) return wrong(command, rounding, "--rounding is ocp or seed, not");
+    if (*r == MODEL_ROUNDING_OCP && strcmp(rounding, "ocp") != 0)
+        return wrong(command, rounding, "--rounding is ocp or seed, not");
     return 0;
 }

@@ -4,7 +4,11 @@
 #include "lib/base/str.h"
 #include "tools/model/cmd.h"
 
-static const struct command { const char *name; int (*run)(int argc, char **argv); const char *what; } commands[] = {
+static const struct command {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *what;
+} commands[] = {
     { "inspect", cmd_inspect, "shape, parameters, tensors and files of a model" },
     { "pack", cmd_pack, "quantise a model into its packed file and say what was lost" },
     { "verify", cmd_verify, "read every weight and compare the packed file with a fresh one" },
@@ -43,7 +47,9 @@ int main(int argc, char **argv) {
         fprintf(stderr, "qerl-model: give a command; see 'qerl-model --help'\n");
         return EXIT_USAGE;
     }
-    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || (strcmp(argv[1], "help") == 0 && argc == 2)) return help();
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        (strcmp(argv[1], "help") == 0 && argc == 2))
+        return help();
     for (size_t i = 0; i < COUNT_OF(commands); i++)
         if (strcmp(argv[1], commands[i].name) == 0) {
             int code = commands[i].run(argc - 1, argv + 1);

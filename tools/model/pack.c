@@ -41,7 +41,8 @@ static void see(void *ud, const struct source *s, int item, const struct quant_s
     if (source_at(s, item)->kind == SOURCE_KIND_PROJ && source_is_mxfp4(s, item)) r->kept++;
     if (!stats->elements) return;
     if (r->each) print_stats(name, stats);
-    if (!r->tensors || quant_relative_error(stats) > quant_relative_error(&r->relative.s)) keep(&r->relative, stats, name);
+    if (!r->tensors || quant_relative_error(stats) > quant_relative_error(&r->relative.s))
+        keep(&r->relative, stats, name);
     if (!r->tensors || quant_sqnr_db(stats) < quant_sqnr_db(&r->sqnr.s)) keep(&r->sqnr, stats, name);
     quant_stats_add(&r->all, stats);
     r->tensors++;
@@ -76,7 +77,9 @@ static int pack(const struct model_opts *o, struct report *r, struct err *e) {
 int cmd_pack(int argc, char **argv) {
     const char *path, *quant = "mxfp4", *rounding = "ocp", *dir = "models/.packed";
     struct report r = { 0 };
-    const struct arg arg[] = { { "quant", &quant, NULL }, { "rounding", &rounding, NULL }, { "packed-dir", &dir, NULL },
+    const struct arg arg[] = { { "quant", &quant, NULL },
+                               { "rounding", &rounding, NULL },
+                               { "packed-dir", &dir, NULL },
                                { "tensors", NULL, &r.each } };
     struct model_opts o = { 0 };
     struct err e = { 0 };

@@ -22,7 +22,8 @@ static int bad(const char *fmt, const char *a, const char *b) {
 }
 
 /* Packs tensor by tensor; all of them are visited, so that one run names everything wrong. */
-static int compare(const struct packed_plan *p, const struct source *s, const struct fs_map *m, struct pool *pool, struct err *e) {
+static int compare(const struct packed_plan *p, const struct source *s, const struct fs_map *m,
+                   struct pool *pool, struct err *e) {
     size_t most = 0;
     int code = EXIT_DONE;
     for (int i = 0; i < p->items; i++) most = p->entry[i].bytes > most ? p->entry[i].bytes : most;
@@ -36,7 +37,8 @@ static int compare(const struct packed_plan *p, const struct source *s, const st
     return code;
 }
 
-static int verify(const struct model_opts *o, const struct model_conf *c, const struct source *s, const char *sha256) {
+static int verify(const struct model_opts *o, const struct model_conf *c, const struct source *s,
+                  const char *sha256) {
     struct packed_plan plan;
     struct fs_map map = { 0 };
     struct err e = { 0 };
@@ -65,7 +67,9 @@ static int verify(const struct model_opts *o, const struct model_conf *c, const 
 
 int cmd_verify(int argc, char **argv) {
     const char *path, *quant = "mxfp4", *rounding = "ocp", *dir = "models/.packed";
-    const struct arg arg[] = { { "quant", &quant, NULL }, { "rounding", &rounding, NULL }, { "packed-dir", &dir, NULL } };
+    const struct arg arg[] = { { "quant", &quant, NULL },
+                               { "rounding", &rounding, NULL },
+                               { "packed-dir", &dir, NULL } };
     struct model_opts o = { 0 };
     struct model_conf c;
     struct source *s;
@@ -77,7 +81,8 @@ int cmd_verify(int argc, char **argv) {
     o.path = path;
     o.packed_dir = dir;
     /* no packed_dir here: a cached sum is what is to be checked */
-    if (model_conf_load(&c, path, &e) < 0 || model_sha256(path, NULL, sha256, &e) < 0 || source_open(&s, path, &c, &e) < 0) {
+    if (model_conf_load(&c, path, &e) < 0 || model_sha256(path, NULL, sha256, &e) < 0 ||
+        source_open(&s, path, &c, &e) < 0) {
         fprintf(stderr, "qerl-model verify: %s\n", e.text);
         return e.code ? e.code : EXIT_ENV;
     }
