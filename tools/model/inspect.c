@@ -12,8 +12,9 @@
 
 static const char HELP[] =
     "usage: qerl-model inspect MODEL [--tensors] [--json]\n\n"
-    "Shape, parameters, types of the tensors, files with their sha256 (as sha256sum prints it), and the memory a packed model\n"
-    "takes. Every tensor's name, shape and type is checked; the weights themselves are not read (see verify).\n\n"
+    "Shape, parameters, types of the tensors, files with their sha256 (as sha256sum prints it), and the\n"
+    "memory a packed model takes. Every tensor's name, shape and type is checked; the weights themselves\n"
+    "are not (see verify).\n\n"
     "  --tensors   list every tensor\n"
     "  --json      everything as one JSON object\n\n"
     "examples:\n"

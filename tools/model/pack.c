@@ -10,13 +10,15 @@
 #include "tools/model/cmd.h"
 
 static const char HELP[] =
-    "usage: qerl-model pack MODEL [--quant mxfp4|bf16|f32] [--rounding ocp|seed] [--packed-dir DIR] [--tensors]\n\n"
-    "Makes DIR/SHA256-QUANT, the file that all stages map. Stages make it themselves when it is absent; this makes it ahead and\n"
-    "reports the error: mean relative error |q-x|/(|x|+1e-10), signal to quantisation noise (SQNR), share of values that\n"
-    "became zero, share cut off at the format's largest.\n\n"
-    "  --quant       how the seven projections of each layer are stored (mxfp4); embeddings and head stay bf16\n"
+    "usage: qerl-model pack MODEL [--quant mxfp4|bf16|f32] [--rounding ocp|seed] [--packed DIR]\n"
+    "                       [--tensors]\n\n"
+    "Makes DIR/SHA256-QUANT, the file that all stages map. Stages make it themselves when it is absent;\n"
+    "this makes it ahead and reports the error: mean relative error |q-x|/(|x|+1e-10), signal to\n"
+    "quantisation noise (SQNR), share of values that became zero, share cut off at the format's largest.\n\n"
+    "  --quant       how the seven projections of each layer are stored (mxfp4); embeddings and head\n"
+    "                stay bf16\n"
     "  --rounding    ocp: to nearest, ties to even (the default); seed: the earlier system's rounding\n"
-    "  --packed-dir  where packed files live (models/.packed)\n"
+    "  --packed      where packed files live (models/.packed)\n"
     "  --tensors     one line per quantised tensor\n\n"
     "examples:\n"
     "  qerl-model pack models/tiny\n"
@@ -79,7 +81,7 @@ int cmd_pack(int argc, char **argv) {
     struct report r = { 0 };
     const struct arg arg[] = { { "quant", &quant, NULL },
                                { "rounding", &rounding, NULL },
-                               { "packed-dir", &dir, NULL },
+                               { "packed", &dir, NULL },
                                { "tensors", NULL, &r.each } };
     struct model_opts o = { 0 };
     struct err e = { 0 };

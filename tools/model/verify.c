@@ -6,9 +6,10 @@
 #include "tools/model/cmd.h"
 
 static const char HELP[] =
-    "usage: qerl-model verify MODEL [--quant mxfp4|bf16|f32] [--rounding ocp|seed] [--packed-dir DIR]\n\n"
-    "Reads every weight of the model and checks names, shapes, types and that all values are finite; where DIR holds the packed\n"
-    "file, checks its header and checksums and that its bits equal a fresh packing. Changes nothing.\n\n"
+    "usage: qerl-model verify MODEL [--quant mxfp4|bf16|f32] [--rounding ocp|seed] [--packed DIR]\n\n"
+    "Reads every weight of the model and checks names, shapes, types and that all values are finite;\n"
+    "where DIR holds the packed file, checks its header and checksums and that its bits equal a fresh\n"
+    "packing. Changes nothing.\n\n"
     "exit status: 0 all is well, 1 something differs or is damaged, 4 the model cannot be read\n\n"
     "examples:\n"
     "  qerl-model verify models/tiny\n"
@@ -69,7 +70,7 @@ int cmd_verify(int argc, char **argv) {
     const char *path, *quant = "mxfp4", *rounding = "ocp", *dir = "models/.packed";
     const struct arg arg[] = { { "quant", &quant, NULL },
                                { "rounding", &rounding, NULL },
-                               { "packed-dir", &dir, NULL } };
+                               { "packed", &dir, NULL } };
     struct model_opts o = { 0 };
     struct model_conf c;
     struct source *s;
