@@ -83,6 +83,20 @@ Test(tok_vectors, smollm2_ids_are_those_of_tokenizers) { family(VECTORS "smollm2
 Test(tok_vectors, llama3_ids_are_those_of_tokenizers) { family(VECTORS "llama3", "llama3"); }
 Test(tok_vectors, qwen2_ids_are_those_of_tokenizers) { family(VECTORS "qwen2", "qwen2"); }
 
+Test(tok_vectors, gguf_metadata_give_the_same_ids) {
+    const struct chat_message m = { "user", " hi " };
+    struct err e = { 0 };
+    struct str text;
+    family(VECTORS "llama3.gguf", "llama3");
+    struct tok *t = must_open(VECTORS "llama3.gguf");
+    str_init(&text);
+    cr_assert(tok_chat(t, NULL, &m, 1, true, &text, &e) == 0, "%s", e.text);
+    cr_expect(strcmp(text.s, "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+                             "<|start_header_id|>assistant<|end_header_id|>\n\n") == 0, "%s", text.s);
+    str_release(&text);
+    tok_close(&t);
+}
+
 Test(tok_vectors, smollm2_real_vocabulary_from_gguf) {
     if (!fs_exists(REAL_MODEL))
         cr_skip_test("SKIPPED: '%s' is absent (tools/fetch smollm2-135m-instruct)", REAL_MODEL);

@@ -7,6 +7,7 @@
 # strings.jsonl       2,000 JSON strings; the last 200 hold special tokens' texts
 # FAMILY/             tokenizer.json (trained here on the strings under that family's pre-tokenizer), tokenizer_config.json
 # FAMILY.ids.jsonl    ids of each string, special tokens recognised; FAMILY.plain.jsonl: the last 200, not recognised
+# llama3.gguf         the small Llama vocabulary once more, as GGUF metadata
 # smollm2-real.*      the same for the vocabulary in the GGUF file (not written without one)
 # templates/, chat.jsonl   chat templates, and conversations as transformers renders them
 # SPDX-License-Identifier: Apache-2.0
@@ -160,6 +161,25 @@ def real(path):
     return t
 
 
+# GGUF metadata of the small Llama vocabulary, no tensors.
+def write_gguf(j):
+    from gguf import GGUFWriter, TokenType
+    w = GGUFWriter(os.path.join(HERE, "llama3.gguf"), "llama")
+    names = {i: s for s, i in j["model"]["vocab"].items()} | {a["id"]: a["content"] for a in j["added_tokens"]}
+    added = {a["id"] for a in j["added_tokens"]}
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("llama-bpe")
+    w.add_token_list([names[i] for i in range(len(names))])
+    w.add_token_types([TokenType.CONTROL if i in added else TokenType.NORMAL for i in range(len(names))])
+    w.add_token_merges([" ".join(m) for m in j["model"]["merges"]])
+    w.add_bos_token_id(min(added))
+    w.add_chat_template(open(os.path.join(HERE, "templates", "llama3.jinja")).read())
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
 # ---- chat ----
 
 def conversations():
@@ -208,6 +228,8 @@ def main():
         with open(os.path.join(HERE, family, "tokenizer_config.json"), "w") as f:
             json.dump({"bos_token": bos, "chat_template": open(os.path.join(HERE, "templates", template)).read()}, f)
         write_ids(family, Tokenizer.from_str(json.dumps(j)), rows)
+        if family == "llama3":
+            write_gguf(j)
     if len(sys.argv) > 1:
         write_ids("smollm2-real", real(sys.argv[1]), rows)
     chat()
