@@ -277,6 +277,7 @@ Test(tape, a_reader_sees_what_is_appended_later) {
     cr_assert(tape_read(t, &r, &e) == 0);
     append(w, 0, 1);
     cr_assert(tape_read(t, &r, &e) == 1);
+    rec_release(&r);
     cr_assert(tape_read(t, &r, &e) == 0);
     tape_close(&t);
     tape_close(&w);
