@@ -29,7 +29,7 @@ struct intake {
     struct task_order order;
     struct tape *journal;            /* NULL when groups come from a file */
     int64_t fence;
-    struct rec *held;                /* groups at hand, unordered; few: those of the open step */
+    struct rec **held;               /* groups at hand, unordered; few: those of the open step. Each stays where it is: lent */
     int helds, held_cap;
     struct peer peer[PEERS_MAX];
     int peers;
@@ -47,7 +47,7 @@ static double now(void) {
 
 static const struct rec_group *find(const struct intake *in, int64_t group) {
     for (int i = 0; i < in->helds; i++)
-        if (in->held[i].group.group == group) return &in->held[i].group;
+        if (in->held[i]->group.group == group) return &in->held[i]->group;
     return NULL;
 }
 
@@ -56,7 +56,8 @@ static void hold(struct intake *in, struct rec *r) {
         in->held_cap = in->held_cap ? 2 * in->held_cap : 64;
         in->held = mem_grow(in->held, (size_t)in->held_cap * sizeof *in->held);
     }
-    in->held[in->helds++] = *r;
+    in->held[in->helds] = mem_alloc(sizeof *r);
+    *in->held[in->helds++] = *r;
 }
 
 static int read_all(struct intake *in, int64_t cursor, struct err *e) {
@@ -122,8 +123,12 @@ void intake_close(struct intake **sp) {
 void intake_forget(struct intake *in, int64_t cursor) {
     int kept = 0;
     for (int i = 0; i < in->helds; i++) {
-        if (in->held[i].group.group < cursor) rec_release(&in->held[i]);
-        else in->held[kept++] = in->held[i];
+        if (in->held[i]->group.group >= cursor) {
+            in->held[kept++] = in->held[i];
+            continue;
+        }
+        rec_release(in->held[i]);
+        free(in->held[i]);
     }
     in->helds = kept;
 }
