@@ -8,9 +8,9 @@ Order: tokenizer, batches, optimiser, loop, export.
 Each question is shown with both answers at once, the worked one and the shortcut, behind one shared
 prompt; neither sees the other. Only the first token of an answer chooses the style, so the mixture is
 a weight on that one token and both styles are learnt at full speed. Shorter runs then settle the
-habits: the stories named by --habit are mostly worked, all others mostly not. Greedy decoding takes the likelier
-style, and a shortcut by this network is wrong more often than not; sampling finds the other style.
-That is the room that reinforcement learning is given: arithmetic, never format.
+habits: the stories named by --habit are mostly worked, all others mostly not. Greedy decoding takes
+the likelier style, and a shortcut by this network is wrong more often than not; sampling finds the
+other style. That is the room that reinforcement learning is given: arithmetic, never format.
 """
 import argparse
 import json
