@@ -69,7 +69,7 @@ void pack_codes(void *to, enum kern_format format, const uint8_t *codes, const u
             uint8_t *q = panel + (size_t)(i / KERN_IN_BLOCK) * bytes + (i % KERN_IN_BLOCK) * 8 + lane / 2;
             *q = (uint8_t)(*q | (codes[(size_t)o * (size_t)in + (size_t)i] & 15) << (lane & 1 ? 4 : 0));
         }
-        for (int g = 0; g < groups; g++) {                               /* both kinds keep their scales after 256 bytes */
+        for (int g = 0; g < groups; g++) { /* both kinds keep their scales after 256 bytes */
             uint8_t *record = panel + (size_t)(mx ? g : g / 2) * bytes;
             record[256 + (mx ? 0 : g % 2 * 16) + lane] = scales[(size_t)o * (size_t)groups + (size_t)g];
         }

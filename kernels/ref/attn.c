@@ -97,7 +97,8 @@ static void attn_bwd_one(const struct kern_attn_bwd *a, int first, int r, int h,
 void ref_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
     (void)k;
     if (a->seqs <= 0) return;
-    size_t dim = (size_t)a->kv.head_dim, first = (size_t)a->seq_start[0], rows = (size_t)a->seq_start[a->seqs] - first;
+    size_t dim = (size_t)a->kv.head_dim, first = (size_t)a->seq_start[0],
+           rows = (size_t)a->seq_start[a->seqs] - first;
     size_t q_row = (size_t)a->heads * dim, kv_row = (size_t)a->kv.kv_heads * dim;
     memset((float *)a->dq.p + first * q_row, 0, rows * q_row * sizeof(float));
     memset((float *)a->dk.p + first * kv_row, 0, rows * kv_row * sizeof(float));

@@ -38,7 +38,7 @@ static int draw_whole(const struct row *r, const float *blocks, int count, float
     for (int i = at * CPU_BLOCK; i < end; i++) {
         float e = weight(r, i);
         if (!(e > 0.0f)) continue;
-        token = i;                                                /* the last one with p > 0 if rounding passes the end */
+        token = i; /* the last one with p > 0 if rounding passes the end */
         seen += (double)e;
         if (seen > want) break;
     }
@@ -113,7 +113,7 @@ static int keep(const struct row *r, const struct kern_sampler *s, uint64_t *key
 }
 
 static int draw_cut(const struct row *r, const struct kern_sampler *s, double mass, float *lp) {
-    static const float depth[] = { 6.0f, 14.0f, INFINITY };      /* candidates: so far below the largest z; few are enough */
+    static const float depth[] = { 6.0f, 14.0f, INFINITY };    /* candidates: so far below the largest z */
     uint64_t *key = cpu_scratch((size_t)r->vocab * sizeof *key);
     int n = -1;
     for (int turn = 0; n < 0; turn++) {

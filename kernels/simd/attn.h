@@ -18,9 +18,11 @@ INLINE void vec_get(float *to, const void *from, enum kern_type type, size_t at,
 INLINE void vec_put(void *to, enum kern_type type, size_t at, const float *from, int dim) {
     for (int i = 0; i < dim; i += 16) v_put_n(to, type, at + (size_t)i, v_load(from + i), v_left(i, dim));
 }
-INLINE void page_get(float *to, const struct kern_kv *kv, int layer, int slot, int pos, int h, int is_v, int n, size_t ld) {
+INLINE void page_get(float *to, const struct kern_kv *kv, int layer, int slot, int pos, int h, int is_v, int n,
+                     size_t ld) {
     size_t at = cpu_kv_at(kv, layer, slot, pos, h, is_v);
-    for (int j = 0; j < n; j++) vec_get(to + (size_t)j * ld, kv->pages.p, kv->type, at + (size_t)(j * kv->head_dim), kv->head_dim);
+    for (int j = 0; j < n; j++)
+        vec_get(to + (size_t)j * ld, kv->pages.p, kv->type, at + (size_t)(j * kv->head_dim), kv->head_dim);
     memset(to + (size_t)n * ld, 0, (size_t)(KERN_PAGE - n) * ld * sizeof *to);
 }
 
@@ -33,7 +35,8 @@ INLINE void dots_of(vf out[2], const float *q, const float *page, const int dim,
             const float *key = page + (size_t)(half * 16 + j) * ld;
             acc[j] = v_zero();
 #pragma GCC unroll 8
-            for (int i = 0; i < dim; i += 16) acc[j] = v_fma_n(v_load(q + i), v_load(key + i), acc[j], v_left(i, dim));
+            for (int i = 0; i < dim; i += 16)
+                acc[j] = v_fma_n(v_load(q + i), v_load(key + i), acc[j], v_left(i, dim));
         }
         out[half] = v_fold_all(acc);
     }
@@ -69,13 +72,15 @@ static void attn_block(const struct attn *t, int kvh, int first, int q0, int cou
     const struct kern_attn *a = t->a;
     const struct kern_kv *kv = &a->kv;
     const int32_t *pos = a->pos.p;
-    int dim = kv->head_dim, slot = ((const int32_t *)a->slots.p)[first], panels = (dim + 15) / 16, keys[ATTN_QUERIES], most = 0;
+    int dim = kv->head_dim, slot = ((const int32_t *)a->slots.p)[first], panels = (dim + 15) / 16,
+        keys[ATTN_QUERIES], most = 0;
     size_t ld = (size_t)panels * 16;
     float *q = buf, *o = q + ATTN_QUERIES * ld, *key = o + ATTN_QUERIES * ld, *val = key + KERN_PAGE * ld;
     float *p = val + KERN_PAGE * ld, m[ATTN_QUERIES], l[ATTN_QUERIES], fix;
     for (int i = 0; i < count; i++) {
         int row = first + (q0 + i) / t->group, h = kvh * t->group + (q0 + i) % t->group;
-        vec_get(q + (size_t)i * ld, a->q.p, a->q_type, ((size_t)row * (size_t)a->heads + (size_t)h) * (size_t)dim, dim);
+        vec_get(q + (size_t)i * ld, a->q.p, a->q_type, ((size_t)row * (size_t)a->heads + (size_t)h) * (size_t)dim,
+                dim);
         keys[i] = pos[row] + 1;
         if (keys[i] > most) most = keys[i];
         m[i] = -INFINITY;
@@ -98,13 +103,20 @@ static void attn_block(const struct attn *t, int kvh, int first, int q0, int cou
                 v_store(to, v_mul(v_load(to), v_set(fix)));
             }
         }
-        for (int i = 0, end; i < count; i = end) {                        /* neighbours that see as many keys: one tile */
+        for (int i = 0, end; i < count; i = end) { /* neighbours that see as many keys: one tile */
             int n = keys[i] - at < KERN_PAGE ? keys[i] - at : KERN_PAGE;
             for (end = i + 1; end < count; end++)
                 if ((keys[end] - at < KERN_PAGE ? keys[end] - at : KERN_PAGE) != n) break;
             if (n > 0)
-                tile_page((struct tile){ .x = p + i * KERN_PAGE, .w = val, .w_k = ld, .w_panel = 16, .acc = o + (size_t)i * ld,
-                                         .acc_row = ld, .acc_panel = 16, .n = n }, end - i, panels);
+                tile_page((struct tile){ .x = p + i * KERN_PAGE,
+                                         .w = val,
+                                         .w_k = ld,
+                                         .w_panel = 16,
+                                         .acc = o + (size_t)i * ld,
+                                         .acc_row = ld,
+                                         .acc_panel = 16,
+                                         .n = n },
+                          end - i, panels);
         }
     }
     for (int i = 0; i < count; i++) {
@@ -112,7 +124,8 @@ static void attn_block(const struct attn *t, int kvh, int first, int q0, int cou
         size_t head = (size_t)row * (size_t)a->heads + (size_t)h;
         vf inv = v_set(1.0f / l[i]);
         for (int c = 0; c < dim; c += 16)
-            v_put_n(a->y.p, a->y_type, head * (size_t)dim + (size_t)c, v_mul(v_load(o + (size_t)i * ld + c), inv), v_left(c, dim));
+            v_put_n(a->y.p, a->y_type, head * (size_t)dim + (size_t)c, v_mul(v_load(o + (size_t)i * ld + c), inv),
+                    v_left(c, dim));
         if (a->lse.p) ((float *)a->lse.p)[head] = m[i] + kern_logf(l[i]);
     }
 }
@@ -170,7 +183,7 @@ INLINE size_t bwd_query_at(const struct attn_bwd *t, const struct bwd *b, int qu
 static void bwd_keys(const struct attn_bwd *t, struct bwd *b, int at, int n, int q0, int count) {
     for (int j0 = 0; j0 < n; j0 += TILE_R) {
         int rows = n - j0 < TILE_R ? n - j0 : TILE_R;
-        int all = (at + j0 + rows - 1) * t->group - q0;                   /* from here on, all keys of the tile are seen */
+        int all = (at + j0 + rows - 1) * t->group - q0; /* from here on, all keys of the tile are seen */
         if (all < 0) all = 0;
         if (all > count) all = count;
         for (int j = j0; j <= j0 + rows; j++) {                           /* last turn: the tile itself */
@@ -179,8 +192,14 @@ static void bwd_keys(const struct attn_bwd *t, struct bwd *b, int at, int n, int
             if (from < 0) from = 0;
             if (from >= to) continue;
             size_t key = (size_t)(whole ? j0 : j);
-            struct tile v = { .x = b->p + (size_t)from * KERN_PAGE + key, .x_k = KERN_PAGE, .w = b->dy + (size_t)from * b->ld,
-                              .w_k = b->ld, .w_panel = 16, .acc = b->dv + key * b->ld, .acc_row = b->ld, .acc_panel = 16,
+            struct tile v = { .x = b->p + (size_t)from * KERN_PAGE + key,
+                              .x_k = KERN_PAGE,
+                              .w = b->dy + (size_t)from * b->ld,
+                              .w_k = b->ld,
+                              .w_panel = 16,
+                              .acc = b->dv + key * b->ld,
+                              .acc_row = b->ld,
+                              .acc_panel = 16,
                               .n = to - from };
             tile_by_k(v, whole ? rows : 1, b->panels);
             v.x = b->ds + (size_t)from * KERN_PAGE + key;
@@ -212,7 +231,7 @@ static void bwd_block(const struct attn_bwd *t, struct bwd *b, int at, int n, in
     }
     for (int i = 0, end; i < count; i = end) {
         int keys = (q0 + i) / t->group - at + 1, step = t->group - (q0 + i) % t->group;
-        end = keys >= n ? count : i + step < count ? i + step : count;    /* the rest sees all keys, or one row's heads */
+        end = keys >= n || i + step > count ? count : i + step;    /* all the rest see n keys, or one row's heads */
         tile_page((struct tile){ .x = b->ds + i * KERN_PAGE, .w = b->key, .w_k = b->ld, .w_panel = 16,
                                  .acc = b->dq + (size_t)i * b->ld, .acc_row = b->ld, .acc_panel = 16,
                                  .n = keys < n ? keys : n }, end - i, b->panels);
@@ -243,7 +262,8 @@ static void attn_bwd_part(void *arg, int part, int parts) {
         vf acc = v_zero();
         for (int c = 0; c < b.dim; c += 16) {
             int n = v_left(c, b.dim);
-            acc = v_fma_n(v_get_n(a->dy.p, KERN_F32, from + (size_t)c, n), v_get_n(a->y.p, a->y_type, from + (size_t)c, n), acc, n);
+            acc = v_fma_n(v_get_n(a->dy.p, KERN_F32, from + (size_t)c, n),
+                          v_get_n(a->y.p, a->y_type, from + (size_t)c, n), acc, n);
         }
         b.delta[i] = v_fold(acc);
     }

@@ -9,11 +9,11 @@
 #include "kernels/simd/tile.h"
 
 enum {
-    GEMM_ROWS = 192,                                         /* rows of a part: reuse of unpacked weights */
-    GEMM_ACC_BYTES = 256 * 1024,                             /* partial sums of a part: a share of L2 */
-    GEMM_X_BYTES = 384 * 1024,                               /* rows of x as f32 in a part: another share */
-    GEMM_GROUP = 4,                                          /* panels unpacked together */
-    GEMM_AHEAD = 4,                                          /* records fetched ahead: pages of 4 KiB stop the hardware */
+    GEMM_ROWS = 192,                   /* rows of a part: reuse of unpacked weights */
+    GEMM_ACC_BYTES = 256 * 1024,       /* partial sums of a part: a share of L2 */
+    GEMM_X_BYTES = 384 * 1024,         /* rows of x as f32 in a part: another share */
+    GEMM_GROUP = 4,                    /* panels unpacked together */
+    GEMM_AHEAD = 4,                    /* records fetched ahead: pages of 4 KiB stop the hardware */
 };
 
 struct gemm {
@@ -28,7 +28,8 @@ struct gemm {
 /* One record to f32 [32][16]. */
 INLINE void record_unpack(float *to, const uint8_t *record, enum kern_format format) {
     if (format == KERN_FORMAT_BF16) {
-        for (int k = 0; k < KERN_IN_BLOCK; k++) v_store(to + k * 16, v_load_h((const uint16_t *)(const void *)record + k * 16));
+        for (int k = 0; k < KERN_IN_BLOCK; k++)
+            v_store(to + k * 16, v_load_h((const uint16_t *)(const void *)record + k * 16));
     } else if (format == KERN_FORMAT_F32) {
         memcpy(to, record, 2048);
     } else {
@@ -50,8 +51,10 @@ static void unpack(const struct gemm *g, float *to, int p, int count, int k0, in
     if (!g->across) {
         for (int c = 0; c < count; c++)
             for (int k = 0; k < n; k += KERN_IN_BLOCK) {
-                const uint8_t *record = data + ((size_t)(p + c) * per_panel + (size_t)((k0 + k) / KERN_IN_BLOCK)) * bytes;
-                for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)record + GEMM_AHEAD * bytes + i, _MM_HINT_T0);
+                const uint8_t *record =
+                    data + ((size_t)(p + c) * per_panel + (size_t)((k0 + k) / KERN_IN_BLOCK)) * bytes;
+                for (size_t i = 0; i < bytes; i += 64)
+                    _mm_prefetch((const char *)record + GEMM_AHEAD * bytes + i, _MM_HINT_T0);
                 record_unpack(to + ((size_t)c * TILE_K + (size_t)k) * 16, record, w->format);
             }
         return;
@@ -59,7 +62,9 @@ static void unpack(const struct gemm *g, float *to, int p, int count, int k0, in
     float flat[512];
     for (int c = 0; c < count; c += 2)                       /* a record is two panels of inputs; p is even */
         for (int k = 0; k < n; k += KERN_OUT_BLOCK) {
-            record_unpack(flat, data + ((size_t)((k0 + k) / KERN_OUT_BLOCK) * per_panel + (size_t)((p + c) / 2)) * bytes, w->format);
+            record_unpack(flat,
+                          data + ((size_t)((k0 + k) / KERN_OUT_BLOCK) * per_panel + (size_t)((p + c) / 2)) * bytes,
+                          w->format);
             for (int half = 0; half < 2; half++) {
                 if (c + half >= count) break;
                 float *out = to + ((size_t)(c + half) * TILE_K + (size_t)k) * 16;
@@ -77,7 +82,8 @@ static void rows_get(const struct gemm *g, float *to, int r0, int rows, int k0, 
     for (int r = 0; r < rows; r++)
         for (int k = 0; k < n; k += 16) {
             vf v = v_get_n(g->x.p, g->x_type, (size_t)(r0 + r) * g->x_ld + (size_t)(k0 + k), v_left(k, n));
-            v_store(to + ((size_t)(k / TILE_K) * (size_t)rows + (size_t)r) * TILE_K + k % TILE_K, g->round ? v_round(v) : v);
+            v_store(to + ((size_t)(k / TILE_K) * (size_t)rows + (size_t)r) * TILE_K + k % TILE_K,
+                    g->round ? v_round(v) : v);
         }
 }
 
@@ -113,13 +119,16 @@ INLINE void weights_get(const struct gemm *g, struct tile *t, float *to, int p, 
 static void gemm_part(void *arg, int part, int parts) {
     (void)parts;
     const struct gemm *g = arg;
-    int all = (g->lanes + 15) / 16, r0 = part % g->row_parts * g->part_rows, p0 = part / g->row_parts * g->part_panels;
+    int all = (g->lanes + 15) / 16, r0 = part % g->row_parts * g->part_rows,
+        p0 = part / g->row_parts * g->part_panels;
     int rows = g->rows - r0 < g->part_rows ? g->rows - r0 : g->part_rows;
     int panels = all - p0 < g->part_panels ? all - p0 : g->part_panels;
     int blocks = (g->k + TILE_K - 1) / TILE_K, fit = GEMM_X_BYTES / (rows * TILE_K * (int)sizeof(float));
     if (blocks > fit) blocks = fit;                                        /* of k, held as f32 at a time; fit >= 1 */
-    size_t acc_size = (size_t)panels * (size_t)rows * 16, w_size = GEMM_GROUP * TILE_K * 16, x_block = (size_t)rows * TILE_K;
-    float *acc = cpu_scratch((acc_size + w_size + x_block * (size_t)blocks) * sizeof *acc), *w = acc + acc_size, *x = w + w_size;
+    size_t acc_size = (size_t)panels * (size_t)rows * 16, w_size = GEMM_GROUP * TILE_K * 16,
+           x_block = (size_t)rows * TILE_K;
+    float *acc = cpu_scratch((acc_size + w_size + x_block * (size_t)blocks) * sizeof *acc), *w = acc + acc_size,
+          *x = w + w_size;
     memset(acc, 0, acc_size * sizeof *acc);
     int group = rows <= TILE_THIN ? GEMM_GROUP : 2, span = blocks * TILE_K;
     struct tile t = { .acc_row = 16, .acc_panel = (size_t)rows * 16 };
@@ -164,9 +173,20 @@ static void simd_linear(struct kern *k, const struct kern_linear *a) {
 }
 
 static void simd_linear_t(struct kern *k, const struct kern_linear_t *a) {
-    struct gemm g = { .x = a->dy, .x_type = KERN_F32, .x_ld = (size_t)a->dy_ld, .round = a->round, .w = &a->w, .across = true,
-                      .scale = a->scale * a->w.scale, .accumulate = a->accumulate, .y = a->dx, .y_type = KERN_F32,
-                      .y_ld = (size_t)a->dx_ld, .rows = a->rows, .lanes = a->w.in, .k = a->w.out };
+    struct gemm g = { .x = a->dy,
+                      .x_type = KERN_F32,
+                      .x_ld = (size_t)a->dy_ld,
+                      .round = a->round,
+                      .w = &a->w,
+                      .across = true,
+                      .scale = a->scale * a->w.scale,
+                      .accumulate = a->accumulate,
+                      .y = a->dx,
+                      .y_type = KERN_F32,
+                      .y_ld = (size_t)a->dx_ld,
+                      .rows = a->rows,
+                      .lanes = a->w.in,
+                      .k = a->w.out };
     gemm_run(k, &g);
 }
 
@@ -179,8 +199,16 @@ static void outer_part(void *arg, int part, int parts) {
     int across = (o->n + OUTER_N - 1) / OUTER_N, m0 = part / across * OUTER_M, n0 = part % across * OUTER_N;
     int m = o->m - m0 < OUTER_M ? o->m - m0 : OUTER_M, n = o->n - n0 < OUTER_N ? o->n - n0 : OUTER_N;
     int panels = (n + 15) / 16;
-    _Alignas(64) float a[OUTER_TILE * OUTER_M], b[OUTER_TILE * OUTER_N], tile[OUTER_M * OUTER_N], sum[OUTER_M * OUTER_N];
-    struct tile t = { .x = a, .x_k = OUTER_M, .w = b, .w_k = OUTER_N, .w_panel = 16, .acc = tile, .acc_row = OUTER_N, .acc_panel = 16 };
+    _Alignas(64) float a[OUTER_TILE * OUTER_M], b[OUTER_TILE * OUTER_N], tile[OUTER_M * OUTER_N],
+        sum[OUTER_M * OUTER_N];
+    struct tile t = { .x = a,
+                      .x_k = OUTER_M,
+                      .w = b,
+                      .w_k = OUTER_N,
+                      .w_panel = 16,
+                      .acc = tile,
+                      .acc_row = OUTER_N,
+                      .acc_panel = 16 };
     vf scale = v_set(o->scale);
     for (int s = 0; s < o->seqs; s++) {
         memset(sum, 0, (size_t)m * OUTER_N * sizeof *sum);
@@ -193,14 +221,16 @@ static void outer_part(void *arg, int part, int parts) {
                     v_store(a + r * OUTER_M + i, o->round ? v_round(v) : v);
                 }
                 for (int i = 0; i < n; i += 16)
-                    v_store(b + r * OUTER_N + i, v_get_n(o->b.p, o->b_type,
-                                                         (size_t)(row + r) * (size_t)o->b_ld + (size_t)(n0 + i), v_left(i, n)));
+                    v_store(b + r * OUTER_N + i,
+                            v_get_n(o->b.p, o->b_type, (size_t)(row + r) * (size_t)o->b_ld + (size_t)(n0 + i),
+                                    v_left(i, n)));
             }
             memset(tile, 0, (size_t)m * OUTER_N * sizeof *tile);
             tile_by_k(t, m, panels);
             for (int i = 0; i < m; i++)
                 for (int j = 0; j < panels * 16; j += 16)
-                    v_store(sum + i * OUTER_N + j, v_add(v_load(sum + i * OUTER_N + j), v_load(tile + i * OUTER_N + j)));
+                    v_store(sum + i * OUTER_N + j,
+                            v_add(v_load(sum + i * OUTER_N + j), v_load(tile + i * OUTER_N + j)));
         }
         for (int i = 0; i < m; i++)
             for (int j = 0; j < n; j += 16) {

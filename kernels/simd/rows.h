@@ -21,7 +21,8 @@ static void embed_part(void *arg, int part, int parts) {
         float *y = (float *)a->y.p + row * (size_t)w->in;
         size_t at = (size_t)(token / 16) * per_panel + (size_t)(token % 16);
         if (w->format == KERN_FORMAT_BF16)
-            for (int i = 0; i < w->in; i++) y[i] = bf16_to_f32(((const uint16_t *)w->data.p)[at + (size_t)i * 16]) * w->scale;
+            for (int i = 0; i < w->in; i++)
+                y[i] = bf16_to_f32(((const uint16_t *)w->data.p)[at + (size_t)i * 16]) * w->scale;
         else
             for (int i = 0; i < w->in; i++) y[i] = pack_get(w->data.p, w->format, w->out, w->in, token, i) * w->scale;
     }
@@ -56,7 +57,8 @@ ROWS_OP(rmsnorm, a->rows, a->dim)
 static void rmsnorm_bwd_part(void *arg, int part, int parts) {
     ROWS_RANGE(rmsnorm_bwd, a->rows);
     for (; row < end; row++) {
-        const float *x = (const float *)a->x.p + row * (size_t)a->dim, *dy = (const float *)a->dy.p + row * (size_t)a->dim;
+        const float *x = (const float *)a->x.p + row * (size_t)a->dim,
+                    *dy = (const float *)a->dy.p + row * (size_t)a->dim;
         float *dx = (float *)a->dx.p + row * (size_t)a->dim, m = ((const float *)a->rstd.p)[row];
         vf acc = v_zero();
         for (int i = 0; i < a->dim; i += 16) {
@@ -84,7 +86,8 @@ static void rope_part(void *arg, int part, int parts) {
             vf c = v_load_n(cs + i, n), s = v_load_n(sn + i, n);
             if (a->inverse) s = v_neg(s);
             for (int h = 0; h < a->heads; h++) {
-                size_t lo = (row * (size_t)a->heads + (size_t)h) * (size_t)a->head_dim + (size_t)i, hi = lo + (size_t)half;
+                size_t lo = (row * (size_t)a->heads + (size_t)h) * (size_t)a->head_dim + (size_t)i,
+                       hi = lo + (size_t)half;
                 vf x0 = v_load_n((const float *)a->x.p + lo, n), x1 = v_load_n((const float *)a->x.p + hi, n);
                 v_put_n(a->y.p, a->y_type, lo, v_fma(x0, c, v_neg(v_mul(x1, s))), n);
                 v_put_n(a->y.p, a->y_type, hi, v_fma(x1, c, v_mul(x0, s)), n);
@@ -115,7 +118,8 @@ ROWS_OP(kv_put, a->rows, a->kv.kv_heads * a->kv.head_dim)
 static void swiglu_part(void *arg, int part, int parts) {
     ROWS_RANGE(swiglu, a->rows);
     for (; row < end; row++) {
-        const float *gate = (const float *)a->gate.p + row * (size_t)a->ld, *up = (const float *)a->up.p + row * (size_t)a->ld;
+        const float *gate = (const float *)a->gate.p + row * (size_t)a->ld,
+                    *up = (const float *)a->up.p + row * (size_t)a->ld;
         for (int i = 0; i < a->dim; i += 16) {
             int n = v_left(i, a->dim);
             vf g = v_load_n(gate + i, n), y = v_mul(v_mul(g, v_sigmoid(g)), v_load_n(up + i, n));
@@ -180,7 +184,8 @@ static void gather_part(void *arg, int part, int parts) {
     ROWS_RANGE(gather, a->rows);
     size_t bytes = (size_t)a->dim * (a->type == KERN_F32 ? 4 : 2);
     for (; row < end; row++)
-        memcpy((char *)a->y.p + row * bytes, (const char *)a->x.p + (size_t)((const int32_t *)a->index.p)[row] * bytes, bytes);
+        memcpy((char *)a->y.p + row * bytes,
+               (const char *)a->x.p + (size_t)((const int32_t *)a->index.p)[row] * bytes, bytes);
 }
 ROWS_OP(gather, a->rows, a->dim)
 

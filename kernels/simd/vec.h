@@ -29,7 +29,9 @@ INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-INLINE vf v_neg(vf a) { return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN))); }
+INLINE vf v_neg(vf a) {
+    return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
+}
 INLINE vf v_max(vf x, vf m) { return _mm512_max_ps(x, m); }              /* x > m ? x : m */
 INLINE vf v_min(vf x, vf m) { return _mm512_min_ps(x, m); }              /* x < m ? x : m */
 INLINE vf v_pick(vf a, vf b, int n) { return _mm512_mask_blend_ps(v_mask(n), b, a); }   /* lanes < n from a */

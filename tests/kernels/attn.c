@@ -6,8 +6,10 @@ enum { SEQS = 4, LAYERS = 2, LAYER = 1, SLOT_PAGES = 5 };
 static const int32_t seq_start[SEQS + 1] = { 0, 1, 34, 34, 131 };          /* lengths 1, 33, 0, 97 */
 enum { ROWS = 131 };
 
-static const struct { int heads, kv_heads, dim; } shape[] = {
-    { 1, 1, 2 }, { 3, 1, 10 }, { 4, 2, 16 }, { 2, 2, 20 }, { 6, 2, 32 }, { 9, 3, 64 }, { 14, 2, 64 }, { 7, 1, 34 }, { 4, 1, 128 }, { 3, 3, 80 },
+static const struct { int heads, kv_heads, dim;
+} shape[] = {
+    { 1, 1, 2 },  { 3, 1, 10 },  { 4, 2, 16 }, { 2, 2, 20 },  { 6, 2, 32 },
+    { 9, 3, 64 }, { 14, 2, 64 }, { 7, 1, 34 }, { 4, 1, 128 }, { 3, 3, 80 },
 };
 
 struct bench {
@@ -42,8 +44,9 @@ static struct bench bench_make(struct kt *t, int heads, int kv_heads, int dim, e
 }
 
 static struct kern_attn attn_of(const struct bench *b, void *y, float *lse) {
-    return (struct kern_attn){ kt_p(b->q), b->type, b->kv, LAYER, kt_p(b->slots), kt_p(b->pos), kt_p(y), b->type, kt_p(lse), ROWS, b->heads,
-        1.0f / sqrtf((float)b->kv.head_dim) };
+    return (struct kern_attn){ kt_p(b->q),     b->type,      b->kv,    LAYER,
+                               kt_p(b->slots), kt_p(b->pos), kt_p(y),  b->type,
+                               kt_p(lse),      ROWS,         b->heads, 1.0f / sqrtf((float)b->kv.head_dim) };
 }
 
 Test(kv_put, same_pages_and_nothing_else) {
@@ -51,13 +54,17 @@ Test(kv_put, same_pages_and_nothing_else) {
     kt_open(&t);
     for (size_t s = 0; s < COUNT_OF(shape); s++)
         for (int type = 0; type < 4; type++) {                            /* pages f32 or bf16; k f32 or bf16 */
-            struct bench b = bench_make(&t, shape[s].heads, shape[s].kv_heads, shape[s].dim, type & 1 ? KERN_BF16 : KERN_F32);
+            struct bench b =
+                bench_make(&t, shape[s].heads, shape[s].kv_heads, shape[s].dim, type & 1 ? KERN_BF16 : KERN_F32);
             enum kern_type kt = type & 2 ? KERN_BF16 : KERN_F32;
-            struct kern_kv_put a = { b.kv, LAYER, kt_p(kt_typed(&t, kt, b.kv_size, 1.0)), kt, kt_p(b.v), kt_p(b.slots), kt_p(b.pos), ROWS };
+            struct kern_kv_put a = { b.kv,        LAYER,     kt_p(kt_typed(&t, kt, b.kv_size, 1.0)),
+                                     kt,          kt_p(b.v), kt_p(b.slots),
+                                     kt_p(b.pos), ROWS };
             t.ref.kv_put(&t.ref, &a);
             size_t at = cpu_kv_at(&b.kv, LAYER, 3, 40, 0, 1);
             float v = b.v[(seq_start[3] + 40) * b.kv.kv_heads * b.kv.head_dim];
-            cr_assert(kt_get(b.kv.pages.p, b.kv.type, at) == (b.kv.type == KERN_F32 ? v : bf16_to_f32(f32_to_bf16(v))));
+            cr_assert(kt_get(b.kv.pages.p, b.kv.type, at) ==
+                      (b.kv.type == KERN_F32 ? v : bf16_to_f32(f32_to_bf16(v))));
             KT_EACH(&t, k) {
                 char *got = kt_new(&t, b.pages_bytes);
                 memset(got, 0xff, b.pages_bytes);
@@ -77,7 +84,8 @@ static double attn_double(const struct bench *b, int r, int h, const double *q, 
     for (int j = 0; j < keys; j++) {
         size_t at = cpu_kv_at(&b->kv, LAYER, b->slots[r], j, kvh, 0);
         p[j] = 0.0;
-        for (int i = 0; i < dim; i++) p[j] += q[i] * (double)kt_get(b->kv.pages.p, b->kv.type, at + (size_t)i) / sqrt(dim);
+        for (int i = 0; i < dim; i++)
+            p[j] += q[i] * (double)kt_get(b->kv.pages.p, b->kv.type, at + (size_t)i) / sqrt(dim);
         if (p[j] > most) most = p[j];
     }
     for (int j = 0; j < keys; j++) sum += p[j] = exp(p[j] - most);
@@ -101,7 +109,8 @@ Test(attn, same_bits_prefilled_or_decoded_and_near_double) {
         for (enum kern_type type = KERN_F32; type <= KERN_BF16; type++) {
             struct bench b = bench_make(&t, shape[s].heads, shape[s].kv_heads, shape[s].dim, type);
             put(&t, &b);
-            size_t bytes = kt_bytes(type, b.q_size), lse_bytes = (size_t)(ROWS * b.heads) * 4, row = (size_t)(b.heads * b.kv.head_dim);
+            size_t bytes = kt_bytes(type, b.q_size), lse_bytes = (size_t)(ROWS * b.heads) * 4,
+                   row = (size_t)(b.heads * b.kv.head_dim);
             void *want = kt_new(&t, bytes);
             float *lse = kt_new(&t, lse_bytes);
             struct kern_attn a = attn_of(&b, want, lse);
@@ -111,9 +120,11 @@ Test(attn, same_bits_prefilled_or_decoded_and_near_double) {
                     double q[128], y[128];
                     size_t at = (size_t)r * row + (size_t)(h * b.kv.head_dim);
                     for (int i = 0; i < b.kv.head_dim; i++) q[i] = (double)kt_get(b.q, type, at + (size_t)i);
-                    KT_NEAR((double)lse[r * b.heads + h], attn_double(&b, r, h, q, y), 1e-5, "lse dim %d", b.kv.head_dim);
+                    KT_NEAR((double)lse[r * b.heads + h], attn_double(&b, r, h, q, y), 1e-5, "lse dim %d",
+                            b.kv.head_dim);
                     for (int i = 0; i < b.kv.head_dim; i++)
-                        KT_NEAR((double)kt_get(want, type, at + (size_t)i), y[i], type == KERN_F32 ? 1e-5 : 0.01, "attn dim %d", b.kv.head_dim);
+                        KT_NEAR((double)kt_get(want, type, at + (size_t)i), y[i], type == KERN_F32 ? 1e-5 : 0.01,
+                                "attn dim %d", b.kv.head_dim);
                 }
             KT_EACH(&t, k) {
                 char *got = kt_new(&t, bytes);
@@ -125,7 +136,8 @@ Test(attn, same_bits_prefilled_or_decoded_and_near_double) {
                 memset(got, 0, bytes);
                 a.lse = kt_p(NULL), a.rows = 1;
                 for (int r = 0; r < ROWS; r++) {                          /* decode, one row at a time */
-                    a.q = kptr_at(kt_p(b.q), kt_bytes(type, (size_t)r * row)), a.y = kptr_at(kt_p(got), kt_bytes(type, (size_t)r * row));
+                    a.q = kptr_at(kt_p(b.q), kt_bytes(type, (size_t)r * row)),
+                    a.y = kptr_at(kt_p(got), kt_bytes(type, (size_t)r * row));
                     a.slots = kt_p(b.slots + r), a.pos = kt_p(b.pos + r);
                     k->attn(k, &a);
                 }
@@ -148,16 +160,21 @@ Test(attn_bwd, same_bits_for_any_threads) {
             float *dq = kt_new(&t, b.q_size * 4), *dk = kt_new(&t, b.kv_size * 4), *dv = kt_new(&t, b.kv_size * 4);
             struct kern_attn f = attn_of(&b, y, lse);
             t.ref.attn(&t.ref, &f);
-            struct kern_attn_bwd a = { kt_p(b.q), type, b.kv, LAYER, kt_p(b.slots), kt_p(y), type, kt_p(lse), kt_p(b.dy), kt_p(dq), kt_p(dk),
-                kt_p(dv), seq_start, SEQS, b.heads, f.scale };
+            struct kern_attn_bwd a = { kt_p(b.q), type,      b.kv,       LAYER,    kt_p(b.slots), kt_p(y),
+                                       type,      kt_p(lse), kt_p(b.dy), kt_p(dq), kt_p(dk),      kt_p(dv),
+                                       seq_start, SEQS,      b.heads,    f.scale };
             t.ref.attn_bwd(&t.ref, &a);
             KT_EACH(&t, k) {
-                float *q2 = kt_new(&t, b.q_size * 4), *k2 = kt_new(&t, b.kv_size * 4), *v2 = kt_new(&t, b.kv_size * 4);
+                float *q2 = kt_new(&t, b.q_size * 4), *k2 = kt_new(&t, b.kv_size * 4),
+                      *v2 = kt_new(&t, b.kv_size * 4);
                 a.dq = kt_p(q2), a.dk = kt_p(k2), a.dv = kt_p(v2);
                 k->attn_bwd(k, &a);
-                KT_SAME(k, q2, dq, b.q_size * 4, "attn_bwd dq %d/%d heads of %d", b.heads, b.kv.kv_heads, b.kv.head_dim);
-                KT_SAME(k, k2, dk, b.kv_size * 4, "attn_bwd dk %d/%d heads of %d", b.heads, b.kv.kv_heads, b.kv.head_dim);
-                KT_SAME(k, v2, dv, b.kv_size * 4, "attn_bwd dv %d/%d heads of %d", b.heads, b.kv.kv_heads, b.kv.head_dim);
+                KT_SAME(k, q2, dq, b.q_size * 4, "attn_bwd dq %d/%d heads of %d", b.heads, b.kv.kv_heads,
+                        b.kv.head_dim);
+                KT_SAME(k, k2, dk, b.kv_size * 4, "attn_bwd dk %d/%d heads of %d", b.heads, b.kv.kv_heads,
+                        b.kv.head_dim);
+                KT_SAME(k, v2, dv, b.kv_size * 4, "attn_bwd dv %d/%d heads of %d", b.heads, b.kv.kv_heads,
+                        b.kv.head_dim);
             }
             kt_drop(&t);
         }
@@ -196,16 +213,19 @@ Test(attn_bwd, finite_differences) {
     float *dq = kt_new(&t, b.q_size * 4), *dk = kt_new(&t, b.kv_size * 4), *dv = kt_new(&t, b.kv_size * 4);
     struct kern_attn f = attn_of(&b, y, lse);
     t.ref.attn(&t.ref, &f);
-    struct kern_attn_bwd a = { kt_p(b.q), KERN_F32, b.kv, LAYER, kt_p(b.slots), kt_p(y), KERN_F32, kt_p(lse), kt_p(b.dy), kt_p(dq), kt_p(dk),
-        kt_p(dv), seq_start, SEQS, b.heads, f.scale };
+    struct kern_attn_bwd a = { kt_p(b.q), KERN_F32,  b.kv,       LAYER,    kt_p(b.slots), kt_p(y),
+                               KERN_F32,  kt_p(lse), kt_p(b.dy), kt_p(dq), kt_p(dk),      kt_p(dv),
+                               seq_start, SEQS,      b.heads,    f.scale };
     t.ref.attn_bwd(&t.ref, &a);
     float *q = b.q, *pages = b.kv.pages.p;
     for (int turn = 0; turn < 60; turn++) {
         size_t at = (size_t)(kt_unit(&t) * (double)b.q_size), to = (size_t)(kt_unit(&t) * (double)b.kv_size);
         int r = (int)(to / 20), h = (int)(to / 10 % 2), i = (int)(to % 10);
         KT_NEAR((double)dq[at], slope_of(&b, q, q + at), 1e-3, "dq[%zu]", at);
-        KT_NEAR((double)dk[to], slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 0) + i), 2e-3, "dk[%zu]", to);
-        KT_NEAR((double)dv[to], slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 1) + i), 1e-3, "dv[%zu]", to);
+        KT_NEAR((double)dk[to], slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 0) + i),
+                2e-3, "dk[%zu]", to);
+        KT_NEAR((double)dv[to], slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 1) + i),
+                1e-3, "dv[%zu]", to);
     }
     kt_close(&t);
 }

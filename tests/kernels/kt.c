@@ -111,7 +111,8 @@ float kt_at(const struct kern_weight *w, int o, int i) {
     return pack_get(w->data.p, w->format, w->out, w->in, o, i) * w->scale;
 }
 
-void kt_same(const struct kern *k, const void *got, const void *want, size_t bytes, size_t element, const char *fmt, ...) {
+void kt_same(const struct kern *k, const void *got, const void *want, size_t bytes, size_t element, const char *fmt,
+             ...) {
     if (!memcmp(got, want, bytes)) return;
     const uint8_t *a = got, *b = want;
     size_t at = 0;

@@ -44,8 +44,8 @@ static inline kptr kt_p(const void *p) { return (kptr){ (void *)(uintptr_t)p }; 
 #define KT_EACH(t, k) for (struct kern *k = (t)->k; k < (t)->k + (t)->n; k++)
 /* The same bits, or a message that says who, what and where. */
 #define KT_SAME(k, got, want, bytes, ...) kt_same(k, got, want, bytes, sizeof *(got), __VA_ARGS__)
-void kt_same(const struct kern *k, const void *got, const void *want, size_t bytes, size_t element, const char *fmt, ...)
-    PRINTF_LIKE(6, 7);
+void kt_same(const struct kern *k, const void *got, const void *want, size_t bytes, size_t element, const char *fmt,
+             ...) PRINTF_LIKE(6, 7);
 #define KT_NEAR(got, want, bound, ...)                                                                        \
     do {                                                                                                      \
         double g_ = (got), w_ = (want), b_ = (bound);                                                         \

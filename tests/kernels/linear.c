@@ -3,8 +3,10 @@
 #include "tests/kernels/kt.h"
 
 static const int rows_of[] = { 1, 2, 3, 5, 6, 7, 8, 9, 13, 16, 17, 25, 70, 0 };
-static const struct { int out, in; } shape[] = {
-    { 1, 1 }, { 7, 9 }, { 16, 32 }, { 17, 33 }, { 15, 31 }, { 48, 160 }, { 65, 63 }, { 33, 129 }, { 130, 257 }, { 64, 576 }, { 31, 127 },
+static const struct { int out, in;
+} shape[] = {
+    { 1, 1 },   { 7, 9 },    { 16, 32 },   { 17, 33 },  { 15, 31 },  { 48, 160 },
+    { 65, 63 }, { 33, 129 }, { 130, 257 }, { 64, 576 }, { 31, 127 },
 };
 static const char *const format_name[] = { "f32", "bf16", "mxfp4", "nvfp4" };
 
@@ -19,9 +21,17 @@ Test(linear, same_bits_on_every_path_for_any_batch_and_threads) {
                 bool add = yt == KERN_F32 && i % 4 < 2;
                 size_t n = (size_t)rows * (size_t)y_ld, bytes = kt_bytes(yt, n);
                 void *y0 = kt_typed(&t, yt, n, 1.0), *want = kt_copy(&t, y0, bytes);
-                struct kern_linear a = { .x = kt_p(kt_typed(&t, xt, (size_t)rows * (size_t)x_ld, 1.0)), .x_type = xt, .x_ld = x_ld,
-                    .w = kt_weight(&t, f, out, in), .bias = kt_p(i % 3 ? kt_f32(&t, (size_t)out, 1.0) : NULL), .scale = 0.7f,
-                    .accumulate = add, .y = kt_p(want), .y_type = yt, .y_ld = y_ld, .rows = rows };
+                struct kern_linear a = { .x = kt_p(kt_typed(&t, xt, (size_t)rows * (size_t)x_ld, 1.0)),
+                                         .x_type = xt,
+                                         .x_ld = x_ld,
+                                         .w = kt_weight(&t, f, out, in),
+                                         .bias = kt_p(i % 3 ? kt_f32(&t, (size_t)out, 1.0) : NULL),
+                                         .scale = 0.7f,
+                                         .accumulate = add,
+                                         .y = kt_p(want),
+                                         .y_type = yt,
+                                         .y_ld = y_ld,
+                                         .rows = rows };
                 t.ref.linear(&t.ref, &a);
                 KT_EACH(&t, k) {
                     char *got = kt_copy(&t, y0, bytes);
@@ -81,10 +91,23 @@ Test(linear, more_rows_than_a_part_takes) {
     kt_open(&t);
     int out = 80, in = 300, rows = 421;
     float *want = kt_new(&t, (size_t)rows * (size_t)out * 4), *back = kt_new(&t, (size_t)rows * (size_t)in * 4);
-    struct kern_linear a = { .x = kt_p(kt_bf16(&t, (size_t)rows * (size_t)in, 1.0)), .x_type = KERN_BF16, .x_ld = in,
-        .w = kt_weight(&t, KERN_FORMAT_MXFP4, out, in), .scale = 1.0f, .y = kt_p(want), .y_type = KERN_F32, .y_ld = out, .rows = rows };
-    struct kern_linear_t b = { .dy = kt_p(want), .dy_ld = out, .w = a.w, .scale = 1.0f, .round = true, .dx = kt_p(back), .dx_ld = in,
-        .rows = rows };
+    struct kern_linear a = { .x = kt_p(kt_bf16(&t, (size_t)rows * (size_t)in, 1.0)),
+                             .x_type = KERN_BF16,
+                             .x_ld = in,
+                             .w = kt_weight(&t, KERN_FORMAT_MXFP4, out, in),
+                             .scale = 1.0f,
+                             .y = kt_p(want),
+                             .y_type = KERN_F32,
+                             .y_ld = out,
+                             .rows = rows };
+    struct kern_linear_t b = { .dy = kt_p(want),
+                               .dy_ld = out,
+                               .w = a.w,
+                               .scale = 1.0f,
+                               .round = true,
+                               .dx = kt_p(back),
+                               .dx_ld = in,
+                               .rows = rows };
     t.ref.linear(&t.ref, &a);
     t.ref.linear_t(&t.ref, &b);
     KT_EACH(&t, k) {
@@ -124,7 +147,8 @@ Test(linear, ref_is_near_double) {
                     sum += (double)x[r * IN + i] * (double)kt_at(&w, o, i);
                     size += fabs((double)x[r * IN + i] * (double)kt_at(&w, o, i));
                 }
-                KT_NEAR((double)y[r * OUT + o], 0.5 * sum + (double)bias[o], size * 1e-5 + 1e-6, "%s row %d out %d", format_name[f], r, o);
+                KT_NEAR((double)y[r * OUT + o], 0.5 * sum + (double)bias[o], size * 1e-5 + 1e-6, "%s row %d out %d",
+                        format_name[f], r, o);
             }
             for (int i = 0; i < IN; i++) {
                 double sum = 0.0, size = 0.0;
@@ -132,7 +156,8 @@ Test(linear, ref_is_near_double) {
                     sum += (double)dy[r * OUT + o] * (double)kt_at(&w, o, i);
                     size += fabs((double)dy[r * OUT + o] * (double)kt_at(&w, o, i));
                 }
-                KT_NEAR((double)dx[r * IN + i], 0.5 * sum, size * 1e-5 + 1e-6, "%s row %d in %d", format_name[f], r, i);
+                KT_NEAR((double)dx[r * IN + i], 0.5 * sum, size * 1e-5 + 1e-6, "%s row %d in %d", format_name[f], r,
+                        i);
             }
         }
         kt_drop(&t);
@@ -152,9 +177,18 @@ Test(outer, same_bits_however_sequences_are_split) {
             enum kern_type bt = j & 2 ? KERN_BF16 : KERN_F32;
             size_t bytes = (size_t)m * (size_t)n * 4;
             float *g0 = kt_f32(&t, (size_t)m * (size_t)n, 1.0), *want = kt_copy(&t, g0, bytes);
-            struct kern_outer o = { .a = kt_p(kt_f32(&t, (size_t)ROWS * (size_t)a_ld, 1.0)), .a_ld = a_ld,
-                .b = kt_p(kt_typed(&t, bt, (size_t)ROWS * (size_t)b_ld, 1.0)), .b_type = bt, .b_ld = b_ld, .scale = 0.6f,
-                .round = i % 2, .g = kt_p(want), .m = m, .n = n, .seq_start = start, .seqs = SEQS };
+            struct kern_outer o = { .a = kt_p(kt_f32(&t, (size_t)ROWS * (size_t)a_ld, 1.0)),
+                                    .a_ld = a_ld,
+                                    .b = kt_p(kt_typed(&t, bt, (size_t)ROWS * (size_t)b_ld, 1.0)),
+                                    .b_type = bt,
+                                    .b_ld = b_ld,
+                                    .scale = 0.6f,
+                                    .round = i % 2,
+                                    .g = kt_p(want),
+                                    .m = m,
+                                    .n = n,
+                                    .seq_start = start,
+                                    .seqs = SEQS };
             t.ref.outer(&t.ref, &o);
             KT_EACH(&t, k) {
                 float *got = kt_copy(&t, g0, bytes);

@@ -16,7 +16,8 @@ Test(logprob, same_bits_near_double_and_backward) {
         int32_t *target = kt_new(&t, ROWS * 4);
         for (int r = 0; r < ROWS; r++) target[r] = (int32_t)(kt_unit(&t) * vocab);
         if (target[0] == 3) target[0] = 4;
-        float *lp = kt_new(&t, ROWS * 4), *lse = kt_new(&t, ROWS * 4), *ent = kt_new(&t, ROWS * 4), *grad = kt_copy(&t, logits, n * 4);
+        float *lp = kt_new(&t, ROWS * 4), *lse = kt_new(&t, ROWS * 4), *ent = kt_new(&t, ROWS * 4),
+              *grad = kt_copy(&t, logits, n * 4);
         struct kern_logprob a = { kt_p(logits), kt_p(target), kt_p(lp), kt_p(lse), kt_p(ent), ROWS, vocab, inv };
         t.ref.logprob(&t.ref, &a);
         struct kern_logprob_bwd b = { kt_p(grad), kt_p(target), kt_p(lse), kt_p(coef), ROWS, vocab, inv };
@@ -29,8 +30,8 @@ Test(logprob, same_bits_near_double_and_backward) {
                 double p = exp((double)z[i] * (double)inv) / sum;
                 if (p > 0.0) e -= p * log(p);
                 /* dlp/dlogit_i = ([i == target] - p_i) / T is exact calculus, checked in double */
-                KT_NEAR((double)grad[r * vocab + i], (double)coef[r] * ((i == target[r]) - p) * (double)inv, 4e-6 * (1 + fabs((double)coef[r])),
-                        "gradient vocab %d", vocab);
+                KT_NEAR((double)grad[r * vocab + i], (double)coef[r] * ((i == target[r]) - p) * (double)inv,
+                        4e-6 * (1 + fabs((double)coef[r])), "gradient vocab %d", vocab);
             }
             double want = (double)z[target[r]] * (double)inv - log(sum);
             KT_NEAR((double)lp[r], want, 4e-6 * (1 + fabs(log(sum))), "lp vocab %d", vocab);
@@ -38,7 +39,8 @@ Test(logprob, same_bits_near_double_and_backward) {
             KT_NEAR((double)ent[r], e, 1e-5, "entropy vocab %d", vocab);
         }
         KT_EACH(&t, k) {
-            float *lp2 = kt_new(&t, ROWS * 4), *lse2 = kt_new(&t, ROWS * 4), *ent2 = kt_new(&t, ROWS * 4), *grad2 = kt_copy(&t, logits, n * 4);
+            float *lp2 = kt_new(&t, ROWS * 4), *lse2 = kt_new(&t, ROWS * 4), *ent2 = kt_new(&t, ROWS * 4),
+                  *grad2 = kt_copy(&t, logits, n * 4);
             a.lp = kt_p(lp2), a.lse = kt_p(lse2), a.entropy = kt_p(ent2);
             k->logprob(k, &a);
             KT_SAME(k, lp2, lp, ROWS * 4, "logprob vocab %d", vocab);
@@ -72,7 +74,8 @@ Test(logprob, worked_example) {
         for (size_t i = 0; i < COUNT_OF(row); i++)
             for (int32_t target = 0; target < 4; target++) {
                 float lp, entropy;
-                k->logprob(k, &(struct kern_logprob){ kt_p(small), kt_p(&target), kt_p(&lp), kt_p(NULL), kt_p(&entropy), 1, 4, 1.0f / row[i].temp });
+                k->logprob(k, &(struct kern_logprob){ kt_p(small), kt_p(&target), kt_p(&lp), kt_p(NULL),
+                                                      kt_p(&entropy), 1, 4, 1.0f / row[i].temp });
                 KT_NEAR((double)lp, row[i].lp[target], 1e-6, "lp at temperature %g", (double)row[i].temp);
                 KT_NEAR((double)entropy, row[i].entropy, 1e-6, "entropy at temperature %g", (double)row[i].temp);
             }
@@ -95,8 +98,10 @@ static void kept_set(struct kern *k, struct kern_sampler s, const double want[4]
         int32_t token = draw(k, small, 4, s, &lp, &raw);
         cr_assert(token >= 0 && token < 4);
         count[token]++;
-        KT_NEAR(exp((double)lp), want[token], 1e-6, "%s: probability of token %d under the cut distribution", k->name, token);
-        KT_NEAR((double)raw, (double)(small[token] - 2.0f) - 0.495181898, 1e-6, "%s: lp at temperature 1, uncut", k->name);
+        KT_NEAR(exp((double)lp), want[token], 1e-6, "%s: probability of token %d under the cut distribution",
+                k->name, token);
+        KT_NEAR((double)raw, (double)(small[token] - 2.0f) - 0.495181898, 1e-6, "%s: lp at temperature 1, uncut",
+                k->name);
     }
     for (int i = 0; i < 4; i++) KT_NEAR((double)count[i] / DRAWS, want[i], 1e-4, "%s: share of token %d", k->name, i);
 }
@@ -110,7 +115,7 @@ Test(sample, worked_example) {
         kept_set(k, (struct kern_sampler){ 0.6f, 20, 0.95f, 0 }, (double[4]){ 0.786806, 0.148609, 0.064585, 0 });
         kept_set(k, (struct kern_sampler){ 1.0f, 3, 0.7f, 0 }, (double[4]){ 0.731059, 0.268941, 0, 0 });
         kept_set(k, (struct kern_sampler){ 1.0f, 0, 1.0f, 0 }, (double[4]){ 0.609460, 0.224208, 0.135989, 0.030343 });
-        float lp, raw;                                                    /* the first two draws of Philox's zero key and counter */
+        float lp, raw; /* the first two draws of Philox's zero key and counter */
         cr_assert(draw(k, small, 4, (struct kern_sampler){ 1.0f, 0, 1.0f, 0.3990464211f }, &lp, &raw) == 0);
         KT_NEAR((double)lp, -0.495181898, 1e-6, "lp of the first draw");
         cr_assert(draw(k, small, 4, (struct kern_sampler){ 1.0f, 0, 1.0f, 0.8805201650f }, &lp, &raw) == 2);
@@ -135,7 +140,8 @@ Test(sample, same_draws_on_every_path_and_lp_is_logprob) {
                 static const float temps[] = { 1.0f, 0.6f, 0.0f, 1.7f }, top_p[] = { 1.0f, 0.95f, 0.5f };
                 static const int top_k[] = { 0, 1, 20, 300 };
                 bool cut = turn & 1;
-                s[r] = (struct kern_sampler){ temps[r % 4], cut ? top_k[(r + turn) % 4] : 0, cut ? top_p[(r + turn) % 3] : 1.0f, (float)kt_unit(&t) };
+                s[r] = (struct kern_sampler){ temps[r % 4], cut ? top_k[(r + turn) % 4] : 0,
+                                              cut ? top_p[(r + turn) % 3] : 1.0f, (float)kt_unit(&t) };
                 if (r == 4) s[r].u = 0x1.fffffep-1f;
                 if (r == 5) s[r].u = 0.0f;
             }
@@ -152,14 +158,22 @@ Test(sample, same_draws_on_every_path_and_lp_is_logprob) {
                 KT_SAME(k, lp2, lp, sizeof lp2, "sample lp vocab %d", vocab);
                 KT_SAME(k, raw2, raw, sizeof raw2, "sample lp_raw vocab %d", vocab);
                 for (int r = 0; r < ROWS; r++) {
-                    struct kern_logprob l = { kt_p(logits + r * vocab), kt_p(token + r), kt_p(&plain), kt_p(NULL), kt_p(NULL), 1, vocab, 1.0f };
+                    struct kern_logprob l = { kt_p(logits + r * vocab),
+                                              kt_p(token + r),
+                                              kt_p(&plain),
+                                              kt_p(NULL),
+                                              kt_p(NULL),
+                                              1,
+                                              vocab,
+                                              1.0f };
                     cr_assert(token[r] >= 0 && token[r] < vocab);
                     k->logprob(k, &l);
                     cr_assert(!memcmp(&plain, &raw2[r], 4), "lp_raw is logprob's at temperature 1");
                     if (s[r].temperature > 0.0f) l.inv_temp = 1.0f / s[r].temperature;
                     k->logprob(k, &l);
                     bool cut = (s[r].top_k > 0 && s[r].top_k < vocab) || s[r].top_p < 1.0f;
-                    if (!cut || s[r].temperature <= 0.0f) cr_assert(!memcmp(&plain, &lp2[r], 4), "uncut lp is logprob's at that temperature");
+                    if (!cut || s[r].temperature <= 0.0f)
+                        cr_assert(!memcmp(&plain, &lp2[r], 4), "uncut lp is logprob's at that temperature");
                 }
             }
             kt_drop(&t);
@@ -183,8 +197,8 @@ Test(sample, cuts_follow_the_definition) {
         float *logits = kt_f32(&t, V, 0.3 + turn % 5);
         if (turn % 3 == 0)
             for (int i = 0; i < V; i++) logits[i] = roundf(logits[i]);
-        struct kern_sampler s = { turn % 2 ? 1.0f : 0.8f, turn % 4 == 1 ? 0 : 1 + (int)(kt_unit(&t) * 800), turn % 4 ? (float)kt_unit(&t) : 1.0f,
-                                  (float)kt_unit(&t) };
+        struct kern_sampler s = { turn % 2 ? 1.0f : 0.8f, turn % 4 == 1 ? 0 : 1 + (int)(kt_unit(&t) * 800),
+                                  turn % 4 ? (float)kt_unit(&t) : 1.0f, (float)kt_unit(&t) };
         double mass = 0.0, seen = 0.0, total = 0.0, walk = 0.0;
         int n = s.top_k > 0 && s.top_k < V ? s.top_k : V, last = 0;
         for (int i = 0; i < V; i++) item[i] = (struct item){ logits[i] / s.temperature, i }, kept[i] = false;
@@ -197,7 +211,7 @@ Test(sample, cuts_follow_the_definition) {
             if (total >= (double)s.top_p * mass) break;
         }
         for (int i = 0; i < V; i++) walk += kept[i] ? exp((double)(logits[i] / s.temperature - most)) : 0.0;
-        bool close = false;                                               /* u within rounding of an edge: either side is right */
+        bool close = false; /* u within rounding of an edge: either side is right */
         for (int i = 0; i < V; i++) {
             if (!kept[i]) continue;
             seen += exp((double)(logits[i] / s.temperature - most)) / walk;
@@ -223,7 +237,8 @@ Test(sample, odd_rows_give_some_token) {
         for (int what = 0; what < 7; what++)
             for (int cut = 0; cut < 3; cut++)
                 for (int ui = 0; ui < 3; ui++) {
-                    for (int i = 0; i < V; i++) x[i] = what == 1 ? NAN : what == 2 ? -INFINITY : what == 5 ? 0.0f : (float)(i % 11);
+                    for (int i = 0; i < V; i++)
+                        x[i] = what == 1 ? NAN : what == 2 ? -INFINITY : what == 5 ? 0.0f : (float)(i % 11);
                     if (what == 0) {                                      /* all but one impossible */
                         for (int i = 0; i < V; i++) x[i] = -INFINITY;
                         x[317] = 5.0f;
@@ -250,7 +265,14 @@ Test(sample, a_large_vocabulary) {
     int vocab = 262144;
     float *logits = kt_f32(&t, (size_t)vocab, 2.0), lp, raw, lp2, raw2;
     for (int i = 0; i < 6; i++) {
-        struct kern_sampler s = { 1.0f, i == 1 ? 50 : i == 4 ? 100000 : 0, i == 2 ? 0.9f : i == 5 ? 0.9999f : 1.0f, (float)kt_unit(&t) };
+        struct kern_sampler s = { 1.0f,
+                                  i == 1   ? 50
+                                  : i == 4 ? 100000
+                                           : 0,
+                                  i == 2   ? 0.9f
+                                  : i == 5 ? 0.9999f
+                                           : 1.0f,
+                                  (float)kt_unit(&t) };
         int32_t want = draw(&t.ref, logits, vocab, s, &lp, &raw);
         KT_EACH(&t, k) {
             cr_assert(draw(k, logits, vocab, s, &lp2, &raw2) == want);

@@ -42,9 +42,11 @@ Test(math, log_is_within_two_ulp) {
 
 Test(pack, scales) {
     cr_assert(pack_e8m0(127) == 1.0f && pack_e8m0(130) == 8.0f && pack_e8m0(0) == 0x1p-127f && isnan(pack_e8m0(255)));
-    cr_assert(pack_e4m3(0x38) == 1.0f && pack_e4m3(0x7e) == 448.0f && pack_e4m3(1) == 0x1p-9f && pack_e4m3(0xb8) == -1.0f);
+    cr_assert(pack_e4m3(0x38) == 1.0f && pack_e4m3(0x7e) == 448.0f && pack_e4m3(1) == 0x1p-9f &&
+              pack_e4m3(0xb8) == -1.0f);
     cr_assert(pack_e4m3(8) == 0x1p-6f && isnan(pack_e4m3(0x7f)));
-    cr_assert(f32_to_bf16(1.00390625f) == 0x3f80 && f32_to_bf16(1.01171875f) == 0x3f82 && f32_to_bf16(-0.0f) == 0x8000);
+    cr_assert(f32_to_bf16(1.00390625f) == 0x3f80 && f32_to_bf16(1.01171875f) == 0x3f82 &&
+              f32_to_bf16(-0.0f) == 0x8000);
     cr_assert(f32_to_bf16(3.4e38f) == 0x7f80 && (f32_to_bf16(NAN) & 0x7f) != 0);
 }
 
@@ -60,7 +62,8 @@ Test(pack, every_element_comes_back) {
             float *x = kt_f32(&t, n, 1.0), *a = kt_new(&t, kern_weight_bytes(KERN_FORMAT_F32, out, in));
             uint16_t *b = kt_new(&t, kern_weight_bytes(KERN_FORMAT_BF16, out, in)), *h = kt_new(&t, n * 2);
             uint16_t *c = kt_new(&t, kern_weight_bytes(KERN_FORMAT_BF16, out, in));
-            uint8_t *codes = kt_new(&t, n), *s32 = kt_new(&t, n), *q = kt_new(&t, records * 272), *v = kt_new(&t, records * 288);
+            uint8_t *codes = kt_new(&t, n), *s32 = kt_new(&t, n), *q = kt_new(&t, records * 272),
+                    *v = kt_new(&t, records * 288);
             for (size_t i = 0; i < n; i++) {
                 codes[i] = (uint8_t)(kt_unit(&t) * 16);
                 s32[i] = (uint8_t)(60 + kt_unit(&t) * 50);            /* more than there are groups */
@@ -78,8 +81,10 @@ Test(pack, every_element_comes_back) {
                     float code = pack_e2m1[codes[at]];
                     cr_assert(pack_get(a, KERN_FORMAT_F32, out, in, o, i) == x[at]);
                     cr_assert(pack_get(b, KERN_FORMAT_BF16, out, in, o, i) == bf16_to_f32(h[at]));
-                    cr_assert(pack_get(q, KERN_FORMAT_MXFP4, out, in, o, i) == code * pack_e8m0(s32[o * ((in + 31) / 32) + i / 32]));
-                    cr_assert(pack_get(v, KERN_FORMAT_NVFP4, out, in, o, i) == code * pack_e4m3(s32[o * ((in + 15) / 16) + i / 16]));
+                    cr_assert(pack_get(q, KERN_FORMAT_MXFP4, out, in, o, i) ==
+                              code * pack_e8m0(s32[o * ((in + 31) / 32) + i / 32]));
+                    cr_assert(pack_get(v, KERN_FORMAT_NVFP4, out, in, o, i) ==
+                              code * pack_e4m3(s32[o * ((in + 15) / 16) + i / 16]));
                 }
             kt_drop(&t);
         }

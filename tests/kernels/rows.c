@@ -12,7 +12,8 @@ Test(rmsnorm, same_bits_and_near_double) {
             int dim = kt_dims[d];
             size_t n = (size_t)ROWS * (size_t)dim;
             enum kern_type yt = i & 1 ? KERN_BF16 : KERN_F32;
-            float *x = kt_f32(&t, n, 2.0), *w = kt_f32(&t, (size_t)dim, 1.0), *dw = i & 2 ? kt_f32(&t, (size_t)dim, 0.1) : NULL;
+            float *x = kt_f32(&t, n, 2.0), *w = kt_f32(&t, (size_t)dim, 1.0),
+                  *dw = i & 2 ? kt_f32(&t, (size_t)dim, 0.1) : NULL;
             float *rstd = kt_new(&t, ROWS * 4);
             void *want = kt_new(&t, kt_bytes(yt, n));
             struct kern_rmsnorm a = { kt_p(x), kt_p(w), kt_p(dw), kt_p(want), kt_p(rstd), yt, ROWS, dim, 1e-6f };
@@ -24,7 +25,8 @@ Test(rmsnorm, same_bits_and_near_double) {
                 KT_NEAR((double)rstd[r], m, m * 1e-6, "rstd dim %d", dim);
                 for (int j = 0; j < dim; j++) {
                     double y = (double)x[r * dim + j] * m * ((double)w[j] + (dw ? (double)dw[j] : 0.0));
-                    KT_NEAR((double)kt_get(want, yt, (size_t)(r * dim + j)), y, fabs(y) * (yt == KERN_F32 ? 1e-6 : 0.004) + 1e-9, "rmsnorm");
+                    KT_NEAR((double)kt_get(want, yt, (size_t)(r * dim + j)), y,
+                            fabs(y) * (yt == KERN_F32 ? 1e-6 : 0.004) + 1e-9, "rmsnorm");
                 }
             }
             KT_EACH(&t, k) {
@@ -63,8 +65,10 @@ Test(rmsnorm_bwd, same_bits_and_finite_differences) {
     for (int d = 0; kt_dims[d]; d++) {
         int dim = kt_dims[d];
         size_t n = (size_t)ROWS * (size_t)dim;
-        float *x = kt_f32(&t, n, 1.0), *w = kt_f32(&t, (size_t)dim, 1.0), *dw = kt_f32(&t, (size_t)dim, 0.1), *dy = kt_f32(&t, n, 1.0);
-        float *rstd = kt_new(&t, ROWS * 4), *y = kt_new(&t, n * 4), *dx0 = kt_f32(&t, n, 1.0), *want = kt_copy(&t, dx0, n * 4);
+        float *x = kt_f32(&t, n, 1.0), *w = kt_f32(&t, (size_t)dim, 1.0), *dw = kt_f32(&t, (size_t)dim, 0.1),
+              *dy = kt_f32(&t, n, 1.0);
+        float *rstd = kt_new(&t, ROWS * 4), *y = kt_new(&t, n * 4), *dx0 = kt_f32(&t, n, 1.0),
+              *want = kt_copy(&t, dx0, n * 4);
         struct kern_rmsnorm f = { kt_p(x), kt_p(w), kt_p(dw), kt_p(y), kt_p(rstd), KERN_F32, ROWS, dim, 1e-6f };
         t.ref.rmsnorm(&t.ref, &f);
         struct kern_rmsnorm_bwd a = { kt_p(dy), kt_p(x), kt_p(rstd), kt_p(w), kt_p(dw), kt_p(want), ROWS, dim };
@@ -86,7 +90,8 @@ Test(rmsnorm_bwd, same_bits_and_finite_differences) {
             double down = norm_loss(row, gain, dy, dim);
             row[j] = at;
             double slope = (up - down) / (2 * h);
-            KT_NEAR((double)want[j] - (double)dx0[j], slope, 2e-5 * (1.0 + fabs(slope)), "rmsnorm_bwd dim %d element %d", dim, j);
+            KT_NEAR((double)want[j] - (double)dx0[j], slope, 2e-5 * (1.0 + fabs(slope)),
+                    "rmsnorm_bwd dim %d element %d", dim, j);
         }
         kt_drop(&t);
     }
@@ -102,7 +107,8 @@ Test(rope, same_bits_and_back_again) {
             int dim = dims[d], half = dim / 2, heads = 3, positions = 50;
             size_t n = (size_t)(ROWS * heads * dim);
             enum kern_type yt = i ? KERN_BF16 : KERN_F32;
-            float *x = kt_f32(&t, n, 1.0), *c = kt_new(&t, (size_t)(positions * half) * 4), *s = kt_new(&t, (size_t)(positions * half) * 4);
+            float *x = kt_f32(&t, n, 1.0), *c = kt_new(&t, (size_t)(positions * half) * 4),
+                  *s = kt_new(&t, (size_t)(positions * half) * 4);
             for (int j = 0; j < positions * half; j++) {
                 double angle = j / half * pow(10000.0, -2.0 * (j % half) / dim);
                 c[j] = (float)cos(angle), s[j] = (float)sin(angle);
@@ -114,7 +120,8 @@ Test(rope, same_bits_and_back_again) {
             t.ref.rope(&t.ref, &a);
             for (size_t e = 0; e < n; e++) {
                 int r = (int)(e / (size_t)(heads * dim)), j = (int)(e % (size_t)dim), k = j % half;
-                double angle = pos[r] * pow(10000.0, -2.0 * k / dim), x0 = (double)x[e - (size_t)(j - k)], x1 = (double)x[e - (size_t)(j - k) + (size_t)half];
+                double angle = pos[r] * pow(10000.0, -2.0 * k / dim), x0 = (double)x[e - (size_t)(j - k)],
+                       x1 = (double)x[e - (size_t)(j - k) + (size_t)half];
                 double y = j < half ? x0 * cos(angle) - x1 * sin(angle) : x1 * cos(angle) + x0 * sin(angle);
                 KT_NEAR((double)kt_get(want, yt, e), y, yt == KERN_F32 ? 2e-6 : 0.02, "rope dim %d", dim);
             }
@@ -128,7 +135,8 @@ Test(rope, same_bits_and_back_again) {
                 if (yt != KERN_F32) continue;
                 b.inverse = true;
                 k->rope(k, &b);
-                for (size_t e = 0; e < n; e++) KT_NEAR((double)((float *)(void *)got)[e], (double)x[e], 2e-6, "rope there and back");
+                for (size_t e = 0; e < n; e++)
+                    KT_NEAR((double)((float *)(void *)got)[e], (double)x[e], 2e-6, "rope there and back");
             }
             kt_drop(&t);
         }
@@ -157,7 +165,8 @@ Test(swiglu, same_bits_near_double_and_finite_differences) {
                 for (int j = 0; j < dim; j++) {
                     double g = (double)gate[r * ld + j], u = (double)up[r * ld + j], y = silu_mul(g, u), e = 1e-5;
                     double dydg = (silu_mul(g + e, u) - silu_mul(g - e, u)) / (2 * e), d0 = (double)dy[r * dim + j];
-                    KT_NEAR((double)kt_get(want, yt, (size_t)(r * dim + j)), y, fabs(y) * (yt == KERN_F32 ? 1e-6 : 0.004) + 1e-30, "swiglu");
+                    KT_NEAR((double)kt_get(want, yt, (size_t)(r * dim + j)), y,
+                            fabs(y) * (yt == KERN_F32 ? 1e-6 : 0.004) + 1e-30, "swiglu");
                     KT_NEAR((double)dgate[r * ld + j], d0 * dydg, 1e-5 * (1 + fabs(d0 * dydg)), "dgate");
                     KT_NEAR((double)dup[r * ld + j], d0 * silu_mul(g, 1.0), 1e-5 * (1 + fabs(d0 * g)), "dup");
                 }
@@ -170,7 +179,8 @@ Test(swiglu, same_bits_near_double_and_finite_differences) {
                 struct kern_swiglu_bwd c = { kt_p(dy), kt_p(g2), kt_p(u2), kt_p(g2), kt_p(u2), ROWS, dim, ld };
                 k->swiglu_bwd(k, &c);
                 for (int r = 0; r < ROWS; r++) {
-                    KT_SAME(k, g2 + r * ld, dgate + r * ld, (size_t)dim * 4, "swiglu_bwd dgate dim %d row %d", dim, r);
+                    KT_SAME(k, g2 + r * ld, dgate + r * ld, (size_t)dim * 4, "swiglu_bwd dgate dim %d row %d", dim,
+                            r);
                     KT_SAME(k, u2 + r * ld, dup + r * ld, (size_t)dim * 4, "swiglu_bwd dup dim %d row %d", dim, r);
                 }
             }
@@ -199,7 +209,8 @@ Test(moves, add_gather_scatter) {
             k->scatter_add(k, &(struct kern_scatter_add){ kt_p(y), kt_p(index), kt_p(to), rows, dim });
             for (int r = 0; r < rows; r++)
                 for (int i = 0; i < dim; i++) {
-                    cr_assert(got[r * dim + i] == x[index[r] * dim + i] && half[r * dim + i] == h[index[r] * dim + i]);
+                    cr_assert(got[r * dim + i] == x[index[r] * dim + i] &&
+                              half[r * dim + i] == h[index[r] * dim + i]);
                     cr_assert(to[index[r] * dim + i] == x[index[r] * dim + i] + y[r * dim + i]);
                 }
             to = kt_copy(&t, x, all * 4);
@@ -219,7 +230,8 @@ Test(adamw, same_bits) {
         float *p = kt_f32(&t, n, 0.1), *m = kt_f32(&t, n, 0.01), *v = kt_f32(&t, n, 0.01), *g = kt_f32(&t, n, 0.1);
         for (size_t i = 0; i < n; i++) v[i] = fabsf(v[i]);
         float *p1 = kt_copy(&t, p, n * 4), *m1 = kt_copy(&t, m, n * 4), *v1 = kt_copy(&t, v, n * 4);
-        struct kern_adamw a = { kt_p(p1), kt_p(m1), kt_p(v1), kt_p(g), n, 1e-3f, 0.9f, 0.99f, 1e-8f, 0.1f, 0.7f, 5.0f, 40.0f };
+        struct kern_adamw a = { kt_p(p1), kt_p(m1), kt_p(v1), kt_p(g), n,    1e-3f, 0.9f,
+                                0.99f,    1e-8f,    0.1f,     0.7f,    5.0f, 40.0f };
         t.ref.adamw(&t.ref, &a);
         KT_EACH(&t, k) {
             float *p2 = kt_copy(&t, p, n * 4), *m2 = kt_copy(&t, m, n * 4), *v2 = kt_copy(&t, v, n * 4);
@@ -253,12 +265,24 @@ Test(adamw, three_steps_by_hand) {
             float p[3] = { 0.5f, -0.25f, 0.0f }, m[3] = { 0 }, v[3] = { 0 }, g[3];
             for (int s = 0; s < 3; s++) {
                 memcpy(g, grad[s], sizeof g);
-                struct kern_adamw a = { kt_p(p), kt_p(m), kt_p(v), kt_p(g), 3, (float)table[c].lr, (float)table[c].b1, (float)table[c].b2,
-                    1e-8f, (float)table[c].wd, 1.0f, (float)(1.0 / (1.0 - pow(table[c].b1, s + 1))),
-                    (float)(1.0 / (1.0 - pow(table[c].b2, s + 1))) };
+                struct kern_adamw a = { kt_p(p),
+                                        kt_p(m),
+                                        kt_p(v),
+                                        kt_p(g),
+                                        3,
+                                        (float)table[c].lr,
+                                        (float)table[c].b1,
+                                        (float)table[c].b2,
+                                        1e-8f,
+                                        (float)table[c].wd,
+                                        1.0f,
+                                        (float)(1.0 / (1.0 - pow(table[c].b1, s + 1))),
+                                        (float)(1.0 / (1.0 - pow(table[c].b2, s + 1))) };
                 k->adamw(k, &a);
-                for (int i = 0; i < 3; i++)                               /* half a unit of f32 a step; 1 - b2 is not exact either */
-                    KT_NEAR((double)p[i], table[c].want[s][i], (i < 2 ? 3e-8 * (s + 1) : 0.0) + 1e-5 * (s + 1) * table[c].lr, "step %d p[%d]", s + 1, i);
+                for (int i = 0; i < 3; i++) /* half a unit of f32 a step; 1 - b2 is not exact either */
+                    KT_NEAR((double)p[i], table[c].want[s][i],
+                            (i < 2 ? 3e-8 * (s + 1) : 0.0) + 1e-5 * (s + 1) * table[c].lr, "step %d p[%d]", s + 1,
+                            i);
             }
         }
     kt_close(&t);
