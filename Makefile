@@ -14,9 +14,12 @@ comma   := ,
 # -ffp-contract=off: a fused multiply-add happens where the code says fma and nowhere else, or bits would
 # depend on the compiler's mood.
 CFLAGS  ?= -O2 -g
-ALL_CFLAGS = -std=c11 $(CFLAGS) -ffp-contract=off $(WARN) $(SANF) -I. -I$(O) -DQERL_COMMIT='"$(COMMIT)"' $(shell pkg-config --cflags $(PKG) 2>/dev/null)
-LIBS    = $(shell pkg-config --libs $(PKG) 2>/dev/null) -lpthread -lm -ldl
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKG) 2>/dev/null)
+PKG_LIBS   := $(shell pkg-config --libs $(PKG) 2>/dev/null)
+ALL_CFLAGS = -std=c11 $(CFLAGS) -ffp-contract=off $(WARN) $(SANF) -I. -I$(O) $(PKG_CFLAGS)
+LIBS    = $(PKG_LIBS) -lpthread -lm -ldl
 COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+PREFIX  ?= /usr/local
 BIN     := bin$(if $(SAN),-san)
 
 LIB_SRC := $(wildcard lib/*/*.c kernels/*.c kernels/*/*.c)
@@ -25,7 +28,51 @@ PROGRAMS := qerl-rollout qerl-reward qerl-learner qerl-eval qerl-model qerl-pipe
 folder   = $(if $(filter qerl-pipe,$1),pipe,$(if $(filter qerl-model,$1),tools/model,stages/$(1:qerl-%=%)))
 
 .PHONY: all
-all: $(PROGRAMS:%=$(BIN)/%)
+all: $(if $(PKG_LIBS),$(PROGRAMS:%=$(BIN)/%),without-libraries)
+
+.PHONY: without-libraries
+without-libraries:
+	@echo "some libraries are missing: tools/setup says which and installs them (make demo and make check call it)" >&2; exit 4
+
+.PHONY: help
+help:
+	@echo "make            build the programs into bin/"
+	@echo "make demo       install what is missing, build, run the quickstart on the embedded model (minutes)"
+	@echo "make check      the same set-up, then lint and every test; SAN=1 with ASan and UBSan"
+	@echo "make tests      build the tests only; then obj/tests/unit/run --list, --filter, ..."
+	@echo "make lint       include arrows, banned functions, lengths"
+	@echo "make install    programs, pipelines and the embedded model under PREFIX (default /usr/local)"
+	@echo "make clean      remove what was built"
+	@echo "V=1 shows the commands; CI=1 makes warnings errors"
+
+.PHONY: demo
+demo:
+	$(Q)tools/setup
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)bin/qerl-pipe pipelines/quickstart.pipe
+
+.PHONY: check
+check:
+	$(Q)tools/setup
+	$(Q)$(MAKE) --no-print-directory all tests SAN=$(SAN)
+	$(Q)$(MAKE) --no-print-directory lint
+	$(Q)SAN=$(SAN) tests/run
+
+.PHONY: lint
+lint:
+	$(Q)tools/lint
+
+.PHONY: install
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/qerl-pipe
+	install -m 755 $(PROGRAMS:%=bin/%) $(DESTDIR)$(PREFIX)/bin
+	cp -r pipelines $(DESTDIR)$(PREFIX)/share/qerl-pipe/
+	install -d $(DESTDIR)$(PREFIX)/share/qerl-pipe/models
+	cp -r models/tiny $(DESTDIR)$(PREFIX)/share/qerl-pipe/models/
+
+.PHONY: clean
+clean:
+	rm -rf obj obj-san bin-san $(PROGRAMS:%=bin/%)
 
 $(O)/kernels/simd/avx2.o:   ISA := -mavx2 -mfma -mf16c
 $(O)/kernels/simd/avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512
@@ -44,6 +91,13 @@ $(O)/%.pb-c.c $(O)/%.pb-c.h &: %.proto
 $(O)/lib/base/tb.pb-c.o: $(O)/lib/base/tb.pb-c.c
 	$(Q)$(CC) $(ALL_CFLAGS) -w -c $< -o $@
 $(O)/lib/base/tb.o $(O)/tests/unit/tb_file.o: $(O)/lib/base/tb.pb-c.h
+
+# The commit goes into three files; the stamp changes only when the commit does.
+$(O)/commit: FORCE
+	$(Q)mkdir -p $(@D); echo '$(COMMIT)' | cmp -s - $@ || echo '$(COMMIT)' > $@
+.PHONY: FORCE
+$(O)/lib/stage/stage.o $(O)/pipe/main.o $(O)/pipe/manifest.o: ALL_CFLAGS += -DQERL_COMMIT='"$(COMMIT)"'
+$(O)/lib/stage/stage.o $(O)/pipe/main.o $(O)/pipe/manifest.o: $(O)/commit
 
 $(O)/libqerl.a: $(LIB_OBJ)
 	$(if $(V),,@echo "  AR    $@")
