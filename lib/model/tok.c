@@ -1,7 +1,8 @@
 /* tok.c - opens a tokenizer, encodes and decodes; see tok.h.
  *
- * Encoding: added tokens are cut out of the text as given, the stretches between are normalised, added tokens that live
- * in normalised text are cut out of those, the pre-tokenizer cuts the rest into words, and BPE merges each word.
+ * Encoding: added tokens are cut out of the text as given, the stretches between are normalised, added
+ * tokens that live in normalised text are cut out of those, the pre-tokenizer cuts the rest into words, and
+ * BPE merges each word.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/tok_int.h"
 
@@ -10,7 +11,8 @@
 int tok_open(struct tok **out, const char *model_path, struct err *e) {
     struct tok *t = mem_alloc(sizeof *t);
     t->unk = -1;
-    int rc = str_ends(model_path, ".gguf") ? tok_open_gguf(t, model_path, e) : tok_open_json(t, model_path, e);
+    int rc =
+        str_ends(model_path, ".gguf") ? tok_open_gguf(t, model_path, e) : tok_open_json(t, model_path, e);
     if (rc < 0) {
         tok_close(&t);
         if (e) e->code = EXIT_ENV;
@@ -39,7 +41,9 @@ void tok_close(struct tok **tp) {
 
 int tok_vocab(const struct tok *t) { return t->ids; }
 const char *tok_sha256(const struct tok *t) { return t->sha256; }
-int32_t tok_id(const struct tok *t, const char *special_text) { return tok_find(t, special_text, strlen(special_text)); }
+int32_t tok_id(const struct tok *t, const char *special_text) {
+    return tok_find(t, special_text, strlen(special_text));
+}
 
 bool tok_is_special(const struct tok *t, int32_t id) {
     return id >= 0 && id < t->ids && t->flags[id] & TOK_FLAG_SPECIAL;
@@ -96,8 +100,8 @@ static void encode_gap(struct encoder *c, int pass, const char *s, size_t bytes)
     str_release(&text);
 }
 
-/* Pass 0: the text as given; pass 1: normalised. A special token that the caller does not want is stepped over whole, as
- * `tokenizers` does. */
+/* Pass 0: the text as given; pass 1: normalised. A special token that the caller does not want is stepped
+ * over whole, as `tokenizers` does. */
 static void encode_part(struct encoder *c, int pass, const char *s, size_t bytes) {
     const struct tok_trie *r = &c->t->added[pass];
     size_t from = 0, n;

@@ -1,8 +1,8 @@
 /* tok_bpe.c - merges one word; see tok_int.h.
  *
- * A linked list of symbols and a heap of candidate merges (lowest rank first, then leftmost): O(n log n). A candidate is
- * stale when its place no longer merges into the token it promised. The order of events is that of `tokenizers`
- * (models/bpe/word.rs), which matters where two merges make the same token.
+ * A linked list of symbols and a heap of candidate merges (lowest rank first, then leftmost): O(n log n). A
+ * candidate is stale when its place no longer merges into the token it promised. The order of events is
+ * that of `tokenizers` (models/bpe/word.rs), which matters where two merges make the same token.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/tok_int.h"
 
@@ -22,7 +22,9 @@ void tok_bpe_release(struct tok_bpe *b) {
     *b = (struct tok_bpe){ 0 };
 }
 
-static bool before(struct tok_cand a, struct tok_cand b) { return a.rank != b.rank ? a.rank < b.rank : a.at < b.at; }
+static bool before(struct tok_cand a, struct tok_cand b) {
+    return a.rank != b.rank ? a.rank < b.rank : a.at < b.at;
+}
 
 static void heap_push(struct tok_bpe *b, struct tok_cand c) {
     if (b->heap_n == b->heap_cap) {
@@ -72,7 +74,8 @@ static int32_t symbols(const struct tok *t, struct tok_bpe *b, const char *s, si
     return n;
 }
 
-static bool whole_word(const struct tok *t, struct tok_bpe *b, const char *s, size_t bytes, struct tok_ids *out) {
+static bool whole_word(const struct tok *t, struct tok_bpe *b, const char *s, size_t bytes,
+                       struct tok_ids *out) {
     if (bytes > t->name_bytes_max) return false;
     str_clear(&b->word);
     for (size_t i = 0; i < bytes; i++) {

@@ -1,8 +1,8 @@
 /* tok_gguf.c - reads the tokenizer out of GGUF metadata.
  *
- * tokenizer.ggml.pre names the pre-tokenizer. GGUF leaves out what tokenizer.json says beside it, so the rest is that of
- * the model's family: Qwen2 normalises to NFC, Llama 3 takes whole words first. Added tokens are those of type control
- * (special) and user-defined (not special).
+ * tokenizer.ggml.pre names the pre-tokenizer. GGUF leaves out what tokenizer.json says beside it, so the
+ * rest is that of the model's family: Qwen2 normalises to NFC, Llama 3 takes whole words first. Added
+ * tokens are those of type control (special) and user-defined (not special).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/gguf.h"
 #include "lib/model/tok_int.h"
@@ -17,14 +17,17 @@ static const struct pre { const char *name; enum tok_split split; bool nfc, whol
     { "qwen2", TOK_SPLIT_QWEN2, true, false },
 };
 
-static bool same(struct gguf_string a, const char *b) { return a.bytes == strlen(b) && memcmp(a.s, b, a.bytes) == 0; }
+static bool same(struct gguf_string a, const char *b) {
+    return a.bytes == strlen(b) && memcmp(a.s, b, a.bytes) == 0;
+}
 
 static int read_pre(struct tok *t, const struct gguf *g, struct err *e) {
     struct gguf_string model = { "(none)", 6 }, pre = { "(none)", 6 };
     gguf_text(g, "tokenizer.ggml.model", &model);
     gguf_text(g, "tokenizer.ggml.pre", &pre);
     if (!same(model, "gpt2"))
-        return err_set(e, "tokenizer.ggml.model is '%.*s', not gpt2 (byte-level BPE)", SHOWN(model.s, model.bytes));
+        return err_set(e, "tokenizer.ggml.model is '%.*s', not gpt2 (byte-level BPE)",
+                       SHOWN(model.s, model.bytes));
     for (size_t i = 0; i < COUNT_OF(pres); i++) {
         if (!same(pre, pres[i].name)) continue;
         t->split = pres[i].split;
@@ -32,13 +35,17 @@ static int read_pre(struct tok *t, const struct gguf *g, struct err *e) {
         t->whole_words = pres[i].whole_words;
         return 0;
     }
-    return err_set(e, "tokenizer.ggml.pre '%.*s' is not one that we know: smollm, llama-bpe, qwen2", SHOWN(pre.s, pre.bytes));
+    return err_set(e, "tokenizer.ggml.pre '%.*s' is not one that we know: smollm, llama-bpe, qwen2",
+                   SHOWN(pre.s, pre.bytes));
 }
 
-static const struct gguf_kv *array(const struct gguf *g, const char *key, enum gguf_kind of, uint64_t most, struct err *e) {
+static const struct gguf_kv *array(const struct gguf *g, const char *key, enum gguf_kind of, uint64_t most,
+                                   struct err *e) {
     const struct gguf_kv *kv = gguf_find(g, key);
     if (!kv || kv->kind != GGUF_KIND_ARRAY || kv->of != of || kv->count > most)
-        return err_set(e, "%s is missing, of a wrong kind or longer than %llu", key, (unsigned long long)most), NULL;
+        return err_set(e, "%s is missing, of a wrong kind or longer than %llu", key,
+                       (unsigned long long)most),
+               NULL;
     return kv;
 }
 
@@ -52,8 +59,10 @@ static unsigned flags_of(int64_t type) {
 
 static int read_tables(struct tok *t, const struct gguf *g, struct sha256 *sum, struct err *e) {
     const struct gguf_kv *tokens = array(g, "tokenizer.ggml.tokens", GGUF_KIND_STRING, TOK_IDS_MAX, e);
-    const struct gguf_kv *types = tokens ? array(g, "tokenizer.ggml.token_type", GGUF_KIND_I32, TOK_IDS_MAX, e) : NULL;
-    const struct gguf_kv *merges = types ? array(g, "tokenizer.ggml.merges", GGUF_KIND_STRING, TOK_MERGES_MAX, e) : NULL;
+    const struct gguf_kv *types =
+        tokens ? array(g, "tokenizer.ggml.token_type", GGUF_KIND_I32, TOK_IDS_MAX, e) : NULL;
+    const struct gguf_kv *merges =
+        types ? array(g, "tokenizer.ggml.merges", GGUF_KIND_STRING, TOK_MERGES_MAX, e) : NULL;
     if (!merges) return -1;
     if (types->count != tokens->count) return err_set(e, "there are not as many token types as tokens");
     tok_reserve(t, tokens->count, merges->count);

@@ -1,8 +1,8 @@
 /* tok_int.h - what the tokenizer's own files share; nobody outside lib/model/tok*.c and chat.c includes it.
  *
- * A struct tok is filled once by a reader (tok_json.c, tok_gguf.c) through tok_reserve, tok_put, tok_merge and tok_seal,
- * and is read-only afterwards, so that any number of threads may encode with it.
- *   name   a token as the file spells it: byte-level tokens in the printable alphabet of GPT-2, added tokens as text
+ * A struct tok is filled once by a reader (tok_json.c, tok_gguf.c) through tok_reserve, tok_put, tok_merge
+ * and tok_seal, and is read-only afterwards, so that any number of threads may encode with it.
+ *   name   a token as the file spells it: in the printable alphabet of GPT-2; added tokens as text
  *   raw    the bytes that it decodes to
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_TOK_INT_H
@@ -35,7 +35,7 @@ enum tok_flag {
 };
 
 struct tok_span { uint32_t at, bytes; };
-struct tok_pair { uint64_t key; int32_t rank, id; };        /* key = left id << 32 | right id; rank < 0: an empty slot */
+struct tok_pair { uint64_t key; int32_t rank, id; };   /* key = left << 32 | right; rank -1: an empty slot */
 
 struct tok_node { int32_t child, sibling, id; uint8_t byte; };
 struct tok_trie {                      /* texts of added tokens; node 0 is the root, 0 also means "none" */
@@ -58,7 +58,7 @@ struct tok {
     uint32_t pairs;                    /* power of two */
     int merges, merges_cap;
     int32_t byte_id[TOK_ALPHABET];     /* -1: the vocabulary lacks this byte */
-    int32_t unk;                       /* token for lacking bytes, -1 = they are dropped, as `tokenizers` does */
+    int32_t unk; /* token for lacking bytes, -1 = they are dropped, as `tokenizers` does */
     bool unk_fuse;
     struct tok_trie added[2];          /* sought in the text as given; in the normalised text */
     char sha256[SHA256_HEX];
@@ -70,13 +70,14 @@ struct tok {
 void tok_reserve(struct tok *t, size_t ids, size_t merges);
 int tok_put(struct tok *t, int64_t id, const char *name, size_t bytes, unsigned flags, struct err *e);
 int tok_add_flags(struct tok *t, int64_t id, const char *name, size_t bytes, unsigned flags, struct err *e);
-int tok_merge(struct tok *t, const char *left, size_t left_bytes, const char *right, size_t right_bytes, struct err *e);
+int tok_merge(struct tok *t, const char *left, size_t left_bytes, const char *right, size_t right_bytes,
+              struct err *e);
 int tok_merge_text(struct tok *t, const char *text, size_t bytes, struct err *e);     /* "left right" */
-int tok_seal(struct tok *t, struct err *e);                                           /* last checks, byte ids, tries */
+int tok_seal(struct tok *t, struct err *e); /* last checks, byte ids, tries */
 
 int tok_find(const struct tok *t, const char *name, size_t bytes);                    /* id or -1 */
 const struct tok_pair *tok_pair_find(const struct tok *t, int32_t left, int32_t right);
-int tok_alphabet(unsigned byte, char out[2]);          /* GPT-2's printable character for a byte, UTF-8; its length */
+int tok_alphabet(unsigned byte, char out[2]); /* GPT-2's printable character for a byte, UTF-8; its length */
 int tok_alphabet_byte(int32_t codepoint);              /* the way back; -1 if not of the alphabet */
 
 int tok_open_json(struct tok *t, const char *dir, struct err *e);
@@ -84,10 +85,11 @@ int tok_open_gguf(struct tok *t, const char *path, struct err *e);
 
 /* One code point at s[0..bytes), bytes > 0: its length; *cp = -1 and 1 for a byte that is not UTF-8. */
 size_t tok_utf8(const char *s, size_t bytes, int32_t *cp);
-/* Length of the first piece of s[0..bytes), bytes > 0, as the pre-tokenizer cuts it. s is a whole stretch between added
- * tokens: its end counts as the end of the text. */
+/* Length of the first piece of s[0..bytes), bytes > 0, as the pre-tokenizer cuts it. s is a whole stretch
+ * between added tokens: its end counts as the end of the text. */
 size_t tok_split_next(enum tok_split split, const char *s, size_t bytes);
-/* Appends the NFC form (that of the `tokenizers` library) of s; bytes that are not UTF-8 stay and block composition. */
+/* Appends the NFC form (that of the `tokenizers` library) of s; bytes that are not UTF-8 stay and block
+ * composition. */
 void tok_nfc(struct str *out, const char *s, size_t bytes);
 
 /* Scratch memory of one tok_encode call. */

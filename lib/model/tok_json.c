@@ -1,18 +1,18 @@
 /* tok_json.c - reads tokenizer.json (+ tokenizer_config.json, chat_template.jinja) of a Hugging Face folder.
  *
- * What the file would have `tokenizers` do is compared with what tok_split.c and tok_bpe.c do, field by field; anything
- * else is refused by name. Patterns are compared byte for byte and never executed.
+ * What the file would have `tokenizers` do is compared with what tok_split.c and tok_bpe.c do, field by
+ * field; anything else is refused by name. Patterns are compared byte for byte and never executed.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/fs.h"
 #include "lib/base/json.h"
 #include "lib/model/tok_int.h"
 
 static const char pattern_llama3[] =
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"
-    "\\s+(?!\\S)|\\s+";
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|"
+    " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 static const char pattern_qwen2[] =
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|"
-    "\\s+(?!\\S)|\\s+";
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|"
+    " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
 static const char *type_of(const json_t *o) {
     const char *s = json_string_value(json_object_get(o, "type"));
@@ -24,7 +24,9 @@ static bool is_true(const json_t *o, const char *key) { return json_is_true(json
 static bool is_false(const json_t *o, const char *key) { return json_is_false(json_object_get(o, key)); }
 
 /* null, "" and absent mean the same in these files. */
-static bool is_nothing(const json_t *v) { return !v || json_is_null(v) || (json_is_string(v) && !json_string_length(v)); }
+static bool is_nothing(const json_t *v) {
+    return !v || json_is_null(v) || (json_is_string(v) && !json_string_length(v));
+}
 
 static int unknown(struct err *e, const char *part, const json_t *found) {
     char *text = found ? json_dumps(found, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
@@ -53,7 +55,8 @@ static int read_pre_tokenizer(struct tok *t, const json_t *p, struct err *e) {
     }
     const char *pattern = json_string_value(json_object_get(json_object_get(first, "pattern"), "Regex"));
     const char *behavior = json_string_value(json_object_get(first, "behavior"));
-    if (!is_type(first, "Split") || gpt2 || !pattern || !behavior || strcmp(behavior, "Isolated") || is_true(first, "invert"))
+    if (!is_type(first, "Split") || gpt2 || !pattern || !behavior || strcmp(behavior, "Isolated") ||
+        is_true(first, "invert"))
         return unknown(e, "pre_tokenizer", p);
     if (strcmp(pattern, pattern_llama3) == 0) t->split = TOK_SPLIT_LLAMA3;
     else if (strcmp(pattern, pattern_qwen2) == 0) t->split = TOK_SPLIT_QWEN2;
@@ -81,7 +84,8 @@ static int read_merges(struct tok *t, const json_t *merges, struct err *e) {
         if (json_is_string(m))
             rc = tok_merge_text(t, json_string_value(m), json_string_length(m), e);
         else if (json_array_size(m) == 2 && json_is_string(a) && json_is_string(b))
-            rc = tok_merge(t, json_string_value(a), json_string_length(a), json_string_value(b), json_string_length(b), e);
+            rc = tok_merge(t, json_string_value(a), json_string_length(a), json_string_value(b),
+                           json_string_length(b), e);
         else
             rc = err_set(e, "merge %zu is neither \"a b\" nor [\"a\", \"b\"]", i);
         if (rc < 0) return -1;
@@ -94,13 +98,16 @@ static int read_added(struct tok *t, const json_t *added, struct err *e) {
     json_t *a;
     json_array_foreach((json_t *)added, i, a) {
         const json_t *content = json_object_get(a, "content"), *id = json_object_get(a, "id");
-        if (!json_is_string(content) || !json_is_integer(id)) return err_set(e, "added token %zu lacks its content or id", i);
+        if (!json_is_string(content) || !json_is_integer(id))
+            return err_set(e, "added token %zu lacks its content or id", i);
         const char *name = json_string_value(content);
         if (is_true(a, "lstrip") || is_true(a, "rstrip") || is_true(a, "single_word"))
-            return err_set(e, "added token '%.40s' sets lstrip, rstrip or single_word, which we do not do", name);
+            return err_set(e, "added token '%.40s' sets lstrip, rstrip or single_word, which we do not do",
+                           name);
         unsigned flags = TOK_FLAG_ADDED | (is_true(a, "special") ? TOK_FLAG_SPECIAL : 0u) |
                          (is_true(a, "normalized") ? TOK_FLAG_NORMALIZED : 0u);
-        if (tok_add_flags(t, json_integer_value(id), name, json_string_length(content), flags, e) < 0) return -1;
+        if (tok_add_flags(t, json_integer_value(id), name, json_string_length(content), flags, e) < 0)
+            return -1;
     }
     return 0;
 }
@@ -123,16 +130,19 @@ static int read_model(struct tok *t, const json_t *model, const json_t *added, s
     } else if (!is_type(model, "BPE")) {
         return err_set(e, "model type '%s' is not BPE", type_of(model));
     }
-    if (!json_is_object(vocab) || !json_is_array(merges)) return err_set(e, "model has no vocab object or no merges array");
+    if (!json_is_object(vocab) || !json_is_array(merges))
+        return err_set(e, "model has no vocab object or no merges array");
     const json_t *dropout = json_object_get(model, "dropout");
     if ((dropout && !json_is_null(dropout)) || is_true(model, "byte_fallback") ||
         !is_nothing(json_object_get(model, "continuing_subword_prefix")) ||
         !is_nothing(json_object_get(model, "end_of_word_suffix")))
-        return err_set(e, "model sets dropout, byte_fallback, continuing_subword_prefix or end_of_word_suffix, "
-                          "which byte-level BPE does not have");
+        return err_set(e,
+                       "model sets dropout, byte_fallback, continuing_subword_prefix or end_of_word_suffix, "
+                       "which byte-level BPE does not have");
     size_t ids = ids_count(vocab, added), rows = json_array_size(merges);
     if (ids > TOK_IDS_MAX || rows > TOK_MERGES_MAX)
-        return err_set(e, "%zu tokens and %zu merges are more than %d and %d", ids, rows, TOK_IDS_MAX, TOK_MERGES_MAX);
+        return err_set(e, "%zu tokens and %zu merges are more than %d and %d", ids, rows, TOK_IDS_MAX,
+                       TOK_MERGES_MAX);
     tok_reserve(t, ids, rows);
     t->whole_words = is_true(model, "ignore_merges");
     t->unk_fuse = is_true(model, "fuse_unk");
@@ -140,7 +150,8 @@ static int read_model(struct tok *t, const json_t *model, const json_t *added, s
     const json_t *unk = json_object_get(model, "unk_token");
     if (json_is_string(unk)) {
         t->unk = tok_find(t, json_string_value(unk), json_string_length(unk));
-        if (t->unk < 0) return err_set(e, "unk_token '%.40s' is not in the vocabulary", json_string_value(unk));
+        if (t->unk < 0)
+            return err_set(e, "unk_token '%.40s' is not in the vocabulary", json_string_value(unk));
     }
     return 0;
 }

@@ -1,21 +1,24 @@
 /* tok_nfc.c - Unicode normal form C as the `tokenizers` library computes it; see tok_int.h.
  *
- * That library's tables are of Unicode 9: to it, marks that came later are starters, and U+11938 has no parts. Both are
- * listed here and set right, so that ids agree; otherwise utf8proc does the work. Marks are sorted by a merge sort of
- * each run, because utf8proc's own sort is quadratic on a hostile run.
+ * That library's tables are of Unicode 9: to it, marks that came later are starters, and U+11938 has no
+ * parts. Both are listed here and set right, so that ids agree; otherwise utf8proc does the work. Marks are
+ * sorted by a merge sort of each run, because utf8proc's own sort is quadratic on a hostile run.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <utf8proc.h>
 
 #include "lib/model/tok_int.h"
 
-static const struct { int32_t first, last; } newer_marks[] = {         /* combining class taken as 0 */
-    { 0x7fd, 0x7fd },     { 0x898, 0x89f },     { 0x8ca, 0x8d3 },     { 0x9fe, 0x9fe },     { 0xc3c, 0xc3c },
-    { 0xd3b, 0xd3c },     { 0xeba, 0xeba },     { 0x1715, 0x1715 },   { 0x1abf, 0x1ace },   { 0x1df6, 0x1dfa },
-    { 0xa82c, 0xa82c },   { 0x10d24, 0x10d27 }, { 0x10eab, 0x10eac }, { 0x10f46, 0x10f50 }, { 0x10f82, 0x10f85 },
-    { 0x11070, 0x11070 }, { 0x1133b, 0x1133b }, { 0x1145e, 0x1145e }, { 0x11839, 0x1183a }, { 0x1193d, 0x1193e },
-    { 0x11943, 0x11943 }, { 0x119e0, 0x119e0 }, { 0x11a34, 0x11a34 }, { 0x11a47, 0x11a47 }, { 0x11a99, 0x11a99 },
-    { 0x11d42, 0x11d42 }, { 0x11d44, 0x11d45 }, { 0x11d97, 0x11d97 }, { 0x16ff0, 0x16ff1 }, { 0x1e130, 0x1e136 },
-    { 0x1e2ae, 0x1e2ae }, { 0x1e2ec, 0x1e2ef },
+static const struct { int32_t first, last;
+} newer_marks[] = {
+    /* combining class taken as 0 */
+    { 0x7fd, 0x7fd },     { 0x898, 0x89f },     { 0x8ca, 0x8d3 },     { 0x9fe, 0x9fe },
+    { 0xc3c, 0xc3c },     { 0xd3b, 0xd3c },     { 0xeba, 0xeba },     { 0x1715, 0x1715 },
+    { 0x1abf, 0x1ace },   { 0x1df6, 0x1dfa },   { 0xa82c, 0xa82c },   { 0x10d24, 0x10d27 },
+    { 0x10eab, 0x10eac }, { 0x10f46, 0x10f50 }, { 0x10f82, 0x10f85 }, { 0x11070, 0x11070 },
+    { 0x1133b, 0x1133b }, { 0x1145e, 0x1145e }, { 0x11839, 0x1183a }, { 0x1193d, 0x1193e },
+    { 0x11943, 0x11943 }, { 0x119e0, 0x119e0 }, { 0x11a34, 0x11a34 }, { 0x11a47, 0x11a47 },
+    { 0x11a99, 0x11a99 }, { 0x11d42, 0x11d42 }, { 0x11d44, 0x11d45 }, { 0x11d97, 0x11d97 },
+    { 0x16ff0, 0x16ff1 }, { 0x1e130, 0x1e136 }, { 0x1e2ae, 0x1e2ae }, { 0x1e2ec, 0x1e2ef },
 };
 enum { PARTS_MAX = 8 };                     /* code points in one canonical decomposition: at most 4 */
 
@@ -43,7 +46,8 @@ static void decompose(struct points *v, int32_t cp) {
     utf8proc_int32_t part[PARTS_MAX];
     int boundary = 0;
     utf8proc_ssize_t n = 0;
-    if (cp != 0x11938) n = utf8proc_decompose_char(cp, part, PARTS_MAX, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &boundary);
+    if (cp != 0x11938)
+        n = utf8proc_decompose_char(cp, part, PARTS_MAX, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &boundary);
     if (n < 1 || n > PARTS_MAX) point_add(v, cp);
     for (utf8proc_ssize_t i = 0; n <= PARTS_MAX && i < n; i++) point_add(v, part[i]);
 }

@@ -1,5 +1,5 @@
-/* tok_chat.c - conversations against transformers' apply_chat_template (tests/vectors/make_tok.py), and templates that must
- * be refused.
+/* tok_chat.c - conversations against transformers' apply_chat_template (tests/vectors/make_tok.py), and
+ * templates that must be refused.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/fs.h"
 
@@ -63,7 +63,8 @@ static void expect_row(const struct tok *t, const char *chat, const json_t *row)
     str_init(&got);
     int rc = tok_chat(t, chat, m, n, json_is_true(json_object_get(row, "add_prompt")), &got, &e);
     cr_assert(rc == 0, "%s", e.text);
-    cr_expect(strcmp(got.s, want) == 0, "%s: got\n%s\nwant\n%s", json_string_value(json_object_get(row, "template")), got.s, want);
+    cr_expect(strcmp(got.s, want) == 0, "%s: got\n%s\nwant\n%s",
+              json_string_value(json_object_get(row, "template")), got.s, want);
     str_release(&got);
 }
 
@@ -107,7 +108,8 @@ Test(tok_chat, renders_what_transformers_renders) {
 }
 
 Test(tok_chat, renders_the_same_by_the_family_s_name) {
-    static const char *const named[] = { "chatml", "qwen2", "qwen2.5", "smollm2", "llama3", "llama3.1", "llama3.2" };
+    static const char *const named[] = { "chatml", "qwen2",    "qwen2.5", "smollm2",
+                                         "llama3", "llama3.1", "llama3.2" };
     json_t *rows = read_rows(), *row;
     struct model_dir d;
     struct tok *t = open_with(&d, "{{ nonsense }}", 14);
@@ -115,7 +117,8 @@ Test(tok_chat, renders_the_same_by_the_family_s_name) {
     json_array_foreach(rows, i, row) {
         const char *name = json_string_value(json_object_get(row, "template"));
         for (size_t k = 0; k < COUNT_OF(named); k++) {
-            if (strncmp(name, named[k], strlen(named[k])) || strcmp(name + strlen(named[k]), ".jinja")) continue;
+            if (strncmp(name, named[k], strlen(named[k])) || strcmp(name + strlen(named[k]), ".jinja"))
+                continue;
             expect_row(t, named[k], row);
             seen++;
         }
@@ -151,16 +154,19 @@ Test(tok_chat, refuses_a_template_that_it_cannot_vouch_for) {
     expect_refused("{% for message in messages %}" SAY "{% endfor %}");
     expect_refused("{% for message in messages %}" SAY "{% endfor %}" PROMPT "{% endfor %}");
     expect_refused("{% for message in messages[1:] %}" SAY "{% endfor %}" PROMPT);
-    expect_refused("{% for message in messages %}" SAY " {% endfor %}" PROMPT);                /* a blank that is printed */
+    expect_refused("{% for message in messages %}" SAY " {% endfor %}" PROMPT); /* a blank that is printed */
     expect_refused("{% for message in messages %}" SAY "\n\n{% endfor %}" PROMPT);
     expect_refused("{% for message in messages %}" SAY "{{ eos_token }}{% endfor %}" PROMPT);
+    expect_refused("{% set add_generation_prompt = false %}{% for message in messages %}" SAY "{% endfor %}" PROMPT);
     expect_refused("{% for message in messages %}" SAY "{% endfor %}{% set messages = [] %}" PROMPT);
     expect_refused("{% for message in messages %}" SAY "{% endfor %}{% if add_generation_prompt %}"
                    "{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}");
-    expect_refused("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + "
+    expect_refused("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
+                   "message['content'] | trim + "
                    "'<|im_end|>' + '\\n'}}{% endfor %}" PROMPT);
-    expect_refused("{% for message in messages %}{{'<\\x7cim_start|>' + message['role'] + '\\n' + message['content'] + "
-                   "'<|im_end|>' + '\\n'}}{% endfor %}" PROMPT);
+    expect_refused(
+        "{% for message in messages %}{{'<\\x7cim_start|>' + message['role'] + '\\n' + message['content'] + "
+        "'<|im_end|>' + '\\n'}}{% endfor %}" PROMPT);
 }
 
 Test(tok_chat, refuses_unknown_roles_families_and_empty_conversations) {

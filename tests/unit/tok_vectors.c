@@ -1,5 +1,6 @@
 /* tok_vectors.c - the ids of 2,000 strings of every script, against those of the `tokenizers` library
- * (tests/vectors/make_tok.py): three small vocabularies, one a family, and SmolLM2's own where the model is there.
+ * (tests/vectors/make_tok.py): three small vocabularies, one a family, and SmolLM2's own where the model is
+ * there.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <criterion/criterion.h>
 
@@ -43,7 +44,8 @@ static bool same(const struct tok_ids *got, const json_t *want) {
     return true;
 }
 
-static void compare(const struct tok *t, const json_t *strings, size_t first, const char *family, bool specials) {
+static void compare(const struct tok *t, const json_t *strings, size_t first, const char *family,
+                    bool specials) {
     char name[64];
     snprintf(name, sizeof name, "%s.%s.jsonl", family, specials ? "ids" : "plain");
     json_t *want = read_lines(name);
@@ -55,7 +57,8 @@ static void compare(const struct tok *t, const json_t *strings, size_t first, co
         struct tok_ids got = { 0 };
         tok_encode(t, json_string_value(s), json_string_length(s), specials, &got);
         if (!same(&got, row) && wrong++ < 5) {
-            char *text = json_dumps(s, JSON_ENCODE_ANY | JSON_ENSURE_ASCII), *ids = json_dumps(row, JSON_COMPACT);
+            char *text = json_dumps(s, JSON_ENCODE_ANY | JSON_ENSURE_ASCII),
+                 *ids = json_dumps(row, JSON_COMPACT);
             cr_log_error("%s line %zu: %s want %s", name, i + 1, text, ids);
             for (int k = 0; k < got.n; k++) fprintf(stderr, "%d,", got.id[k]);
             fprintf(stderr, "\n");
@@ -114,7 +117,8 @@ Test(tok_vectors, llama3_decodes_to_what_was_encoded) {
         str_init(&back);
         tok_encode(t, json_string_value(s), json_string_length(s), i & 1, &ids);
         tok_decode(t, ids.id, ids.n, true, &back);
-        cr_expect(back.len == json_string_length(s) && (!back.len || !memcmp(back.s, json_string_value(s), back.len)));
+        cr_expect(back.len == json_string_length(s) &&
+                  (!back.len || !memcmp(back.s, json_string_value(s), back.len)));
         str_release(&back);
         free(ids.id);
     }

@@ -28,7 +28,8 @@ static int read_messages(const json_t *list, struct chat_message *m, struct err 
     return 0;
 }
 
-static int print_chat(const struct tok *t, const char *family, const json_t *list, bool prompt, struct err *e) {
+static int print_chat(const struct tok *t, const char *family, const json_t *list, bool prompt,
+                      struct err *e) {
     if (!json_is_array(list) || json_array_size(list) > INT32_MAX / 2)
         return err_set(e, "stdin: not an array of messages");
     struct chat_message *m = mem_alloc((json_array_size(list) + 1) * sizeof *m);

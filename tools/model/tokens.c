@@ -41,8 +41,8 @@ static int encode_line(const struct tok *t, const char *line, size_t bytes, cons
     return rc;
 }
 
-static int decode_line(const struct tok *t, const char *line, size_t bytes, const char *where, bool quoted, bool plain,
-                       struct err *e) {
+static int decode_line(const struct tok *t, const char *line, size_t bytes, const char *where, bool quoted,
+                       bool plain, struct err *e) {
     struct str text, quote;
     json_t *v = json_parse(line, bytes, where, e), *id;
     if (!v) return -1;
@@ -67,7 +67,8 @@ static int decode_line(const struct tok *t, const char *line, size_t bytes, cons
     return rc;
 }
 
-static int each_line(const struct tok *t, struct str *input, bool lines, bool decode, bool plain, struct err *e) {
+static int each_line(const struct tok *t, struct str *input, bool lines, bool decode, bool plain,
+                     struct err *e) {
     size_t from = 0;
     for (int n = 1; from < input->len; n++) {
         const char *line = input->s + from, *end = memchr(line, '\n', input->len - from);
@@ -90,7 +91,9 @@ static void read_stdin(struct str *input) {
 
 int cmd_tokens(int argc, char **argv) {
     bool lines = false, decode = false, plain = false;
-    const struct arg arg[] = { { "lines", NULL, &lines }, { "decode", NULL, &decode }, { "plain", NULL, &plain } };
+    const struct arg arg[] = { { "lines", NULL, &lines },
+                               { "decode", NULL, &decode },
+                               { "plain", NULL, &plain } };
     const char *path;
     struct err e = { 0 };
     struct tok *t = NULL;
