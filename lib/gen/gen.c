@@ -165,9 +165,11 @@ int gen_submit(struct gen *g, const struct gen_request *r, struct err *e) {
     if (r->samples < 1 || r->samples > GEN_SAMPLES_MAX)
         return err_set(e, "%d samples were asked for; 1 to %d are possible", r->samples, GEN_SAMPLES_MAX);
     if (r->new_max < 1 || r->prompt_n > g->o.positions_max - r->new_max)
-        return err_set(e, "a prompt of %d tokens and %d new ones do not fit %d positions", r->prompt_n, r->new_max, g->o.positions_max);
+        return err_set(e, "a prompt of %d tokens and %d new ones do not fit %d positions", r->prompt_n, r->new_max,
+                       g->o.positions_max);
     if (!(r->temperature >= 0) || r->top_k < 0 || !(r->top_p > 0 && r->top_p <= 1))
-        return err_set(e, "sampler out of range: temperature %g, top-k %d, top-p %g", (double)r->temperature, r->top_k, (double)r->top_p);
+        return err_set(e, "sampler out of range: temperature %g, top-k %d, top-p %g", (double)r->temperature, r->top_k,
+                       (double)r->top_p);
     for (int i = 0; i < r->prompt_n; i++)
         if (r->prompt[i] < 0 || r->prompt[i] >= g->model->conf.vocab)
             return err_set(e, "token id %d of the prompt is outside the vocabulary of %d", r->prompt[i], g->model->conf.vocab);
@@ -231,7 +233,8 @@ static bool take_token(struct gen *g, struct run *s, int32_t token, float lp, fl
     for (int i = 0; i < g->stop_ids; i++)
         if (g->stop_id[i] == token) ended = true, why = GEN_STOP_EOS;
     if (!ended) return false;
-    take(ud, &(struct gen_sample){ .tag = s->r.tag, .k = s->k, .ids = s->ids, .n = s->n, .lp = s->lp, .lp_raw = s->lp_raw, .stop = why });
+    take(ud, &(struct gen_sample){ .tag = s->r.tag, .k = s->k, .ids = s->ids, .n = s->n, .lp = s->lp,
+                                   .lp_raw = s->lp_raw, .stop = why });
     return true;
 }
 

@@ -250,7 +250,8 @@ int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, s
     if (l->shape.rank != n->lora.shape.rank || memcmp(l->shape.on, n->lora.shape.on, sizeof l->shape.on) != 0)
         return err_set(e, "cannot adopt an adapter of rank %d: this net was made for rank %d%s", l->shape.rank,
                        n->lora.shape.rank, l->shape.rank == n->lora.shape.rank ? " with other targets" : "");
-    if (l->params != n->lora.params) return err_set(e, "cannot adopt an adapter of %zu values, %zu needed", l->params, n->lora.params);
+    if (l->params != n->lora.params)
+        return err_set(e, "cannot adopt an adapter of %zu values, %zu needed", l->params, n->lora.params);
     int widest = n->model->conf.dim > n->q_dim ? n->model->conf.dim : n->q_dim;
     if (n->model->conf.ffn_dim > widest) widest = n->model->conf.ffn_dim;
     float *stack = mem_alloc(3 * (size_t)l->shape.rank * (size_t)widest * sizeof *stack);

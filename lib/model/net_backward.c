@@ -44,7 +44,8 @@ static void adapter_dx(const struct pass *t, enum net_site site, kptr dx) {
     const struct kern_weight *a = &n->lora_layer[t->layer].a[site];
     if (!n->adapted || !a->out) return;
     n->k->linear_t(n->k, &(struct kern_linear_t){ .dy = n->du, .dy_ld = a->out, .w = *a, .scale = net_lora_scale(n),
-                                                  .accumulate = true, .round = n->round, .dx = dx, .dx_ld = a->in, .rows = t->rows });
+                                                  .accumulate = true, .round = n->round, .dx = dx, .dx_ld = a->in,
+                                                  .rows = t->rows });
 }
 
 static void norm_bwd(const struct pass *t, int index, kptr x, kptr rstd, kptr w) {

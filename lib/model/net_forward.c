@@ -87,7 +87,8 @@ void net_want(struct net *n, const int32_t *index, int wants, bool save) {
     n->wants = wants;
     if (!wants) return;
     n->k->upload(n->k, n->index, index, (size_t)wants * sizeof *index);
-    n->k->gather(n->k, &(struct kern_gather){ .x = n->x, .index = n->index, .y = n->hid, .type = KERN_F32, .rows = wants, .dim = c->dim });
+    n->k->gather(n->k, &(struct kern_gather){ .x = n->x, .index = n->index, .y = n->hid, .type = KERN_F32, .rows = wants,
+                                              .dim = c->dim });
     n->k->rmsnorm(n->k, &(struct kern_rmsnorm){ .x = n->hid, .w = n->model->norm_final,
                                                 .dw = noise_view_dw(n->noise, 2 * c->layers, c->dim), .y = n->hid_t,
                                                 .rstd = save ? n->hid_rstd : (kptr){ NULL }, .y_type = n->type, .rows = wants,

@@ -29,8 +29,9 @@ static int check_seqs(const struct net *n, const struct net_seq *s, int seqs, fl
 /* Log-probs of targets first .. first+count-1 (already in n->targets) from hid_t into n->lp, n->lse, n->entropy. */
 static void score_rows(struct net *n, int first, int count, float temperature, bool entropy) {
     net_head(n, first, count);
-    n->k->logprob(n->k, &(struct kern_logprob){ .logits = n->logits, .targets = kptr_at(n->targets, (size_t)first * sizeof(int32_t)),
-                                                .lp = n->lp, .lse = n->lse, .entropy = entropy ? n->entropy : (kptr){ NULL },
+    const kptr targets = kptr_at(n->targets, (size_t)first * sizeof(int32_t));
+    n->k->logprob(n->k, &(struct kern_logprob){ .logits = n->logits, .targets = targets, .lp = n->lp, .lse = n->lse,
+                                                .entropy = entropy ? n->entropy : (kptr){ NULL },
                                                 .rows = count, .vocab = n->model->conf.vocab, .inv_temp = 1.f / temperature });
 }
 
@@ -214,7 +215,8 @@ static void micro_run(struct micro *b) {
                                                         .dw = noise_view_dw(n->noise, 2 * c->layers, c->dim), .dx = n->dh,
                                                         .rows = b->wants, .dim = c->dim });
     n->k->zero(n->k, n->dx, (size_t)b->rows * (size_t)c->dim * sizeof(float));
-    n->k->scatter_add(n->k, &(struct kern_scatter_add){ .y = n->dh, .index = n->index, .x = n->dx, .rows = b->wants, .dim = c->dim });
+    n->k->scatter_add(n->k, &(struct kern_scatter_add){ .y = n->dh, .index = n->index, .x = n->dx, .rows = b->wants,
+                                                        .dim = c->dim });
     net_layers_bwd(n, b->rows, b->seq_start, b->seqs);
 }
 

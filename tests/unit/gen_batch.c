@@ -88,7 +88,8 @@ static void expect_same(const struct run_opts *a, const struct run_opts *b, cons
 }
 
 Test(gen_batch, rows_threads_and_order_change_no_bit) {
-    const struct run_opts base = { .path = "auto", .threads = 1, .rows = 16, .quant = MODEL_QUANT_BF16, .temperature = 1, .eos = true };
+    const struct run_opts base = { .path = "auto", .threads = 1, .rows = 16, .quant = MODEL_QUANT_BF16, .temperature = 1,
+                                   .eos = true };
     struct run_opts r = base;
     r.rows = 1;
     expect_same(&base, &r, "16 rows and 1");
@@ -123,7 +124,8 @@ static void expect_zero_gap(const struct run_opts *r, int learner_threads, int l
     struct run_opts learner = *r;
     learner.threads = learner_threads;
     setup(&f, &learner, &l);
-    struct net_opts o = { .rows_max = learner_rows, .slots_max = 3, .positions_max = PROMPT_MAX + NEW_MAX, .train = true, .lora = l->shape };
+    struct net_opts o = { .rows_max = learner_rows, .slots_max = 3, .positions_max = PROMPT_MAX + NEW_MAX, .train = true,
+                          .lora = l->shape };
     cr_assert_eq(net_create(&n, &f.model, &o, &e), 0, "%s", e.text);
     cr_assert_eq(net_adopt(n, l, NULL, &e), 0);
     for (int i = 0; i < GROUPS * SAMPLES; i++) {
@@ -137,8 +139,8 @@ static void expect_zero_gap(const struct run_opts *r, int learner_threads, int l
     int different = 0, tokens = 0;
     for (int i = 0; i < GROUPS * SAMPLES; at += out[i].n, tokens += out[i].n, i++)
         different += memcmp(at, out[i].lp, (size_t)out[i].n * sizeof *at) != 0;
-    cr_expect_eq(different, 0, "%s, %d threads, %d rows: %d of %d samples differ", r->path, learner_threads, learner_rows, different,
-                 GROUPS * SAMPLES);
+    cr_expect_eq(different, 0, "%s, %d threads, %d rows: %d of %d samples differ", r->path, learner_threads, learner_rows,
+                 different, GROUPS * SAMPLES);
     cr_expect_gt(tokens, 100);
     net_destroy(&n);
     lora_destroy(&l);

@@ -55,7 +55,8 @@ static void take(void *ud, const struct gen_sample *g) {
     if (seen->stop) {
         const bool has = strstr(text.s, seen->stop) != NULL;
         cr_expect(!strstr(before.s, seen->stop), "went on after '%s' in '%s'", seen->stop, text.s);
-        cr_expect(g->stop == GEN_STOP_EOS || has == (g->stop == GEN_STOP_STRING), "stop %s with '%s'", gen_stop_name[g->stop], text.s);
+        cr_expect(g->stop == GEN_STOP_EOS || has == (g->stop == GEN_STOP_STRING), "stop %s with '%s'",
+                  gen_stop_name[g->stop], text.s);
     }
     if (seen->extra > 0) {                                    /* a caller may submit from inside the callback */
         struct gen_request r = request(seen->s, 1000u + (uint64_t)seen->extra--, 1);

@@ -12,7 +12,8 @@
 static const struct lora_shape all = { .rank = 8, .alpha = 16, .on = { 1, 1, 1, 1, 1, 1, 1 } };
 
 static struct model_conf conf(int dim, int ffn, int heads, int kv_heads, int head_dim, int layers) {
-    return (struct model_conf){ .dim = dim, .ffn_dim = ffn, .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim, .layers = layers };
+    return (struct model_conf){ .dim = dim, .ffn_dim = ffn, .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim,
+                                .layers = layers };
 }
 
 Test(lora, has_the_parameter_counts_of_known_models) {

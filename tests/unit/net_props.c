@@ -187,7 +187,9 @@ Test(net_props, the_size_of_a_call_changes_no_bit_of_a_logprob) {
             scene_open(&s, "auto", rows[i], q, .2f);
             score(&s, s.l, NULL, i ? got : want, i ? got_h : want_h);
             const size_t bytes = (size_t)s.x.responses * sizeof(float);
-            if (i) cr_expect(memcmp(want, got, bytes) == 0 && memcmp(want_h, got_h, bytes) == 0, "quant %d, %d rows", (int)q, rows[i]);
+            if (i)
+                cr_expect(memcmp(want, got, bytes) == 0 && memcmp(want_h, got_h, bytes) == 0, "quant %d, %d rows", (int)q,
+                          rows[i]);
             scene_close(&s);
         }
     }
@@ -257,8 +259,10 @@ Test(net_props, gradient_into_logits_sums_to_zero) {
     f.kern.upload(&f.kern, p, z, sizeof z);
     f.kern.upload(&f.kern, t, target, sizeof target);
     f.kern.upload(&f.kern, cf, coef, sizeof coef);
-    f.kern.logprob(&f.kern, &(struct kern_logprob){ .logits = p, .targets = t, .lp = lp, .lse = lse, .rows = ROWS, .vocab = V, .inv_temp = 1.4f });
-    f.kern.logprob_bwd(&f.kern, &(struct kern_logprob_bwd){ .logits = p, .targets = t, .lse = lse, .coef = cf, .rows = ROWS, .vocab = V, .inv_temp = 1.4f });
+    f.kern.logprob(&f.kern, &(struct kern_logprob){ .logits = p, .targets = t, .lp = lp, .lse = lse, .rows = ROWS,
+                                                     .vocab = V, .inv_temp = 1.4f });
+    f.kern.logprob_bwd(&f.kern, &(struct kern_logprob_bwd){ .logits = p, .targets = t, .lse = lse, .coef = cf,
+                                                             .rows = ROWS, .vocab = V, .inv_temp = 1.4f });
     f.kern.download(&f.kern, z, p, sizeof z);
     for (int r = 0; r < ROWS; r++) {
         double sum = 0;

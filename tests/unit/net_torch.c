@@ -156,7 +156,8 @@ Test(net_torch, fp32_logits_logprobs_and_gradients_are_pytorchs) {
             for (int s = 0; s < SEQS; at += v.seq[s].n - v.seq[s].prompt_n, s++) {
                 float *torch = want_f32(&v, "lp.%d", s);
                 for (int t = 0; t < v.seq[s].n - v.seq[s].prompt_n; t++)
-                    cr_expect(fabs((double)at[t] - (double)torch[t]) < 1e-4, "%s: lp %g, not %g", models[m], (double)at[t], (double)torch[t]);
+                    cr_expect(fabs((double)at[t] - (double)torch[t]) < 1e-4, "%s: lp %g, not %g", models[m], (double)at[t],
+                              (double)torch[t]);
                 free(torch);
             }
             const double d = gradient_distance(&v);
