@@ -3,9 +3,11 @@
  * A URL says what: zmq+ipc://PATH, zmq+tcp://HOST:PORT, tape:FILE, file:FILE.jsonl, "-" (stdin or stdout, JSON lines).
  * The port's declaration says the socket type and who binds; files and pipes know only direction. Reliability is not
  * here: sockets may lose what a dead process held, and the protocol (acks, journal, resend) answers for it.
- * Socket options of every socket: LINGER 0 (300 ms from link_close on), IMMEDIATE 1, small high-water marks, MAXMSGSIZE,
+ * Socket options of every socket: LINGER 0 (2 s from link_close on), IMMEDIATE 1, small high-water marks, MAXMSGSIZE,
  * heartbeats 2 s / 6 s, ROUTER_MANDATORY 1, ROUTER_HANDOVER 1. File outputs are appended to, never truncated. Tickets and groups
  * in a file of JSON lines that name no group are numbered by their line, from 0. tcp stays on this machine (no CURVE yet).
+ * When a sender leaves, a reader over ipc that is behind by its high-water mark loses the rest (libzmq takes the hang-up for an
+ * error); over tcp it does not.
  * Ownership: link_recv gives the record to the caller (rec_release). link_send copies.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_LINK_H

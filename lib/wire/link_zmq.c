@@ -2,7 +2,7 @@
  *
  * Facts that shaped it (libzmq 4.3): a ROUTER throws unroutable messages away unless it is told not to; DEALER and PUSH
  * queue for peers that are not there unless IMMEDIATE is set; LINGER -1 hangs at exit; an ipc path in use is silently
- * taken over; contexts do not survive fork. While a link lives LINGER is 0; at link_close it is 300 ms, so that the
+ * taken over; contexts do not survive fork. While a link lives LINGER is 0; at link_close it is 2 s, so that the
  * last words of a stage that ends in good order reach a peer that is there - nothing may rely on it.
  * Order: context, addresses, open, send, receive.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -16,7 +16,7 @@
 
 #include "lib/wire/carrier.h"
 
-enum { HWM_DEFAULT = 64, LINGER_CLOSE_MS = 300, HEARTBEAT_MS = 2000, SILENCE_MS = 6000, RECONNECT_MS = 50,
+enum { HWM_DEFAULT = 64, LINGER_CLOSE_MS = 2000, HEARTBEAT_MS = 2000, SILENCE_MS = 6000, RECONNECT_MS = 50,
        RECONNECT_MAX_MS = 2000 };
 
 /* ---- the context: one a process, made after fork, gone with its last socket ---- */
