@@ -81,6 +81,7 @@ int tok_alphabet(unsigned byte, char out[2]); /* GPT-2's printable character for
 int tok_alphabet_byte(int32_t codepoint);              /* the way back; -1 if not of the alphabet */
 
 int tok_open_json(struct tok *t, const char *dir, struct err *e);
+int tok_read_json(struct tok *t, const char *text, size_t bytes, const char *where, struct err *e);
 int tok_open_gguf(struct tok *t, const char *path, struct err *e);
 
 /* One code point at s[0..bytes), bytes > 0: its length; *cp = -1 and 1 for a byte that is not UTF-8. */

@@ -199,21 +199,22 @@ static int read_config(struct tok *t, const char *dir, struct err *e) {
     return fs_read(&t->template, path, TOK_TEMPLATE_BYTES_MAX, e);
 }
 
+int tok_read_json(struct tok *t, const char *text, size_t bytes, const char *where, struct err *e) {
+    json_t *root = json_parse(text, bytes, where, e);
+    if (!root) return -1;
+    sha256_of(text, bytes, t->sha256);
+    int rc = read_tokenizer(t, root, e);
+    json_decref(root);
+    return rc < 0 ? err_wrap(e, "%s", where) : 0;
+}
+
 int tok_open_json(struct tok *t, const char *dir, struct err *e) {
     char path[FS_PATH_MAX];
     struct str text;
     str_init(&text);
     fs_join(path, sizeof path, dir, "tokenizer.json");
     int rc = fs_read(&text, path, TOK_JSON_BYTES_MAX, e);
-    json_t *root = rc < 0 ? NULL : json_parse(text.s ? text.s : "", text.len, path, e);
-    if (root) {
-        sha256_of(text.s, text.len, t->sha256);
-        rc = read_tokenizer(t, root, e);
-        if (rc < 0) err_wrap(e, "%s", path);
-        json_decref(root);
-    } else {
-        rc = -1;
-    }
+    if (rc == 0) rc = tok_read_json(t, text.s ? text.s : "", text.len, path, e);
     str_release(&text);
     return rc < 0 ? -1 : read_config(t, dir, e);
 }

@@ -206,7 +206,7 @@ static const char *const always_false[] = {
     "builtin_tools is defined or tools is not none", "tools is not none and not tools_in_user_message",
     "tools_in_user_message and not tools is none", "'tool_calls'in message", "message.tool_calls",
     "message.role=='tool'", "message.role=='tool'or message.role=='ipython'",
-    "not tools is defined", "not add_generation_prompt is defined",       /* transformers always passes both */
+    "not tools is defined", "not add_generation_prompt is defined",     /* transformers always passes both */
     "strftime_now is defined",      /* it would print today's date: the template's own fixed date is taken */
 };
 static const char *const always_true[] = {

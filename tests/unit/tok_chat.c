@@ -157,7 +157,8 @@ Test(tok_chat, refuses_a_template_that_it_cannot_vouch_for) {
     expect_refused("{% for message in messages %}" SAY " {% endfor %}" PROMPT); /* a blank that is printed */
     expect_refused("{% for message in messages %}" SAY "\n\n{% endfor %}" PROMPT);
     expect_refused("{% for message in messages %}" SAY "{{ eos_token }}{% endfor %}" PROMPT);
-    expect_refused("{% set add_generation_prompt = false %}{% for message in messages %}" SAY "{% endfor %}" PROMPT);
+    expect_refused("{% set add_generation_prompt = false %}{% for message in messages %}" SAY
+                   "{% endfor %}" PROMPT);
     expect_refused("{% for message in messages %}" SAY "{% endfor %}{% set messages = [] %}" PROMPT);
     expect_refused("{% for message in messages %}" SAY "{% endfor %}{% if add_generation_prompt %}"
                    "{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}");
