@@ -43,7 +43,8 @@ struct stage_about {
     const struct stage_key *const *keys;     /* NULL-terminated list of tables, each ended by a NULL name */
     const struct stage_port *ports;          /* ended by a NULL name */
     size_t conf_bytes;           /* of the configuration struct */
-    int (*check)(void *conf, struct err *e);                          /* combinations; appends lines, all in one pass. May be NULL */
+    /* Combinations that no range can say, asked when every key is right by itself; one line of e each. May be NULL. */
+    int (*check)(void *conf, struct err *e);
     /* --plan: adds what this stage can say before the run to the JSON object (steps, tables, memory, files). Opens no socket,
      * starts no thread. Absent files are listed, not fatal. May be NULL. */
     int (*plan)(const void *conf, json_t *out, struct err *e);

@@ -18,7 +18,8 @@ void tape_close(struct tape **t);
 int tape_append(struct tape *t, const struct rec *r, struct err *e);    /* buffered until tape_sync */
 int tape_flush(struct tape *t, struct err *e);                          /* write only: survives a kill, not a power cut */
 int tape_sync(struct tape *t, struct err *e);                           /* write + fdatasync; an error is final */
-int tape_read(struct tape *t, struct rec *r, struct err *e);            /* 1 = a record, 0 = end (again later: what was appended since), -1 = damage */
+/* 1 = a record, 0 = end (asked again later: what was appended since), -1 = damage. */
+int tape_read(struct tape *t, struct rec *r, struct err *e);
 /* Frames read so far; the first append steps over all that were not read, so from then on it is the length of the tape. */
 uint64_t tape_frames(const struct tape *t);
 /* Forgets frames from `frames` on (append mode, after reading): resume cuts what its checkpoint does not know. */

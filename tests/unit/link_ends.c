@@ -357,7 +357,8 @@ static char *file_url(const char *name, const char *scheme) {
 }
 
 Test(links, lines_with_bom_crlf_and_blanks_are_read_and_numbered) {
-    static const char text[] = "\xEF\xBB\xBF{\"question\":\"a\"}\r\n\r\n  \t\n{\"question\":\"b\"}\n{\"question\":\"c\",\"group\":70}";
+    static const char text[] = "\xEF\xBB\xBF{\"question\":\"a\"}\r\n\r\n  \t\n{\"question\":\"b\"}\n"
+                               "{\"question\":\"c\",\"group\":70}";
     wire_dir_write(wire_dir_file(&dir, "q.jsonl"), text, sizeof text - 1);
     struct link *l = open_or_fail(file_url("q.jsonl", "file"), (struct link_opts){ .name = "ticket", .expected = REC_TICKET });
     static const struct { const char *question; int64_t group; } want[] = { { "a", 0 }, { "b", 3 }, { "c", 70 } };

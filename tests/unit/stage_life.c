@@ -106,10 +106,12 @@ static const struct { const char *args; int code; const char *says[4]; } wrong[]
     { "--set foo", EXIT_USAGE, { "--set 'foo': must be NAME=VALUE" } },
     { "--describe=yes", EXIT_USAGE, { "--describe takes no value" } },
     { "--in foo --id a/b --ready-fd 77 --in tickt=-", EXIT_USAGE,
-      { "--in 'foo': must be PORT=URL", "--id 'a/b'", "--ready-fd '77'", "--in tickt: there is no port 'tickt', did you mean 'ticket'?" } },
+      { "--in 'foo': must be PORT=URL", "--id 'a/b'", "--ready-fd '77'",
+        "--in tickt: there is no port 'tickt', did you mean 'ticket'?" } },
     { "--in copy=-", EXIT_USAGE, { "port 'copy' is an output: give it as --out copy=URL" } },
     { "--set run.stepz=5 --set echo.rate=7 --set echo.rule=lax", EXIT_CONFIG,
-      { "--set run.stepz: unknown key 'run.stepz', did you mean 'run.steps'?", "--set echo.rate: echo.rate must be from 0 to 1, not 7",
+      { "--set run.stepz: unknown key 'run.stepz', did you mean 'run.steps'?",
+        "--set echo.rate: echo.rate must be from 0 to 1, not 7",
         "--set echo.rule: echo.rule must be one of strict|flexible, not 'lax'", "key 'run.must' is missing: has no default" } },
     { "--set run.must=x --set run.steps=1.5 --set echo.loud=maybe", EXIT_CONFIG,
       { "run.steps must be a whole number, not '1.5'", "echo.loud must be true or false, not 'maybe'" } },
@@ -167,8 +169,9 @@ Test(stages, set_wins_over_the_file_and_ports_of_the_command_line_over_both) {
     snprintf(out, sizeof out, "%s", wire_dir_file(&dir, "out.jsonl"));
     char *file = conf_file("\xEF\xBB\xBFrun.steps = 7\r\nrun.must = from file\necho.loud = true\necho.path =  a b # c  \n"
                            "out.copy = file:/nonexistent/x\necho.rule=flexible\n");
-    snprintf(args, sizeof args, "-c %s --set run.steps=8 --set=run.steps=9 --set out.copy=file:/nonexistent/y --out copy=file:%s --id e-1",
-             file, out);
+    snprintf(args, sizeof args,
+             "-c %s --set run.steps=8 --set=run.steps=9 --set out.copy=file:/nonexistent/y --out copy=file:%s --id e-1", file,
+             out);
     struct run r = run(args, "{\"question\":\"q\"}\n");
     cr_assert(r.code == 0, "%d %s", r.code, r.said.s);
     cr_assert(strstr(r.said.s, "steps 9 must from file rate 0.05 path 'a b # c' rule 1 extra 0 id e-1"), "%s", r.said.s);
@@ -223,7 +226,8 @@ Test(stages, describe_is_json_that_names_every_key_and_port) {
     cr_assert_str_eq(json_string_value(json_object_get(steps, "key")), "run.steps");
     cr_assert_str_eq(json_string_value(json_object_get(steps, "type")), "int");
     cr_assert_str_eq(json_string_value(json_object_get(steps, "default")), "10");
-    cr_assert(json_integer_value(json_object_get(steps, "least")) == 1 && json_integer_value(json_object_get(steps, "most")) == 1000);
+    cr_assert(json_integer_value(json_object_get(steps, "least")) == 1);
+    cr_assert(json_integer_value(json_object_get(steps, "most")) == 1000);
     cr_assert(json_is_null(json_object_get(must, "default")) && json_is_null(json_object_get(must, "least")));
     cr_assert(json_array_size(json_object_get(rule, "choices")) == 2);
     json_t *in = json_array_get(ports, 0);
