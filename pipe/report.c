@@ -214,10 +214,18 @@ static void last_metrics(const struct folder *f, struct str *out) {
     tail_close(&t);
 }
 
-static void status_details(const struct folder *f, json_t *m, const struct scores *s, FILE *to) {
-    struct str line;
+/* The few metrics a reader asks for first; all of them are in metrics.jsonl. */
+static void status_metrics(const json_t *o, FILE *to) {
+    static const char *const key[] = { "critic/rewards/mean", "actor/pg_loss", "actor/entropy", "actor/grad_norm", "response_length/mean",
+                                       "noise/sigma_intended", "noise/sigma_realised", "training/rollout_logp_differ", "perf/throughput" };
+    for (size_t i = 0; i < COUNT_OF(key); i++) {
+        const json_t *v = json_object_get(o, key[i]);
+        if (json_is_number(v)) fprintf(to, "  %-30s %.6g\n", key[i], json_number_value(v));
+    }
+}
+
+static void status_details(const struct folder *f, const json_t *m, const json_t *metrics, const struct scores *s, FILE *to) {
     char text[300];
-    str_init(&line);
     fprintf(to, "  folder     %s\n", f->dir);
     static const char *const key[] = { "exp_id", "question", "treatment", "started", "host", "commit" };
     for (size_t i = 0; i < COUNT_OF(key); i++) {
@@ -228,9 +236,7 @@ static void status_details(const struct folder *f, json_t *m, const struct score
         score_text(text, sizeof text, &s->v[i]);
         fprintf(to, "  score      step %lld: %s\n", (long long)s->v[i].step, text);
     }
-    last_metrics(f, &line);
-    if (line.len) fprintf(to, "  metrics    %s\n", line.s);
-    str_release(&line);
+    status_metrics(metrics, to);
 }
 
 void report_status(const struct folder *f, bool details, FILE *to) {
@@ -251,7 +257,7 @@ void report_status(const struct folder *f, bool details, FILE *to) {
     if (state == RUN_STATE_RUNNING && !holder) fprintf(to, " (but no process works on it: qerl-pipe resume %s)", f->dir);
     if (holder > 1) fprintf(to, " (process %lld)", (long long)holder);
     fprintf(to, "; step %lld of %lld; %s\n", (long long)(step < 0 ? 0 : step), (long long)json_integer_value(json_object_get(m, "steps")), text);
-    if (details) status_details(f, m, &s, to);
+    if (details) status_details(f, m, o, &s, to);
     json_decref(o);
     json_decref(m);
     str_release(&line);

@@ -103,7 +103,8 @@ int command_run(const struct command_line *c) {
     if (!code) code = enough_disk(&p, &pl);
     if (!code && folder_create(&f, p.runs_dir, p.name, &e) < 0) code = complain_once(&e, EXIT_ENV);
     if (!code) {
-        fprintf(stderr, "run %s: %lld steps, %d stages; stop with Ctrl-C or: qerl-pipe stop %s\n", f.dir, (long long)pl.steps, p.stages, f.dir);
+        fprintf(stderr, "run %s: %lld steps, %d stages; stop with Ctrl-C or: qerl-pipe stop %s\n", f.dir,
+                (long long)(pl.steps < 0 ? 0 : pl.steps), p.stages, f.dir);
         if (folder_write(&f, &p, &pl, c->argv, &e) < 0) {
             code = complain_once(&e, EXIT_ENV);
             folder_set_state(&f, RUN_STATE_FAILED, e.text, NULL);
@@ -169,7 +170,7 @@ static int resume_locked(const struct command_line *c, struct folder *f) {
     if (slash) *slash = 0;
     else snprintf(runs, sizeof runs, ".");
     if (!code) {
-        fprintf(stderr, "run %s goes on: %lld steps, %d stages\n", f->dir, (long long)pl.steps, p.stages);
+        fprintf(stderr, "run %s goes on: %lld steps, %d stages\n", f->dir, (long long)(pl.steps < 0 ? 0 : pl.steps), p.stages);
         code = work(f, &p, &pl, runs);
     }
     plan_release(&pl);

@@ -315,7 +315,9 @@ static void look_for_hangs(struct super *s) {
                 kill(m->pid, SIGKILL);
             }
         }
-        bool silent = now - m->beat_at > most, stuck = working(m) && now - m->progress_at > most;
+        bool beats = m->progress >= 0;                       /* one that never beat gets the time of a slow start */
+        bool silent = now - m->beat_at > (beats || most > READY_SECONDS ? most : READY_SECONDS);
+        bool stuck = beats && working(m) && now - m->progress_at > most;
         if (m->phase == PHASE_READY && (silent || stuck) && !m->killed_for_stall) {
             view_event(&s->view, "%s made no progress for %.0f s; it is restarted", m->id, now - (silent ? m->beat_at : m->progress_at));
             m->killed_for_stall = true;

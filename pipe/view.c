@@ -78,9 +78,9 @@ static double metric(const json_t *o, const char *const *name, size_t n) {
 }
 
 static void take_metrics(struct view *v, const char *line, size_t bytes) {
-    static const char *const reward[] = { "critic/rewards/mean", "critic/score/mean", "reward" };
-    static const char *const sigma[] = { "noise/sigma", "aqn/sigma", "noise/aqn/sigma", "sigma" };
-    static const char *const speed[] = { "perf/throughput", "perf/tokens_per_second", "rollout/tokens_per_second" };
+    static const char *const reward[] = { "critic/rewards/mean", "critic/score/mean" };
+    static const char *const sigma[] = { "noise/sigma_realised" };
+    static const char *const speed[] = { "perf/throughput" };
     int64_t step = -1;
     json_t *o = json_parse(line, bytes, "metrics.jsonl", NULL);
     json_may_int(o, "step", &step, 0, INT64_MAX, "metrics", NULL);

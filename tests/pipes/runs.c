@@ -166,3 +166,17 @@ Test(runs, help_names_every_command_with_an_example) {
     box_expect(2, "qerl-pipe status nothing");
     box_has(box_talk.s, "there is no run 'nothing'");
 }
+
+/* The real reward stage sends beats; frozen, it falls silent and is replaced. */
+Test(runs, a_stage_that_falls_silent_is_restarted) {
+    box_pipeline("a.pipe", "start; while ! test -e go; do sleep 0.05; done; score 0 1; score 3 5", EVAL, "[run]\nstall_seconds = 1.5\n");
+    if (box_run("rm bin/qerl-reward; ln -s \"$(command -v qerl-reward)\" bin/qerl-reward") != 0 || !fs_exists("bin/qerl-reward"))
+        cr_skip_test("needs bin/qerl-reward");
+    box_file("freeze", "for p in /proc/[0-9]*; do case $(readlink $p/exe) in */qerl-reward)\n"
+                       "test \"$(readlink $p/cwd)\" = \"$PWD\" && kill -STOP ${p#/proc/} ;; esac; done\n");
+    box_file("await", "i=0; while ! grep -q \"$1\" talk; do sleep 0.05; i=$((i+1)); test $i -lt 400 || exit 1; done\n");
+    box_expect(0, "sed -i '/qerl-reward/{n;d}' a.pipe; qerl-pipe a.pipe 2> talk & sleep 0.2; sh ./await 'reward-0 ready'; sleep 1; sh ./freeze; "
+                  "sh ./await 'restart 1 of 3'; sleep 1; touch go; sh ./await 'is done'");
+    box_has(box_read("talk"), "reward-0 made no progress for");
+    box_has(box_read("talk"), "reward-0 was killed by signal 9 (Killed); restart 1 of 3");
+}
