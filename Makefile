@@ -5,12 +5,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 CC      ?= gcc
+comma   := ,
 Q       := $(if $(V),,@)
 O       := obj$(if $(SAN),-san)
 PKG     := libzmq $(shell pkg-config --exists msgpack-c 2>/dev/null && echo msgpack-c || echo msgpack) jansson libutf8proc libprotobuf-c
 WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion $(if $(CI),-Werror)
 SANF    := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
-comma   := ,
 # -ffp-contract=off: a fused multiply-add happens where the code says fma and nowhere else, or bits would
 # depend on the compiler's mood.
 CFLAGS  ?= -O2 -g

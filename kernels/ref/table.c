@@ -6,15 +6,20 @@
 
 static int cpu_alloc(struct kern *k, kptr *out, size_t bytes, struct err *e) {
     (void)k;
-    size_t whole = (bytes + 63) / 64 * 64;
-    out->p = aligned_alloc(64, whole ? whole : 64);
-    if (!out->p) return err_code(e, EXIT_ENV, "out of memory: %zu bytes for tensors", bytes);
-    memset(out->p, 0, whole);
+    /* calloc gives pages that are zero without being touched: memory planned for the worst case costs nothing until it
+     * is used. The block's own address lies just before the aligned one. */
+    char *block = calloc(1, bytes + 128);
+    if (!block) return err_code(e, EXIT_ENV, "out of memory: %zu bytes for tensors", bytes);
+    char *aligned = (char *)(((uintptr_t)block + 127) & ~(uintptr_t)63);
+    memcpy(aligned - sizeof block, &block, sizeof block);
+    out->p = aligned;
     return 0;
 }
 static void cpu_free(struct kern *k, kptr *p) {
     (void)k;
-    free(p->p);
+    char *block = NULL;
+    if (p->p) memcpy(&block, (char *)p->p - sizeof block, sizeof block);
+    free(block);
     p->p = NULL;
 }
 static void cpu_upload(struct kern *k, kptr to, const void *from, size_t bytes) {

@@ -6,6 +6,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/conf.h"
 
+#include <dirent.h>
 #include <math.h>
 
 #include "lib/base/fs.h"
@@ -366,8 +367,26 @@ int conf_from_gguf(struct model_conf *c, const struct gguf *g, struct err *e) {
 
 /* --- the public entry --- */
 
+const char *model_path_resolve(const char *path, char *buf) {
+    char config[FS_PATH_MAX];
+    int found = 0;
+    if (strlen(path) + 16 > FS_PATH_MAX) return path;
+    fs_join(config, sizeof config, path, "config.json");
+    DIR *d = fs_exists(config) ? NULL : opendir(path);
+    if (!d) return path;
+    for (struct dirent *entry; (entry = readdir(d));) {
+        if (!str_ends(entry->d_name, ".gguf") || strlen(path) + strlen(entry->d_name) + 2 > FS_PATH_MAX) continue;
+        fs_join(buf, FS_PATH_MAX, path, entry->d_name);
+        found++;
+    }
+    closedir(d);
+    return found == 1 ? buf : path;
+}
+
 int model_conf_load(struct model_conf *c, const char *path, struct err *e) {
     struct gguf g;
+    char file[FS_PATH_MAX];
+    path = model_path_resolve(path, file);
     int rc;
     if (fs_is_dir(path)) rc = conf_from_hf(c, path, e);
     else if (!fs_exists(path)) rc = err_set(e, "there is no model at '%s'", path);

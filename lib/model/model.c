@@ -104,7 +104,8 @@ static void sum_write(const char *path, struct str *key, const char *sum) {
 int model_sha256(const char *path, const char *packed_dir, char out[SHA256_HEX], struct err *e) {
     struct source_files files;
     struct str key;
-    char hex[SHA256_HEX], name[SHA256_HEX + 8], cache[FS_PATH_MAX];
+    char hex[SHA256_HEX], name[SHA256_HEX + 8], cache[FS_PATH_MAX], file[FS_PATH_MAX];
+    path = model_path_resolve(path, file);
     if (source_files(&files, path, e) < 0) return -1;
     str_init(&key);
     int rc = sum_key(&files, &key, e);

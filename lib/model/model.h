@@ -51,6 +51,9 @@ struct model_opts {
     const char *packed_dir;                          /* where packed files live, "models/.packed"; NULL = pack in memory */
 };
 
+/* A folder without config.json that holds exactly one .gguf file stands for that file: every function that takes a model's
+ * path sees it so. Returns path, or buf (FS_PATH_MAX bytes) with the file's path. */
+const char *model_path_resolve(const char *path, char *buf);
 /* Shape only; reads config.json or GGUF metadata. EXIT_ENV when the model is absent, unsupported or damaged. */
 int model_conf_load(struct model_conf *c, const char *path, struct err *e);
 /* sha256 over the weight files (sorted by name), cached beside the packed files by path, size and time. */

@@ -259,6 +259,8 @@ static int open_files(struct source *s, struct err *e) {
 
 int source_open(struct source **out, const char *path, const struct model_conf *c, struct err *e) {
     struct source *s = mem_alloc(sizeof *s);
+    char file[FS_PATH_MAX];
+    path = model_path_resolve(path, file);
     *out = NULL;
     s->conf = *c;
     s->is_gguf = conf_is_gguf(path);

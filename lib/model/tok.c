@@ -7,9 +7,12 @@
 #include "lib/model/tok_int.h"
 
 #include "lib/base/fs.h"
+#include "lib/model/model.h"
 
 int tok_open(struct tok **out, const char *model_path, struct err *e) {
     struct tok *t = mem_alloc(sizeof *t);
+    char file[FS_PATH_MAX];
+    model_path = model_path_resolve(model_path, file);
     t->unk = -1;
     int rc =
         str_ends(model_path, ".gguf") ? tok_open_gguf(t, model_path, e) : tok_open_json(t, model_path, e);

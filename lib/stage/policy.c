@@ -96,8 +96,10 @@ void policy_plan_files(json_t *files, const struct shared *c) {
     const char *base = strrchr(c->model.path, '/');
     char get[FS_PATH_MAX];
     snprintf(get, sizeof get, "tools/fetch %s", base ? base + 1 : c->model.path);
-    if (!fs_is_dir(c->model.path)) {
-        shared_plan_file(files, c->model.path, "model", get);
+    char file[FS_PATH_MAX];
+    const char *model = model_path_resolve(c->model.path, file);
+    if (!fs_is_dir(model)) {
+        shared_plan_file(files, model, "model", get);
         return;
     }
     for (size_t i = 0; i < COUNT_OF(name); i++) {

@@ -42,7 +42,8 @@ static json_t *shape_json(const struct model_conf *c) {
 
 static json_t *files_json(const char *path, struct err *e) {
     struct source_files files;
-    if (source_files(&files, path, e) < 0) return NULL;
+    char file[FS_PATH_MAX];
+    if (source_files(&files, model_path_resolve(path, file), e) < 0) return NULL;
     json_t *list = json_array();
     for (int i = 0; i < files.n; i++) {
         struct stat st = { 0 };
