@@ -43,7 +43,8 @@ static int read_port(struct about_port *p, json_t *o, const char *where, struct 
     const char *direction = NULL;
     *p = (struct about_port){ .help = "" };
     if (json_need_str(o, "name", &p->name, where, e) < 0 || json_need_str(o, "record", &p->record, where, e) < 0 ||
-        json_need_str(o, "direction", &direction, where, e) < 0 || json_need_str(o, "socket", &p->kind, where, e) < 0 ||
+        json_need_str(o, "direction", &direction, where, e) < 0 ||
+        json_need_str(o, "socket", &p->kind, where, e) < 0 ||
         json_may_str(o, "help", &p->help, where, e) < 0 || json_may_bool(o, "bind", &p->bind, where, e) < 0 ||
         json_may_bool(o, "required", &p->required, where, e) < 0)
         return -1;

@@ -35,7 +35,8 @@ static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *
         place_text(place, sizeof place, &s->place.choice[s->place.taken]);
         json_may_int(pl->of[i], "memory_bytes", &bytes, 0, INT64_MAX, "plan", &e);
         if (bytes) bytes_text(memory, sizeof memory, (double)bytes);
-        fprintf(to, "  %-10s %-20s place %-10s (of: %s)  memory %s", s->name, s->exec_asked, place, s->place_asked, memory);
+        fprintf(to, "  %-10s %-20s place %-10s (of: %s)  memory %s", s->name, s->exec_asked, place,
+                s->place_asked, memory);
         fprintf(to, s->replicas > 1 ? "  x %d replicas\n" : "\n", s->replicas);
     }
     for (int i = 0; i < p->lang.links; i++) {
@@ -77,7 +78,8 @@ static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *t
     struct sysinfo si;
     int64_t disk = fs_free_bytes(fs_is_dir(p->runs_dir) ? p->runs_dir : ".");
     if (pl->prompts_least >= 0)
-        fprintf(to, "prompts      at least %lld, at most %lld\n", (long long)pl->prompts_least, (long long)pl->prompts_most);
+        fprintf(to, "prompts      at least %lld, at most %lld\n", (long long)pl->prompts_least,
+                (long long)pl->prompts_most);
     bytes_text(text, sizeof text, (double)pl->memory_bytes);
     if (pl->memory_bytes) {
         fprintf(to, "memory       %s in all stages together", text);
@@ -90,9 +92,11 @@ static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *t
     }
     bytes_text(text, sizeof text, (double)pl->disk_bytes);
     bytes_text(have, sizeof have, (double)disk);
-    if (pl->disk_bytes) fprintf(to, "disk         %s; free %s%s\n", text, have, disk >= 0 && pl->disk_bytes > disk ? ": TOO LITTLE" : "");
+    if (pl->disk_bytes) fprintf(to, "disk         %s; free %s%s\n", text, have, disk >= 0 && pl->disk_bytes > disk
+                                ? ": TOO LITTLE" : "");
     if (pl->seconds_per_step > 0 && pl->steps >= 0)
-        fprintf(to, "time         about %.2f hours (%.2f s a step)\n", pl->seconds_per_step * (double)pl->steps / 3600, pl->seconds_per_step);
+        fprintf(to, "time         about %.2f hours (%.2f s a step)\n",
+                pl->seconds_per_step * (double)pl->steps / 3600, pl->seconds_per_step);
 }
 
 static void print_files(const struct plan *pl, FILE *to) {

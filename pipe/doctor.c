@@ -43,7 +43,8 @@ static void check_isa(void) {
     const char *flags = cpu_flags();
     if (strstr(flags, "avx512f")) say(VERDICT_OK, "instructions: %s", flags);
     else if (strstr(flags, "avx2")) say(VERDICT_OK, "instructions: %s (no AVX-512)", flags);
-    else say(VERDICT_WARN, "instructions: %s: neither AVX2 nor AVX-512, only the slow reference kernels; use a newer CPU", *flags ? flags : "unknown");
+    else say(VERDICT_WARN, "instructions: %s: neither AVX2 nor AVX-512, only the slow reference kernels; use a "
+             "newer CPU", *flags ? flags : "unknown");
 }
 
 static void check_memory(void) {
@@ -64,16 +65,21 @@ static void check_disk(const char *runs_dir) {
     int64_t free_bytes = fs_free_bytes(dir);
     char have[32];
     bytes_text(have, sizeof have, (double)free_bytes);
-    if (access(dir, W_OK | X_OK) < 0) say(VERDICT_FAIL, "disk: cannot write into '%s': %s; run elsewhere or set run.runs_dir", dir, strerror(errno));
+    if (access(dir, W_OK | X_OK) < 0)
+        say(VERDICT_FAIL, "disk: cannot write into '%s': %s; run elsewhere or set run.runs_dir", dir,
+            strerror(errno));
     else if (free_bytes < 0) say(VERDICT_WARN, "disk: free space of '%s' unknown", dir);
-    else if (free_bytes < 1 << 30) say(VERDICT_WARN, "disk: %s free; a run keeps adapters and tapes: make room", have);
+    else if (free_bytes < 1 << 30) say(VERDICT_WARN, "disk: %s free; a run keeps adapters and tapes: make room",
+                                       have);
     else say(VERDICT_OK, "disk: %s free, '%s' can be written", have, dir);
 }
 
 static void check_zmq(void) {
     int a, b, c;
     zmq_version(&a, &b, &c);
-    if (a * 10000 + b * 100 + c < 40303) say(VERDICT_FAIL, "libzmq %d.%d.%d has known holes: install 4.3.3 or newer (apt-get install libzmq3-dev)", a, b, c);
+    if (a * 10000 + b * 100 + c < 40303)
+        say(VERDICT_FAIL, "libzmq %d.%d.%d has known holes: install 4.3.3 or newer (apt-get install libzmq3-dev)",
+            a, b, c);
     else say(VERDICT_OK, "libzmq %d.%d.%d", a, b, c);
 }
 
@@ -85,7 +91,8 @@ static void check_stages(void) {
         char path[FS_PATH_MAX];
         struct about a;
         struct err e = { 0 };
-        if (proc_find(path, sizeof path, name[i]) < 0) str_printf(&bad, "%s%s is not built", bad.len ? ", " : "", name[i]);
+        if (proc_find(path, sizeof path, name[i]) < 0) str_printf(&bad, "%s%s is not built", bad.len ? ", " : "",
+                                                                  name[i]);
         else if (about_ask(&a, path, &e) < 0) str_printf(&bad, "%s%s", bad.len ? ", " : "", e.text);
         else about_release(&a);
     }
@@ -105,7 +112,8 @@ static void check_sockets(void) {
     char url[200];
     snprintf(url, sizeof url, "ipc://%s/probe", dir);
     int rc = zmq_bind(socket, url);
-    if (rc < 0) say(VERDICT_FAIL, "sockets: cannot bind in /tmp: %s; a file system with sockets is needed there", zmq_strerror(errno));
+    if (rc < 0) say(VERDICT_FAIL, "sockets: cannot bind in /tmp: %s; a file system with sockets is needed there",
+                    zmq_strerror(errno));
     else say(VERDICT_OK, "sockets: /tmp takes them, paths up to %zu bytes", room - 1);
     zmq_close(socket);
     zmq_ctx_term(ctx);
@@ -131,9 +139,13 @@ static void check_files(void) {
     bool data = fs_exists("data/gsm8k/test.jsonl") && fs_exists("data/gsm8k/train.jsonl");
     recorded_hash(asked);
     if (sha256_file(model, is, NULL) < 0)
-        say(VERDICT_WARN, "files: '%s' is not here; run in the folder of the clone, or git checkout models/tiny", model);
-    else if (*asked && strcmp(asked, is) != 0) say(VERDICT_FAIL, "files: '%s' is altered: git checkout models/tiny", model);
-    else if (!data) say(VERDICT_WARN, "files: models/tiny is intact (sha256 %.12s...); no GSM8K in data/gsm8k: tools/fetch gsm8k", is);
+        say(VERDICT_WARN, "files: '%s' is not here; run in the folder of the clone, or git checkout models/tiny",
+            model);
+    else if (*asked && strcmp(asked, is) != 0)
+        say(VERDICT_FAIL, "files: '%s' is altered: git checkout models/tiny", model);
+    else if (!data)
+        say(VERDICT_WARN, "files: models/tiny is intact (sha256 %.12s...); no GSM8K in data/gsm8k: tools/fetch "
+            "gsm8k", is);
     else say(VERDICT_OK, "files: models/tiny is intact (sha256 %.12s...), GSM8K is in data/gsm8k", is);
 }
 
@@ -155,12 +167,14 @@ static void check_stale(const char *runs_dir) {
     int n = folder_list(runs_dir, &ids);
     for (int i = 0; i < n; i++) {
         struct folder f;
-        if (folder_find(&f, runs_dir, ids[i], NULL) == 0 && folder_state(&f, NULL, 0) == RUN_STATE_RUNNING && !folder_holder(&f))
+        if (folder_find(&f, runs_dir, ids[i], NULL) == 0 && folder_state(&f, NULL, 0) == RUN_STATE_RUNNING &&
+            !folder_holder(&f))
             str_printf(&stale, "%s%s", stale.len ? ", " : "", ids[i]);
         free(ids[i]);
     }
     free(ids);
-    if (stale.len) say(VERDICT_WARN, "runs: %s say 'running', but no process works on them: qerl-pipe resume RUN", stale.s);
+    if (stale.len) say(VERDICT_WARN, "runs: %s say 'running', but no process works on them: qerl-pipe resume RUN",
+                       stale.s);
     else say(VERDICT_OK, "runs: %d in '%s', none abandoned", n, runs_dir);
     str_release(&stale);
 }

@@ -22,7 +22,7 @@ static int number_of(const char *id, const char *name) {
     if (strncmp(id, name, n) != 0 || id[n] != '-') return 0;
     for (const char *c = id + n + 1; *c; c++, digits++)
         if (!isdigit((unsigned char)*c)) return 0;
-    return digits >= 4 && digits <= 8 ? atoi(id + n + 1) : 0;
+    return digits >= 4 && digits <= 8 ? (int)strtol(id + n + 1, NULL, 10) : 0;
 }
 
 static int newest(const char *runs_dir, const char *name) {
@@ -56,7 +56,8 @@ int folder_create(struct folder *f, const char *runs_dir, const char *name, stru
     }
     int number = newest(runs_dir, name) + 1;
     for (;; number++) {                                      /* two launchers at once: one of them gets the next number */
-        if (set_name(f, runs_dir, name, number) < 0) return err_code(e, EXIT_CONFIG, "the path of the run folder is too long");
+        if (set_name(f, runs_dir, name, number) < 0)
+            return err_code(e, EXIT_CONFIG, "the path of the run folder is too long");
         if (mkdir(f->dir, 0755) == 0) break;
         if (errno != EEXIST) return err_code(e, EXIT_ENV, "cannot make run folder '%s': %s", f->dir, strerror(errno));
     }
@@ -100,7 +101,8 @@ int folder_find(struct folder *f, const char *runs_dir, const char *run, struct 
     int n = folder_list(runs_dir, &ids);
     const char *near = str_nearest(run, (const char *const *)ids, (size_t)n);
     err_code(e, EXIT_USAGE, "there is no run '%s': neither a run folder nor a name in '%s'%s%s%s", run, runs_dir,
-             near ? "; did you mean '" : n ? "; qerl-pipe status lists them" : "", near ? near : "", near ? "'?" : "");
+             near ? "; did you mean '" : n ? "; qerl-pipe status lists them" : "", near ? near : "", near
+                 ? "'?" : "");
     for (int i = 0; i < n; i++) free(ids[i]);
     free(ids);
     return -1;
@@ -114,7 +116,8 @@ int folder_list(const char *runs_dir, char ***ids) {
     DIR *d = opendir(runs_dir);
     for (struct dirent *entry; d && (entry = readdir(d));) {
         char path[600];
-        if ((size_t)snprintf(path, sizeof path, "%s/%s", runs_dir, entry->d_name) >= sizeof path || !is_run(path)) continue;
+        if ((size_t)snprintf(path, sizeof path, "%s/%s", runs_dir, entry->d_name) >= sizeof path || !is_run(path))
+            continue;
         *ids = mem_grow(*ids, (size_t)(n + 1) * sizeof **ids);
         (*ids)[n++] = mem_dup(entry->d_name);
     }
@@ -172,7 +175,8 @@ int64_t folder_holder(const struct folder *f) {
 int folder_set_state(const struct folder *f, enum run_state s, const char *reason, struct err *e) {
     char path[FS_PATH_MAX], line[1200];
     fs_join(path, sizeof path, f->dir, "state");
-    int n = snprintf(line, sizeof line - 1, "%s%s%.1000s", run_state_name[s], reason && *reason ? ": " : "", reason ? reason : "");
+    int n = snprintf(line, sizeof line - 1, "%s%s%.1000s", run_state_name[s], reason && *reason ? ": " : "",
+                     reason ? reason : "");
     for (int i = 0; i < n; i++)
         if (line[i] == '\n') line[i] = ' ';
     line[n++] = '\n';

@@ -73,7 +73,8 @@ void lang_print_errors(struct lang *l, struct str *out) {
         origin_text(at, sizeof at, l->error[i].at);
         str_printf(out, "%s: %s\n", at, l->error[i].text);
     }
-    if (l->errors >= LANG_ERRORS_MAX) str_printf(out, "(more than %d errors; the rest is not shown)\n", LANG_ERRORS_MAX);
+    if (l->errors >= LANG_ERRORS_MAX) str_printf(out, "(more than %d errors; the rest is not shown)\n",
+                                                 LANG_ERRORS_MAX);
 }
 
 const struct lang_value *lang_get(const struct lang *l, const char *name) {
@@ -175,7 +176,8 @@ static void read_section(struct reader *r, char *s) {
     } else if (strncmp(s, "stage", 5) == 0 && (s[5] == ' ' || s[5] == '\t' || !s[5])) {
         s = trim(s + 5);
         if (!word_ok(s) || strchr(s, '.')) {
-            lang_error(l, here(r), "'%s' cannot name a stage: write [stage NAME] with letters, digits, '_' and '-'", s);
+            lang_error(l, here(r), "'%s' cannot name a stage: write [stage NAME] with letters, digits, '_' and "
+                       "'-'", s);
             return;
         }
         r->kind = SECTION_STAGE;
@@ -215,7 +217,8 @@ static bool read_link_options(struct reader *r, struct lang_link *k, char *s) {
         char *eq = strchr(word, '=');
         int64_t n = 0;
         bool credit = eq && strncmp(word, "credit=", 7) == 0, hwm = eq && strncmp(word, "hwm=", 4) == 0;
-        if (!credit && !hwm) lang_error(r->l, here(r), "unknown link option '%s'; a link has credit=N and hwm=N", word);
+        if (!credit && !hwm) lang_error(r->l, here(r), "unknown link option '%s'; a link has credit=N and hwm=N",
+                                        word);
         else if (!str_to_i64(eq + 1, &n) || n < 1 || n > 4096)
             lang_error(r->l, here(r), "'%s' is not a whole number from 1 to 4096", word);
         else if (credit) k->credit = (int)n;
@@ -250,7 +253,8 @@ static void read_link(struct reader *r, char *s, bool unset) {
     if (!split_port(r, trim(arrow + 2), &k.to, &k.to_port) || !ok) return;
     int at = link_find(l, &k);
     if (unset) {
-        if (at < 0) lang_error(l, here(r), "cannot unset link '%s.%s -> %s.%s': there is none", k.from, k.from_port, k.to, k.to_port);
+        if (at < 0) lang_error(l, here(r), "cannot unset link '%s.%s -> %s.%s': there is none", k.from,
+                               k.from_port, k.to, k.to_port);
         else memmove(&l->link[at], &l->link[at + 1], (size_t)(--l->links - at) * sizeof *l->link);
         return;
     }
@@ -348,14 +352,17 @@ static void read_text(struct reader *r, const struct str *text) {
         if (memchr(line, 0, n) || !utf8_valid(line, n)) lang_error(r->l, here(r), "not UTF-8 text");
         else read_line(r, line);
     }
-    if (!r->versioned) lang_error(r->l, (struct origin){ r->file, r->line ? r->line : 1 }, "empty file: it starts with the line 'pipe 1'");
+    if (!r->versioned) lang_error(r->l, (struct origin){ r->file, r->line ? r->line : 1 },
+                                  "empty file: it starts with the line 'pipe 1'");
 }
 
 static void read_path(struct lang *l, const char *path, const struct reader *includer) {
-    struct reader r = { .l = l, .file = keep(l, path), .includer = includer, .depth = includer ? includer->depth + 1 : 0 };
+    struct reader r = { .l = l, .file = keep(l, path), .includer = includer };
+    if (includer) r.depth = includer->depth + 1;
     struct origin at = includer ? here(includer) : (struct origin){ r.file, 0 };
     if (!realpath(path, r.real)) {
-        lang_error(l, at, includer ? "cannot read base file '%s': %s" : "cannot read '%s': %s", path, strerror(errno));
+        lang_error(l, at, includer ? "cannot read base file '%s': %s" : "cannot read '%s': %s", path,
+                   strerror(errno));
         return;
     }
     for (const struct reader *up = includer; up; up = up->includer)

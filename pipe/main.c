@@ -18,14 +18,17 @@ static const struct command {
     int least, most, takes;                      /* words after the name, options */
 } commands[] = {
     { "run", "run FILE.pipe [--set KEY=VALUE]...", "run an experiment in a new run folder",
-      "Checks everything as `check` does, makes runs/NAME-0001 (a new number each time), starts the stages, shows how it\n"
-      "goes on stderr and the scores on stdout. Ctrl-C stops cleanly; `resume` goes on. `qerl-pipe FILE.pipe` is the same.\n\n"
+      "Checks everything as `check` does, makes runs/NAME-0001 (a new number each time), starts the stages, "
+          "shows how it\n"
+      "goes on stderr and the scores on stdout. Ctrl-C stops cleanly; `resume` goes on. `qerl-pipe FILE.pipe` "
+          "is the same.\n\n"
       "examples:\n"
       "  qerl-pipe pipelines/quickstart.pipe\n"
       "  qerl-pipe run pipelines/e6b_qerl.pipe --set model.path=models/tiny --set run.steps=20\n",
       command_run, 1, 1, TAKES_SET },
     { "check", "check FILE.pipe [--set KEY=VALUE]...", "print the plan of a run; start nothing",
-      "Every error of the file in one pass, each with file and line; then steps, scored steps, the noise schedule, memory,\n"
+      "Every error of the file in one pass, each with file and line; then steps, scored steps, the noise "
+          "schedule, memory,\n"
       "disk, hours, and each file with its hash or the command that gets it.\n\n"
       "examples:\n"
       "  qerl-pipe check pipelines/e6b_qerl.pipe\n"
@@ -37,7 +40,8 @@ static const struct command {
       "  qerl-pipe describe learner\n",
       command_describe, 0, 1, 0 },
     { "resume", "resume RUN [--force-different]", "go on with a run that was stopped, killed or failed",
-      "RUN is a run folder, its id (NAME-0001) or a name (the newest of that name). Programs, model and data must be those\n"
+      "RUN is a run folder, its id (NAME-0001) or a name (the newest of that name). Programs, model and data "
+          "must be those\n"
       "the run started with; --force-different goes on all the same and says which differ.\n\n"
       "examples:\n"
       "  qerl-pipe resume runs/e6b_qerl-0001\n"
@@ -70,8 +74,10 @@ static const struct command {
 };
 
 static void help(FILE *to) {
-    fprintf(to, "qerl-pipe runs an experiment that one .pipe file describes.\n\nusage: qerl-pipe FILE.pipe [--set KEY=VALUE]...\n");
-    for (size_t i = 0; i < COUNT_OF(commands); i++) fprintf(to, "       qerl-pipe %-44s %s\n", commands[i].usage, commands[i].what);
+    fprintf(to, "qerl-pipe runs an experiment that one .pipe file describes.\n\nusage: qerl-pipe FILE.pipe "
+            "[--set KEY=VALUE]...\n");
+    for (size_t i = 0; i < COUNT_OF(commands); i++) fprintf(to, "       qerl-pipe %-44s %s\n", commands[i].usage,
+                                                            commands[i].what);
     fprintf(to,
             "\noptions\n"
             "  --set KEY=VALUE   wins over the file: --set learner.lr=1e-5\n"
@@ -81,7 +87,8 @@ static void help(FILE *to) {
             "\nexamples\n"
             "  qerl-pipe pipelines/quickstart.pipe\n"
             "  qerl-pipe check pipelines/e6b_qerl.pipe --set model.path=models/tiny\n"
-            "\nexit codes: 0 done, 1 failed or incomplete, 2 command line, 3 wrong .pipe file, 4 the machine lacks something,\n"
+            "\nexit codes: 0 done, 1 failed or incomplete, 2 command line, 3 wrong .pipe file, 4 the machine "
+                "lacks something,\n"
             "5 no progress. Results go to stdout, talk to stderr. The language: docs/pipe-language.md\n");
 }
 
@@ -118,11 +125,13 @@ static bool is_option(const char *arg, const char *name) {
 }
 
 static int take_option(struct command_line *c, const struct command *k, int argc, char **argv, int *i) {
-    static const struct { const char *name; int needs; } table[] = { { "--set", TAKES_SET }, { "--rule", TAKES_RULE }, { "--runs", 0 } };
+    static const struct { const char *name; int needs; } table[] = { { "--set", TAKES_SET },
+                                                                     { "--rule", TAKES_RULE }, { "--runs", 0 } };
     const char *arg = argv[*i];
     for (size_t t = 0; t < COUNT_OF(table); t++) {
         if (!is_option(arg, table[t].name)) continue;
-        if (table[t].needs && !(k->takes & table[t].needs)) return usage_error(k, "this command does not take '%s'", table[t].name);
+        if (table[t].needs && !(k->takes & table[t].needs))
+            return usage_error(k, "this command does not take '%s'", table[t].name);
         const char *value = value_of(argv, argc, i, table[t].name);
         if (!value) return usage_error(k, "option '%s' needs a value", table[t].name);
         if (t == 0 && c->sets == SETS_MAX) return usage_error(k, "too many options '%s'", "--set");
@@ -131,7 +140,8 @@ static int take_option(struct command_line *c, const struct command *k, int argc
         else c->runs_dir = value;
         return 0;
     }
-    if ((strcmp(arg, "-f") == 0 || strcmp(arg, "--follow") == 0) && k->takes & TAKES_FOLLOW) return c->follow = true, 0;
+    if ((strcmp(arg, "-f") == 0 || strcmp(arg, "--follow") == 0) && k->takes & TAKES_FOLLOW)
+        return c->follow = true, 0;
     if (strcmp(arg, "--force-different") == 0 && k->takes & TAKES_FORCE) return c->force = true, 0;
     return usage_error(k, "unknown option '%s'", arg);
 }

@@ -15,7 +15,9 @@
 
 const char *cpu_flags(void) {
     static char out[200];
-    static const char *const wanted[] = { "sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16", "avx512_vnni",
+    size_t used = 0;
+    static const char *const wanted[] = { "sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16",
+                                          "avx512_vnni",
                                           "amx_bf16", "amx_int8", "asimd", "sve" };
     FILE *f = fopen("/proc/cpuinfo", "re");
     char *line = NULL;
@@ -26,10 +28,8 @@ const char *cpu_flags(void) {
         char *save = NULL;
         for (char *w = strtok_r(line, " \t\n:", &save); w; w = strtok_r(NULL, " \t\n:", &save))
             for (size_t i = 0; i < COUNT_OF(wanted); i++)
-                if (strcmp(w, wanted[i]) == 0 && strlen(out) + strlen(w) + 2 < sizeof out) {
-                    if (*out) strcat(out, " ");
-                    strcat(out, w);
-                }
+                if (strcmp(w, wanted[i]) == 0 && used + strlen(w) + 2 < sizeof out)
+                    used += (size_t)snprintf(out + used, sizeof out - used, "%s%s", used ? " " : "", w);
         break;
     }
     free(line);
@@ -84,8 +84,10 @@ static json_t *treatment(const struct pipeline *p) {
     str_add(&out, "", 0);
     for (int i = 0; i < p->lang.values; i++) {
         const struct lang_value *v = &p->lang.value[i];
-        const char *key = str_starts(v->name, "quant.") ? v->name + 6 : str_starts(v->name, "noise.") ? v->name + 6 : NULL;
-        if (key && (v->at.line > 0 || strcmp(v->at.file, "--set") == 0)) str_printf(&out, "%s%s=%s", out.len ? ", " : "", key, v->text);
+        const char *key = str_starts(v->name, "quant.") ? v->name + 6 : str_starts(v->name, "noise.")
+            ? v->name + 6 : NULL;
+        if (key && (v->at.line > 0 || strcmp(v->at.file, "--set") == 0))
+            str_printf(&out, "%s%s=%s", out.len ? ", " : "", key, v->text);
     }
     json_t *text = json_string(out.len ? out.s : "as by default");
     str_release(&out);
@@ -110,7 +112,8 @@ static json_t *manifest(const struct folder *f, const struct pipeline *p, const 
     json_object_set_new(o, "argv", words);
     json_object_set_new(o, "cwd", json_string(cwd));
     json_object_set_new(o, "host", json_string(host));
-    json_object_set_new(o, "system", uname(&u) == 0 ? json_sprintf("%s %s %s", u.sysname, u.release, u.machine) : json_null());
+    json_object_set_new(o, "system", uname(&u) == 0 ? json_sprintf("%s %s %s", u.sysname, u.release,
+                                                                   u.machine) : json_null());
     json_object_set_new(o, "cores", json_string(cores));
     json_object_set_new(o, "cpu_flags", json_string(cpu_flags()));
     json_object_set_new(o, "steps", json_integer(pl->steps));
@@ -167,15 +170,18 @@ static void compare_files(const json_t *old, const struct plan *pl, struct str *
         const struct plan_file *f = &pl->file[i];
         for (size_t j = 0; j < json_array_size(old); j++) {
             const json_t *o = json_array_get(old, j);
-            const char *path = json_string_value(json_object_get(o, "path")), *was = json_string_value(json_object_get(o, "sha256"));
+            const char *path = json_string_value(json_object_get(o, "path")),
+                *was = json_string_value(json_object_get(o, "sha256"));
             if (!path || strcmp(path, f->path) != 0 || !was) continue;
             if (!f->sha256) str_printf(out, "%s file '%s' is absent now\n", f->role, f->path);
-            else if (strcmp(was, f->sha256) != 0) str_printf(out, "%s file '%s' has changed since this run started\n", f->role, f->path);
+            else if (strcmp(was, f->sha256) != 0)
+                str_printf(out, "%s file '%s' has changed since this run started\n", f->role, f->path);
         }
     }
 }
 
-int folder_compare(const struct folder *f, const struct pipeline *p, const struct plan *pl, struct str *differences, struct err *e) {
+int folder_compare(const struct folder *f, const struct pipeline *p, const struct plan *pl,
+                   struct str *differences, struct err *e) {
     char path[FS_PATH_MAX];
     fs_join(path, sizeof path, f->dir, "manifest.json");
     json_t *o = json_parse_file(path, 1 << 22, e);

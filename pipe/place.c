@@ -14,7 +14,8 @@ void place_machine(struct place_machine *m) {
     DIR *d = opendir("/dev");
     for (struct dirent *entry; d && (entry = readdir(d));) {
         int64_t n;
-        if (str_starts(entry->d_name, "nvidia") && str_to_i64(entry->d_name + 6, &n) && n >= 0 && n < 64) m->gpus |= 1ull << n;
+        if (str_starts(entry->d_name, "nvidia") && str_to_i64(entry->d_name + 6, &n) && n >= 0 && n < 64)
+            m->gpus |= 1ull << n;
     }
     if (d) closedir(d);
     d = m->gpus ? NULL : opendir("/proc/driver/nvidia/gpus");
@@ -96,7 +97,8 @@ int place_read(struct place *p, const char *text, const struct place_machine *m,
     for (char *s = strtok_r(copy, "|", &save); s; s = strtok_r(NULL, "|", &save)) {
         while (*s == ' ') s++;
         for (size_t n = strlen(s); n && s[n - 1] == ' ';) s[--n] = 0;
-        if (p->choices == PLACE_ALTERNATIVES_MAX) return err_set(e, "place has more than %d alternatives", PLACE_ALTERNATIVES_MAX);
+        if (p->choices == PLACE_ALTERNATIVES_MAX) return err_set(e, "place has more than %d alternatives",
+                                                                 PLACE_ALTERNATIVES_MAX);
         if (read_choice(&p->choice[p->choices++], s, m, e) < 0) return -1;
     }
     return p->choices ? 0 : err_set(e, "place is empty: write 'cpu:*' for all cores");
@@ -114,6 +116,7 @@ int place_take(struct place *p, const char *text, const struct place_machine *m,
     char cores[400], gpus[200];
     place_cores_text(cores, sizeof cores, &m->cores);
     place_gpus_text(gpus, sizeof gpus, m->gpus);
-    return err_code(e, EXIT_ENV, "place '%s': this machine has cores %s and %s%s; add '| cpu:*' or choose among these", text,
+    return err_code(e, EXIT_ENV, "place '%s': this machine has cores %s and %s%s; add '| cpu:*' or choose among "
+                    "these", text,
                     cores, m->gpus ? "GPUs " : "no GPU", gpus);
 }

@@ -43,7 +43,8 @@ static int ask_one(struct plan *pl, struct pipeline *p, int i, const char *dir, 
     int rc = proc_capture(argv, &out, &said, 600, &status, e);
     if (rc == 0 && status != 0) {
         add_talk(talk, s, conf, &said);
-        rc = err_code(e, status == EXIT_CONFIG || status == EXIT_ENV ? status : EXIT_FAILED, "stage '%s' refuses this configuration", s->name);
+        rc = err_code(e, status == EXIT_CONFIG || status == EXIT_ENV ? status : EXIT_FAILED,
+                      "stage '%s' refuses this configuration", s->name);
     }
     if (rc == 0) {
         char where[600];
@@ -90,13 +91,16 @@ static void join(struct plan *pl, json_t *o, const struct pipe_stage *s) {
     pl->memory_bytes += memory * s->replicas;
     pl->disk_bytes += disk;
     pl->seconds_per_step += seconds;
-    json_t *scored = json_object_get(o, "scored"), *sigma = json_object_get(o, "sigma"), *files = json_object_get(o, "files");
-    if (json_is_array(scored) && (!pl->scored || json_array_size(scored) > json_array_size(pl->scored))) pl->scored = scored;
+    json_t *scored = json_object_get(o, "scored"), *sigma = json_object_get(o, "sigma"),
+        *files = json_object_get(o, "files");
+    if (json_is_array(scored) && (!pl->scored || json_array_size(scored) > json_array_size(pl->scored)))
+        pl->scored = scored;
     if (json_is_array(sigma) && !pl->sigma) pl->sigma = sigma;
     for (size_t i = 0; i < json_array_size(files); i++) add_file(pl, json_array_get(files, i), s->name);
 }
 
-int plan_ask(struct plan *pl, struct pipeline *p, const char *run_dir, const char *run_id, struct str *talk, struct err *e) {
+int plan_ask(struct plan *pl, struct pipeline *p, const char *run_dir, const char *run_id, struct str *talk,
+             struct err *e) {
     char dir[] = "/tmp/qerl-plan-XXXXXX";
     *pl = (struct plan){ .steps = -1, .prompts_least = -1, .prompts_most = -1, .scored_last = -1 };
     if (!mkdtemp(dir)) return err_code(e, EXIT_ENV, "cannot make a folder in /tmp: %s", strerror(errno));

@@ -89,7 +89,8 @@ static int drain(int out_fd, int talk_fd, struct str *out, struct str *talk, dou
     return 0;
 }
 
-int proc_capture(const char *const *argv, struct str *out, struct str *talk, int timeout_s, int *status, struct err *e) {
+int proc_capture(const char *const *argv, struct str *out, struct str *talk, int timeout_s, int *status,
+                 struct err *e) {
     int o[2], t[2], x[2], w = 0;
     if (pipe2(o, O_CLOEXEC) < 0 || pipe2(t, O_CLOEXEC) < 0 || pipe2(x, O_CLOEXEC) < 0)
         return err_code(e, EXIT_ENV, "pipe: %s", strerror(errno));

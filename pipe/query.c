@@ -25,7 +25,8 @@ static void print_key(const struct about_key *k) {
 }
 
 static void print_port(const struct about_port *p) {
-    printf("  %-3s %-10s %-8s %s%s%s  %s\n", p->output ? "out" : "in", p->name, p->record, p->kind, p->bind ? ", binds" : "",
+    printf("  %-3s %-10s %-8s %s%s%s  %s\n", p->output ? "out" : "in", p->name, p->record, p->kind, p->bind
+           ? ", binds" : "",
            p->required ? ", required" : "", p->help);
 }
 
@@ -35,7 +36,8 @@ static int describe_stage(const char *name) {
     char guess[300], path[FS_PATH_MAX];
     snprintf(guess, sizeof guess, strchr(name, '/') ? "%s" : "qerl-%s", name);
     if (proc_find(path, sizeof path, guess) < 0) {
-        fprintf(stderr, "qerl-pipe: there is no stage program '%s': qerl-pipe describe lists those that are built\n", guess);
+        fprintf(stderr, "qerl-pipe: there is no stage program '%s': qerl-pipe describe lists those that are "
+                "built\n", guess);
         return EXIT_ENV;
     }
     if (about_ask(&a, path, &e) < 0) return complain_once(&e, EXIT_FAILED);
@@ -50,7 +52,8 @@ static int describe_stage(const char *name) {
 static void describe_launcher(void) {
     printf("\nkeys of the launcher\n"
            "  [run]         name (default: the file's), exp_id, tensorboard, question, hypothesis, source: text\n"
-           "                runs_dir (default runs), stall_seconds (default 300: no progress that long means a hang)\n"
+           "                runs_dir (default runs), stall_seconds (default 300: no progress that long means a "
+               "hang)\n"
            "  [stage NAME]  exec (default qerl-NAME beside this program)\n"
            "                place (default cpu:*): gpu:0,1 | cpu:0-1 | cpu:*, the first that the machine has\n"
            "                replicas (default 1), restarts (default 3 per completed step)\n"
@@ -115,7 +118,7 @@ static int list_logs(const char *dir, const char *stage, char name[LOGS_MAX][200
     for (struct dirent *entry; d && n < LOGS_MAX && (entry = readdir(d));) {
         size_t len = strlen(entry->d_name), want = stage ? strlen(stage) : 0;
         if (!str_ends(entry->d_name, ".log") || len >= 200) continue;
-        if (stage && (strncmp(entry->d_name, stage, want) != 0 || (entry->d_name[want] != '.' && entry->d_name[want] != '-'))) continue;
+        if (stage && (strncmp(entry->d_name, stage, want) != 0 || !strchr(".-", entry->d_name[want]))) continue;
         memcpy(name[n++], entry->d_name, len + 1);
     }
     if (d) closedir(d);
@@ -133,7 +136,8 @@ int command_logs(const struct command_line *c) {
     fs_join(dir, sizeof dir, f.dir, "log");
     int n = list_logs(dir, c->words > 1 ? c->word[1] : NULL, name);
     if (!n) {
-        fprintf(stderr, "qerl-pipe: no log%s%s in '%s'\n", c->words > 1 ? " of stage " : "", c->words > 1 ? c->word[1] : "", dir);
+        fprintf(stderr, "qerl-pipe: no log%s%s in '%s'\n", c->words > 1 ? " of stage " : "", c->words > 1
+                ? c->word[1] : "", dir);
         return EXIT_USAGE;
     }
     for (int i = 0; i < n; i++) {
@@ -144,7 +148,8 @@ int command_logs(const struct command_line *c) {
     for (bool more = true; more;) {
         bool held = folder_holder(&f) != 0;                  /* asked before reading: nothing is missed at the end */
         for (int i = 0; i < n; i++)
-            while (tail_next(&tail[i])) printf("%s%s%s\n", n > 1 ? name[i] : "", n > 1 ? ": " : "", tail[i].line.s ? tail[i].line.s : "");
+            while (tail_next(&tail[i])) printf("%s%s%s\n", n > 1 ? name[i] : "", n > 1 ? ": " : "", tail[i].line.s
+                                               ? tail[i].line.s : "");
         fflush(stdout);
         more = c->follow && held;
         if (more) nanosleep(&(struct timespec){ .tv_nsec = 200000000 }, NULL);

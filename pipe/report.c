@@ -44,7 +44,8 @@ int score_from_json(struct score *s, const char *line, size_t bytes) {
 }
 
 static bool same_series(const struct score *a, const struct score *b) {
-    return !strcmp(a->split, b->split) && !strcmp(a->rule, b->rule) && !strcmp(a->quant, b->quant) && !strcmp(a->noise, b->noise);
+    return !strcmp(a->split, b->split) && !strcmp(a->rule, b->rule) && !strcmp(a->quant, b->quant) &&
+        !strcmp(a->noise, b->noise);
 }
 
 static int by_step(const void *a, const void *b) {
@@ -86,6 +87,11 @@ bool scores_has_step(const struct scores *s, int64_t step) {
     return false;
 }
 
+/* "none" is how a record says it; a reader calls it clean. */
+static const char *noise_label(const struct score *s) { return *s->noise && strcmp(s->noise, "none") ? s->noise : "clean"; }
+
+static double percent(const struct score *s) { return s->n ? 100.0 * (double)s->right / (double)s->n : 0; }
+
 bool scores_ends(const struct scores *s, struct score *first, struct score *last) {
     if (!s->n) return false;
     *first = *last = s->v[0];
@@ -94,25 +100,25 @@ bool scores_ends(const struct scores *s, struct score *first, struct score *last
 }
 
 void score_text(char *out, size_t size, const struct score *s) {
-    snprintf(out, size, "%lld/%lld = %.1f %% [%.1f, %.1f] %s, %s, %s", (long long)s->right, (long long)s->n,
-             s->n ? 100.0 * (double)s->right / (double)s->n : 0.0, 100 * s->low, 100 * s->high, s->rule, s->quant,
-             *s->noise && strcmp(s->noise, "none") ? s->noise : "clean");
+    snprintf(out, size, "%lld/%lld = %.1f %% [%.1f, %.1f] %s, %s, %s", (long long)s->right, (long long)s->n, percent(s),
+             100 * s->low, 100 * s->high, s->rule, s->quant, noise_label(s));
 }
 
 /* ---- the end of a run ---- */
 
 static void print_series(const struct score *v, int n, FILE *to) {
     char text[300];
-    fprintf(to, "%s, %s rule, %s, %s\n", v->split, v->rule, v->quant, *v->noise && strcmp(v->noise, "none") ? v->noise : "clean");
+    fprintf(to, "%s, %s rule, %s, %s\n", v->split, v->rule, v->quant, noise_label(v));
     fprintf(to, "  %8s %8s %8s %9s   %s\n", "step", "right", "n", "accuracy", "95 % interval");
     for (int i = 0; i < n; i++)
-        fprintf(to, "  %8lld %8lld %8lld %7.1f %%   [%.1f, %.1f]\n", (long long)v[i].step, (long long)v[i].right, (long long)v[i].n,
-                v[i].n ? 100.0 * (double)v[i].right / (double)v[i].n : 0.0, 100 * v[i].low, 100 * v[i].high);
+        fprintf(to, "  %8lld %8lld %8lld %7.1f %%   [%.1f, %.1f]\n", (long long)v[i].step, (long long)v[i].right,
+                (long long)v[i].n, percent(&v[i]), 100 * v[i].low, 100 * v[i].high);
     if (n < 2) return;
     const struct score *a = &v[0], *b = &v[n - 1];
-    double gain = 100 * ((double)b->right / (double)b->n - (double)a->right / (double)a->n);
+    double gain = percent(b) - percent(a);
     bool apart = b->low > a->high || b->high < a->low;
-    snprintf(text, sizeof text, apart ? "the 95 %% intervals are apart" : "the 95 %% intervals overlap: not distinguishable this way");
+    snprintf(text, sizeof text, apart ? "the 95 %% intervals are apart" : "the 95 %% intervals overlap: not "
+             "distinguishable this way");
     fprintf(to, "  step %lld to %lld: %+.1f points; %s\n", (long long)a->step, (long long)b->step, gain, text);
 }
 
@@ -125,8 +131,10 @@ void report_results(const struct folder *f, FILE *to) {
         print_series(&s.v[i], j - i, to);
     }
     if (!s.n) fprintf(to, "no scores\n");
-    fprintf(to, "\nadapters  %s/adapters\ncurves    %s/metrics.jsonl, %s/tensorboard\nsamples   %s/samples.md\n", f->dir, f->dir, f->dir, f->dir);
-    fprintf(to, "\ntry next\n  qerl-pipe status %s\n  qerl-pipe rescore %s --rule flexible\n  qerl-pipe logs %s learner\n", f->dir, f->dir, f->dir);
+    fprintf(to, "\nadapters  %s/adapters\ncurves    %s/metrics.jsonl, %s/tensorboard\nsamples   %s/samples.md\n",
+            f->dir, f->dir, f->dir, f->dir);
+    fprintf(to, "\ntry next\n  qerl-pipe status %s\n  qerl-pipe rescore %s --rule flexible\n  qerl-pipe logs %s "
+            "learner\n", f->dir, f->dir, f->dir);
     scores_release(&s);
 }
 
@@ -140,8 +148,8 @@ static void cell(struct str *out, const char *text) {
 }
 
 static void summary_score(struct str *out, const struct score *s) {
-    str_printf(out, " %lld | %.1f %% (%lld/%lld) | %.1f - %.1f |", (long long)s->step, s->n ? 100.0 * (double)s->right / (double)s->n : 0.0,
-               (long long)s->right, (long long)s->n, 100 * s->low, 100 * s->high);
+    str_printf(out, " %lld | %.1f %% (%lld/%lld) | %.1f - %.1f |", (long long)s->step, percent(s), (long long)s->right,
+               (long long)s->n, 100 * s->low, 100 * s->high);
 }
 
 static json_t *read_manifest(const struct folder *f) {
@@ -157,7 +165,8 @@ static void summary_run(struct str *out, const char *runs_dir, const char *id) {
     char reason[400];
     if (folder_find(&f, runs_dir, id, NULL) < 0) return;
     json_t *m = read_manifest(&f);
-    const char *exp_id = json_string_value(json_object_get(m, "exp_id")), *treated = json_string_value(json_object_get(m, "treatment"));
+    const char *exp_id = json_string_value(json_object_get(m, "exp_id")),
+        *treated = json_string_value(json_object_get(m, "treatment"));
     enum run_state state = folder_state(&f, reason, sizeof reason);
     scores_read(&s, f.dir);
     str_printf(out, "| %s | ", id);
@@ -168,7 +177,7 @@ static void summary_run(struct str *out, const char *runs_dir, const char *id) {
     if (scores_ends(&s, &first, &last)) {
         summary_score(out, &first);
         summary_score(out, &last);
-        str_printf(out, " %s, %s, %s, %s |\n", last.split, last.rule, last.quant, *last.noise && strcmp(last.noise, "none") ? last.noise : "clean");
+        str_printf(out, " %s, %s, %s, %s |\n", last.split, last.rule, last.quant, noise_label(&last));
     } else {
         str_puts(out, " - | - | - | - | - | - | - |\n");
     }
@@ -180,9 +189,11 @@ int report_summary(const char *runs_dir, struct err *e) {
     char **ids, path[FS_PATH_MAX];
     struct str out;
     str_init(&out);
-    str_puts(&out, "# Runs\n\nWritten by qerl-pipe from the run records after each run. Intervals are 95 % (Wilson); overlapping ones\n"
+    str_puts(&out, "# Runs\n\nWritten by qerl-pipe from the run records after each run. Intervals are 95 % "
+             "(Wilson); overlapping ones\n"
                    "show no difference.\n\n"
-                   "| run | experiment | state | treatment | steps | first step | score | interval, % | last step | score | interval, % "
+                   "| run | experiment | state | treatment | steps | first step | score | interval, % | last "
+                       "step | score | interval, % "
                    "| measured |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     int n = folder_list(runs_dir, &ids);
     for (int i = 0; i < n; i++) {
@@ -216,15 +227,18 @@ static void last_metrics(const struct folder *f, struct str *out) {
 
 /* The few metrics a reader asks for first; all of them are in metrics.jsonl. */
 static void status_metrics(const json_t *o, FILE *to) {
-    static const char *const key[] = { "critic/rewards/mean", "actor/pg_loss", "actor/entropy", "actor/grad_norm", "response_length/mean",
-                                       "noise/sigma_intended", "noise/sigma_realised", "training/rollout_logp_differ", "perf/throughput" };
+    static const char *const key[] = { "critic/rewards/mean", "actor/pg_loss", "actor/entropy", "actor/grad_norm",
+                                       "response_length/mean",
+                                       "noise/sigma_intended", "noise/sigma_realised",
+                                           "training/rollout_logp_differ", "perf/throughput" };
     for (size_t i = 0; i < COUNT_OF(key); i++) {
         const json_t *v = json_object_get(o, key[i]);
         if (json_is_number(v)) fprintf(to, "  %-30s %.6g\n", key[i], json_number_value(v));
     }
 }
 
-static void status_details(const struct folder *f, const json_t *m, const json_t *metrics, const struct scores *s, FILE *to) {
+static void status_details(const struct folder *f, const json_t *m, const json_t *metrics, const struct scores *s,
+                           FILE *to) {
     char text[300];
     fprintf(to, "  folder     %s\n", f->dir);
     static const char *const key[] = { "exp_id", "question", "treatment", "started", "host", "commit" };
@@ -254,9 +268,11 @@ void report_status(const struct folder *f, bool details, FILE *to) {
     json_t *o = line.len ? json_parse(line.s, line.len, "metrics.jsonl", NULL) : NULL;
     json_may_int(o, "step", &step, 0, INT64_MAX, "metrics", NULL);
     fprintf(to, "%s  %s%s%s", f->id, run_state_name[state], *reason ? ": " : "", reason);
-    if (state == RUN_STATE_RUNNING && !holder) fprintf(to, " (but no process works on it: qerl-pipe resume %s)", f->dir);
+    if (state == RUN_STATE_RUNNING && !holder) fprintf(to, " (but no process works on it: qerl-pipe resume %s)",
+                                                       f->dir);
     if (holder > 1) fprintf(to, " (process %lld)", (long long)holder);
-    fprintf(to, "; step %lld of %lld; %s\n", (long long)(step < 0 ? 0 : step), (long long)json_integer_value(json_object_get(m, "steps")), text);
+    fprintf(to, "; step %lld of %lld; %s\n", (long long)(step < 0 ? 0 : step),
+            (long long)json_integer_value(json_object_get(m, "steps")), text);
     if (details) status_details(f, m, o, &s, to);
     json_decref(o);
     json_decref(m);

@@ -45,7 +45,8 @@ static const struct lang_value *value_of(const struct pipeline *p, const struct 
     return lang_get(&p->lang, key);
 }
 
-const char *pipeline_value(const struct pipeline *p, const struct pipe_stage *s, const struct about_key *k, struct origin *at) {
+const char *pipeline_value(const struct pipeline *p, const struct pipe_stage *s, const struct about_key *k,
+                           struct origin *at) {
     const struct lang_value *v = value_of(p, s, k->name);
     *at = v ? v->at : (struct origin){ "default", 0 };
     if (v) return v->text;
@@ -118,7 +119,8 @@ static void unknown_key(struct pipeline *p, const struct lang_value *v) {
     else snprintf(what, sizeof what, "unknown key '%.200s' in [%.*s]: no stage of this file reads it", dot + 1,
                   (int)(dot - v->name), v->name);
     if (near) lang_error(&p->lang, v->at, "%s; did you mean '%s'?", what, near);
-    else if (s) lang_error(&p->lang, v->at, "%s; all keys: qerl-pipe describe %s", what, s->about.name ? s->about.name : s->name);
+    else if (s) lang_error(&p->lang, v->at, "%s; all keys: qerl-pipe describe %s", what, s->about.name
+                           ? s->about.name : s->name);
     else lang_error(&p->lang, v->at, "%s; all keys: qerl-pipe describe", what);
     free(names);
 }
@@ -166,14 +168,16 @@ static void read_run(struct pipeline *p) {
     struct err e = { 0 };
     str_init(&plain);
     p->stall_seconds = 300;
-    if (value_check(&stall, pipeline_text(p, stall.name, "300"), &plain, &e) < 0) lang_error(&p->lang, at_of(p, stall.name), "%s", e.text);
+    if (value_check(&stall, pipeline_text(p, stall.name, "300"), &plain, &e) < 0)
+        lang_error(&p->lang, at_of(p, stall.name), "%s", e.text);
     else str_to_f64(plain.s, &p->stall_seconds);
     str_release(&plain);
 }
 
 /* ---- stages ---- */
 
-static const char *stage_text(const struct pipeline *p, const struct pipe_stage *s, const char *key, const char *def, struct origin *at) {
+static const char *stage_text(const struct pipeline *p, const struct pipe_stage *s, const char *key,
+                              const char *def, struct origin *at) {
     char name[600];
     snprintf(name, sizeof name, "%s.%s", s->name, key);
     const struct lang_value *v = lang_get(&p->lang, name);
@@ -181,12 +185,14 @@ static const char *stage_text(const struct pipeline *p, const struct pipe_stage 
     return v ? v->text : def;
 }
 
-static int stage_count(struct pipeline *p, struct pipe_stage *s, const char *key, const char *def, int least, int most) {
+static int stage_count(struct pipeline *p, struct pipe_stage *s, const char *key, const char *def, int least,
+                       int most) {
     struct origin at;
     int64_t n = least;
     const char *text = stage_text(p, s, key, def, &at);
     if (!str_to_i64(text, &n) || n < least || n > most) {
-        lang_error(&p->lang, at, "'%s' for '%s.%s' is not a whole number from %d to %d", text, s->name, key, least, most);
+        lang_error(&p->lang, at, "'%s' for '%s.%s' is not a whole number from %d to %d", text, s->name, key,
+                   least, most);
         return least;
     }
     return (int)n;
@@ -200,7 +206,8 @@ static void ask_stage(struct pipeline *p, struct pipe_stage *s) {
     s->exec_asked = lang_keep(&p->lang, guess, strlen(guess));
     s->exec_asked = stage_text(p, s, "exec", s->exec_asked, &at);
     if (proc_find(path, sizeof path, s->exec_asked) < 0) {
-        lang_error(&p->lang, at, "stage '%s': there is no program '%s': build it with 'make', or set exec", s->name, s->exec_asked);
+        lang_error(&p->lang, at, "stage '%s': there is no program '%s': build it with 'make', or set exec",
+                   s->name, s->exec_asked);
         p->env_errors++;
         return;
     }
@@ -224,14 +231,16 @@ static void read_stage(struct pipeline *p, const struct lang_stage *from) {
     s->replicas = stage_count(p, s, "replicas", "1", 1, REPLICAS_MAX);
     s->restarts = stage_count(p, s, "restarts", "3", 0, 1000);
     s->place_asked = stage_text(p, s, "place", "cpu:*", &at);
-    if (place_read(&s->place, s->place_asked, &p->machine, &e) < 0) lang_error(&p->lang, at, "stage '%s': %s", s->name, e.text);
+    if (place_read(&s->place, s->place_asked, &p->machine, &e) < 0)
+        lang_error(&p->lang, at, "stage '%s': %s", s->name, e.text);
     else if (place_take(&s->place, s->place_asked, &p->machine, &e) < 0) {
         lang_error(&p->lang, at, "stage '%s': %s", s->name, e.text);
         p->env_errors++;
     }
     const struct place_choice *first = &s->place.choice[0];
     if (s->replicas > 1 && s->place.choices && first->gpu)
-        lang_error(&p->lang, at, "stage '%s' has %d replicas on one GPU: give each its own stage or place = cpu:*", s->name, s->replicas);
+        lang_error(&p->lang, at, "stage '%s' has %d replicas on one GPU: give each its own stage or place = "
+                   "cpu:*", s->name, s->replicas);
 }
 
 /* The first GPU alternative of each stage must be its own, on every machine: falling back would hide the mistake here. */
@@ -244,7 +253,8 @@ static void check_gpus(struct pipeline *p) {
             char ids[200];
             stage_text(p, &p->stage[j], "place", "", &at);
             place_gpus_text(ids, sizeof ids, a->choice[0].gpus & b->choice[0].gpus);
-            lang_error(&p->lang, at, "stages '%s' and '%s' are both placed on GPU %s: one stage per GPU", p->stage[i].name,
+            lang_error(&p->lang, at, "stages '%s' and '%s' are both placed on GPU %s: one stage per GPU",
+                       p->stage[i].name,
                        p->stage[j].name, ids);
         }
 }
@@ -263,7 +273,8 @@ static void check_defaults(struct pipeline *p, int stage, const struct about_key
     for (int i = 0; i < stage; i++) {
         const struct about_key *o = about_key(&p->stage[i].about, k->name);
         if (!o || (!o->def && !k->def) || (o->def && k->def && strcmp(o->def, k->def) == 0)) continue;
-        lang_error(&p->lang, p->stage[stage].at, "stages '%s' and '%s' have different defaults for '%s' (%s, %s): set it", p->stage[i].name,
+        lang_error(&p->lang, p->stage[stage].at, "stages '%s' and '%s' have different defaults for '%s' (%s, "
+                   "%s): set it", p->stage[i].name,
                    p->stage[stage].name, k->name, o->def ? o->def : "none", k->def ? k->def : "none");
         return;
     }
@@ -283,7 +294,8 @@ static void check_values(struct pipeline *p) {
             if (!v && !pipeline_value(p, s, k, &at)) {
                 bool again = false;
                 for (int o = 0; o < i; o++) again = again || about_key(&p->stage[o].about, k->name);
-                if (!again) lang_error(&p->lang, s->at, "stage '%s' needs '%s' (%s): set it", s->name, k->name, k->help);
+                if (!again) lang_error(&p->lang, s->at, "stage '%s' needs '%s' (%s): set it", s->name, k->name,
+                                       k->help);
                 continue;
             }
             if (!v || checked_before(p, i, v)) continue;
@@ -300,7 +312,8 @@ void pipeline_load(struct pipeline *p, const char *path, const char *const *sets
     lang_read(&p->lang, path, sets, n);
     if (p->lang.files) {
         read_run(p);
-        if (!p->lang.stages) lang_error(&p->lang, (struct origin){ path, 1 }, "no [stage NAME] section: nothing to run");
+        if (!p->lang.stages)
+            lang_error(&p->lang, (struct origin){ path, 1 }, "no [stage NAME] section: nothing to run");
         if (p->lang.stages > PIPELINE_STAGES_MAX)
             lang_error(&p->lang, (struct origin){ path, 1 }, "more than %d stages", PIPELINE_STAGES_MAX);
         bool all = true;

@@ -17,7 +17,8 @@ static int load(struct pipeline *p, const char *path, const char *const *sets, i
     str_init(&text);
     lang_print_errors(&p->lang, &text);
     fputs(text.s, stderr);
-    fprintf(stderr, "qerl-pipe: %d error%s in '%s'; nothing was started\n", p->lang.errors, p->lang.errors == 1 ? "" : "s", path);
+    fprintf(stderr, "qerl-pipe: %d error%s in '%s'; nothing was started\n", p->lang.errors, p->lang.errors == 1
+            ? "" : "s", path);
     str_release(&text);
     return p->code;
 }
@@ -56,7 +57,8 @@ static int enough_disk(const struct pipeline *p, const struct plan *pl) {
     if (have < 0 || pl->disk_bytes <= have) return 0;
     bytes_text(need, sizeof need, (double)pl->disk_bytes);
     bytes_text(is, sizeof is, (double)have);
-    fprintf(stderr, "qerl-pipe: the disk of '%s' has %s free, the run needs about %s: make room, or set run.runs_dir\n", p->runs_dir, is, need);
+    fprintf(stderr, "qerl-pipe: the disk of '%s' has %s free, the run needs about %s: make room, or set "
+            "run.runs_dir\n", p->runs_dir, is, need);
     return EXIT_ENV;
 }
 
@@ -75,7 +77,8 @@ static int work(const struct folder *f, struct pipeline *p, const struct plan *p
         return complain_once(&e, EXIT_ENV);
     }
     pipeline_conf(p, f->dir, f->id, ipc);
-    if (folder_write_conf(f, p, &e) == 0 && folder_set_state(f, RUN_STATE_RUNNING, "", &e) == 0) supervise(&o, p, pl, f, ipc);
+    if (folder_write_conf(f, p, &e) == 0 && folder_set_state(f, RUN_STATE_RUNNING, "", &e) == 0)
+        supervise(&o, p, pl, f, ipc);
     else snprintf(o.reason, sizeof o.reason, "%.500s", e.text);
     fs_remove_tree(ipc, NULL);
     e = (struct err){ 0 };
@@ -127,7 +130,8 @@ static void go_where_it_started(struct folder *f) {
     json_t *o = json_parse_file(path, 1 << 22, NULL);
     const char *cwd = json_string_value(json_object_get(o, "cwd"));
     char here[FS_PATH_MAX] = "";
-    if (real && strlen(real) < sizeof f->dir && cwd && getcwd(here, sizeof here) && strcmp(here, cwd) != 0 && chdir(cwd) == 0) {
+    if (real && strlen(real) < sizeof f->dir && cwd && getcwd(here, sizeof here) && strcmp(here, cwd) != 0 &&
+        chdir(cwd) == 0) {
         fprintf(stderr, "qerl-pipe: working in '%s', where the run was started\n", cwd);
         snprintf(f->dir, sizeof f->dir, "%s", real);
     }
@@ -135,7 +139,8 @@ static void go_where_it_started(struct folder *f) {
     free(real);
 }
 
-static int same_things(const struct command_line *c, const struct folder *f, const struct pipeline *p, const struct plan *pl) {
+static int same_things(const struct command_line *c, const struct folder *f, const struct pipeline *p,
+                       const struct plan *pl) {
     struct str differences;
     struct err e = { 0 };
     int code = 0;
@@ -144,7 +149,8 @@ static int same_things(const struct command_line *c, const struct folder *f, con
     if (!code && differences.len) {
         fputs(differences.s, stderr);
         if (!c->force) {
-            fprintf(stderr, "qerl-pipe: going on would mix two experiments; --force-different does it all the same\n");
+            fprintf(stderr, "qerl-pipe: going on would mix two experiments; --force-different does it all the "
+                    "same\n");
             code = EXIT_FAILED;
         }
     }
@@ -170,7 +176,8 @@ static int resume_locked(const struct command_line *c, struct folder *f) {
     if (slash) *slash = 0;
     else snprintf(runs, sizeof runs, ".");
     if (!code) {
-        fprintf(stderr, "run %s goes on: %lld steps, %d stages\n", f->dir, (long long)(pl.steps < 0 ? 0 : pl.steps), p.stages);
+        fprintf(stderr, "run %s goes on: %lld steps, %d stages\n", f->dir, (long long)(pl.steps < 0
+                ? 0 : pl.steps), p.stages);
         code = work(f, &p, &pl, runs);
     }
     plan_release(&pl);

@@ -134,7 +134,8 @@ static void member_look_ready(struct super *s, struct member *m) {
 /* ---- death ---- */
 
 static void how_it_died(char *out, size_t size, int status) {
-    if (status > 128 && status < 128 + 65) snprintf(out, size, "was killed by signal %d (%s)", status - 128, strsignal(status - 128));
+    if (status > 128 && status < 128 + 65) snprintf(out, size, "was killed by signal %d (%s)", status - 128,
+                                                    strsignal(status - 128));
     else snprintf(out, size, "ended with exit code %d", status);
 }
 
@@ -175,7 +176,8 @@ static void died_badly(struct super *s, struct member *m, int status) {
         bool stalled = m->stalls >= STALLS_MAX;
         view_event(&s->view, "%s %s; it was restarted %d times in this step already", m->id, how, m->deaths);
         show_log(s, m);
-        give_up(s, RUN_STATE_FAILED, stalled ? EXIT_STALLED : EXIT_FAILED, "stage '%s' %s %d times in step %lld", m->s->name,
+        give_up(s, RUN_STATE_FAILED, stalled ? EXIT_STALLED : EXIT_FAILED, "stage '%s' %s %d times in step %lld",
+                m->s->name,
                 stalled ? "made no progress" : how, m->deaths + 1, (long long)s->step);
         return;
     }
@@ -287,7 +289,8 @@ static void take_signal(struct super *s) {
     if (info.ssi_signo == SIGCHLD) return;
     if (s->mode != MODE_STOP) {
         view_event(&s->view, "stopping (%s); once more to stop at once", strsignal((int)info.ssi_signo));
-        give_up(s, RUN_STATE_STOPPED, EXIT_FAILED, "by %s at step %lld", strsignal((int)info.ssi_signo), (long long)s->step);
+        give_up(s, RUN_STATE_STOPPED, EXIT_FAILED, "by %s at step %lld", strsignal((int)info.ssi_signo),
+                (long long)s->step);
         return;
     }
     s->hurry = true;
@@ -306,7 +309,8 @@ static void look_for_hangs(struct super *s) {
         struct member *m = &s->m[i];
         if (m->phase == PHASE_STARTING) {
             if (now - m->said_at > READY_SAY_SECONDS) {
-                view_event(&s->view, "%s is not ready yet after %.0f s%s%s", m->id, now - m->started, *m->waits_for ? ": waits for " : "", m->waits_for);
+                view_event(&s->view, "%s is not ready yet after %.0f s%s%s", m->id, now - m->started,
+                           *m->waits_for ? ": waits for " : "", m->waits_for);
                 m->said_at = now;
             }
             if (now - m->started > READY_SECONDS && !m->killed_for_stall) {
@@ -319,7 +323,8 @@ static void look_for_hangs(struct super *s) {
         bool silent = now - m->beat_at > (beats || most > READY_SECONDS ? most : READY_SECONDS);
         bool stuck = beats && working(m) && now - m->progress_at > most;
         if (m->phase == PHASE_READY && (silent || stuck) && !m->killed_for_stall) {
-            view_event(&s->view, "%s made no progress for %.0f s; it is restarted", m->id, now - (silent ? m->beat_at : m->progress_at));
+            view_event(&s->view, "%s made no progress for %.0f s; it is restarted", m->id,
+                       now - (silent ? m->beat_at : m->progress_at));
             m->killed_for_stall = true;
             m->stalls++;
             kill(m->pid, SIGKILL);
@@ -330,7 +335,8 @@ static void look_for_hangs(struct super *s) {
     if (!all_wait) return;
     for (int i = 0; i < s->members; i++)
         if (lives(&s->m[i])) view_event(&s->view, "%s waits for %s", s->m[i].id, s->m[i].waits_for);
-    give_up(s, RUN_STATE_FAILED, EXIT_STALLED, "every stage waits for another since %.0f s, in step %lld", most, (long long)s->step);
+    give_up(s, RUN_STATE_FAILED, EXIT_STALLED, "every stage waits for another since %.0f s, in step %lld", most,
+            (long long)s->step);
 }
 
 /* ---- the loop ---- */
@@ -392,7 +398,8 @@ static void members_make(struct super *s) {
 }
 
 static int open_beats(struct super *s, const char *ipc_dir, struct err *e) {
-    const struct link_opts o = { .name = "beat", .kind = LINK_KIND_ROUTER, .bind = true, .expected = REC_BEAT, .hwm = 1000 };
+    const struct link_opts o = { .name = "beat", .kind = LINK_KIND_ROUTER, .bind = true, .expected = REC_BEAT,
+                                 .hwm = 1000 };
     snprintf(s->beat_url, sizeof s->beat_url, "zmq+ipc://%s/beat", ipc_dir);
     return link_open(&s->beats, s->beat_url, &o, e);
 }
@@ -422,7 +429,8 @@ static void judge(struct super *s, const struct plan *pl) {
     scores_release(&scores);
 }
 
-void supervise(struct outcome *o, struct pipeline *p, const struct plan *pl, const struct folder *f, const char *ipc_dir) {
+void supervise(struct outcome *o, struct pipeline *p, const struct plan *pl, const struct folder *f,
+               const char *ipc_dir) {
     struct super s = { .p = p, .f = f, .o = o, .mode = MODE_RUN };
     struct err e = { 0 };
     sigset_t before;

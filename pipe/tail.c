@@ -57,7 +57,8 @@ void tail_last(const char *path, int lines, const char *before, FILE *to) {
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return;
-    int64_t from = fstat(fd, &st) == 0 && st.st_size > (int64_t)sizeof buf - 1 ? st.st_size - (int64_t)sizeof buf + 1 : 0;
+    int64_t from = fstat(fd, &st) == 0 && st.st_size > (int64_t)sizeof buf - 1
+        ? st.st_size - (int64_t)sizeof buf + 1 : 0;
     ssize_t n = pread(fd, buf, sizeof buf - 1, from);
     close(fd);
     if (n <= 0) return;
@@ -67,5 +68,6 @@ void tail_last(const char *path, int lines, const char *before, FILE *to) {
     for (int seen = 0; p > buf; p--)
         if (p[-1] == '\n' && ++seen == lines) break;
     char *save = NULL;
-    for (char *line = strtok_r(p, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) fprintf(to, "%s%s\n", before, line);
+    for (char *line = strtok_r(p, "\n", &save); line; line = strtok_r(NULL, "\n", &save))
+        fprintf(to, "%s%s\n", before, line);
 }

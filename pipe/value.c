@@ -11,7 +11,7 @@ static const struct unit {
     const char *name, *suffix;               /* suffix that the key's name must end with; NULL: a share */
     double factor;
 } unit_table[] = {
-    { "s", "seconds", 1 },          { "ms", "seconds", 1e-3 },      { "min", "seconds", 60 },  { "h", "seconds", 3600 },
+    { "s", "seconds", 1 },      { "ms", "seconds", 1e-3 },  { "min", "seconds", 60 },   { "h", "seconds", 3600 },
     { "KiB", "bytes", 0x1p10 },     { "MiB", "bytes", 0x1p20 },     { "GiB", "bytes", 0x1p30 }, { "%", NULL, 1e-2 },
 };
 
@@ -36,7 +36,8 @@ static int read_number(const struct about_key *k, const char *text, double *v, b
     bool starts = (*text >= '0' && *text <= '9') || *text == '-' || *text == '.' || *text == '+';
     *v = starts ? strtod(text, &end) : 0;
     if (!starts || end == text || !isfinite(*v))
-        return err_set(e, "'%s' for '%s' is not %s", text, k->name, k->type == ABOUT_INT ? "a whole number" : "a number");
+        return err_set(e, "'%s' for '%s' is not %s", text, k->name, k->type == ABOUT_INT
+                       ? "a whole number" : "a number");
     while (*end == ' ') end++;
     *plain = !*end;
     if (!*end) return 0;
@@ -54,11 +55,13 @@ static int check_number(const struct about_key *k, const char *text, struct str 
     if (read_number(k, text, &v, &plain, e) < 0) return -1;
     bool whole = k->type == ABOUT_INT;
     int64_t exact = 0;
-    if (whole && plain && !str_to_i64(text, &exact)) return err_set(e, "'%s' for '%s' is not a whole number", text, k->name);
+    if (whole && plain && !str_to_i64(text, &exact)) return err_set(e, "'%s' for '%s' is not a whole number",
+                                                                    text, k->name);
     if (whole && v != floor(v)) return err_set(e, "'%s' for '%s' is not a whole number", text, k->name);
     bool low = isfinite(k->least), high = isfinite(k->most);
     if ((low && v < k->least) || (high && v > k->most)) {
-        if (low && high) return err_set(e, "'%s' for '%s' is outside %.10g .. %.10g", text, k->name, k->least, k->most);
+        if (low && high) return err_set(e, "'%s' for '%s' is outside %.10g .. %.10g", text, k->name, k->least,
+                                        k->most);
         return low ? err_set(e, "'%s' for '%s' is less than %.10g", text, k->name, k->least)
                    : err_set(e, "'%s' for '%s' is more than %.10g", text, k->name, k->most);
     }
@@ -87,7 +90,8 @@ static int check_choice(const struct about_key *k, const char *text, struct str 
         if (strcmp(s, text) == 0) return str_puts(out, text), 0;
     }
     const char *near = str_nearest(text, names, n);
-    if (near) return err_set(e, "'%s' for '%s' is not one of %s; did you mean '%s'?", text, k->name, k->choices, near);
+    if (near) return err_set(e, "'%s' for '%s' is not one of %s; did you mean '%s'?", text, k->name, k->choices,
+                             near);
     return err_set(e, "'%s' for '%s' is not one of %s", text, k->name, k->choices);
 }
 

@@ -21,7 +21,8 @@ double mono_seconds(void) {
 void view_open(struct view *v, const struct folder *f, int64_t steps) {
     char path[FS_PATH_MAX];
     const char *no_colour = getenv("NO_COLOR"), *term = getenv("TERM");
-    *v = (struct view){ .steps = steps, .title = f->id, .reward = NAN, .sigma = NAN, .tokens_per_second = NAN, .step_at_start = -1 };
+    *v = (struct view){ .steps = steps, .title = f->id, .reward = NAN, .sigma = NAN, .tokens_per_second = NAN,
+                        .step_at_start = -1 };
     v->terminal = isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
     v->colour = v->terminal && !(no_colour && *no_colour);
     v->started = mono_seconds();
@@ -85,7 +86,8 @@ static void take_metrics(struct view *v, const char *line, size_t bytes) {
     json_t *o = json_parse(line, bytes, "metrics.jsonl", NULL);
     json_may_int(o, "step", &step, 0, INT64_MAX, "metrics", NULL);
     if (step >= 0) {
-        double r = metric(o, reward, COUNT_OF(reward)), s = metric(o, sigma, COUNT_OF(sigma)), t = metric(o, speed, COUNT_OF(speed));
+        double r = metric(o, reward, COUNT_OF(reward)), s = metric(o, sigma, COUNT_OF(sigma)),
+            t = metric(o, speed, COUNT_OF(speed));
         if (v->step_at_start < 0) {
             v->step_at_start = step;
             v->started = mono_seconds();
@@ -115,7 +117,8 @@ static void step_text(const struct view *v, char *out, size_t size) {
     int n = snprintf(out, size, "step %lld/%lld", (long long)v->step, (long long)v->steps);
     if (!isnan(v->reward)) n += snprintf(out + n, size - (size_t)n, "  reward %.3f", v->reward);
     if (!isnan(v->sigma)) n += snprintf(out + n, size - (size_t)n, "  sigma %.4g", v->sigma);
-    if (!isnan(v->tokens_per_second)) n += snprintf(out + n, size - (size_t)n, "  %.0f tokens/s", v->tokens_per_second);
+    if (!isnan(v->tokens_per_second)) n += snprintf(out + n, size - (size_t)n, "  %.0f tokens/s",
+                                                    v->tokens_per_second);
     snprintf(out + n, size - (size_t)n, "  left %s", eta);
 }
 
@@ -127,7 +130,8 @@ static void draw(struct view *v, const struct view_stage *s, int n) {
     fprintf(stderr, "%s%s%s  %s\n", bold, v->title, plain, text);
     fprintf(stderr, "  last score %s\n", *v->score ? v->score : "not yet");
     for (int i = 0; i < n; i++)
-        fprintf(stderr, "  %-12s %s%s%s\n", s[i].id, s[i].phase, *s[i].waits_for ? ", waits for " : "", s[i].waits_for);
+        fprintf(stderr, "  %-12s %s%s%s\n", s[i].id, s[i].phase, *s[i].waits_for ? ", waits for " : "",
+                s[i].waits_for);
     fflush(stderr);
     v->drawn = n + 2;
 }

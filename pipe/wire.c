@@ -44,25 +44,32 @@ static int find_port(struct pipeline *p, const struct lang_link *k, const struct
 static bool kinds_fit(const char *a, const char *b) {
     static const char *const pair[][2] = { { "push", "pull" }, { "router", "dealer" }, { "pub", "sub" } };
     for (size_t i = 0; i < COUNT_OF(pair); i++)
-        if ((!strcmp(a, pair[i][0]) && !strcmp(b, pair[i][1])) || (!strcmp(a, pair[i][1]) && !strcmp(b, pair[i][0]))) return true;
+        if ((!strcmp(a, pair[i][0]) && !strcmp(b, pair[i][1])) || (!strcmp(a, pair[i][1]) && !strcmp(b, pair[i][0])))
+            return true;
     return false;
 }
 
 /* Both ends are known: do direction, record, socket kinds and binding fit each other and what the file says? */
-static void check_ends(struct pipeline *p, const struct lang_link *k, const struct pipe_stage *a, const struct about_port *out,
+static void check_ends(struct pipeline *p, const struct lang_link *k, const struct pipe_stage *a,
+                       const struct about_port *out,
                        const struct pipe_stage *b, const struct about_port *in) {
     struct lang *l = &p->lang;
-    if (!out->output) lang_error(l, k->at, "'%s.%s' is an input: a link goes from an output to an input", a->name, out->name);
-    if (in->output) lang_error(l, k->at, "'%s.%s' is an output: a link goes from an output to an input", b->name, in->name);
+    if (!out->output) lang_error(l, k->at, "'%s.%s' is an input: a link goes from an output to an input", a->name,
+                                 out->name);
+    if (in->output) lang_error(l, k->at, "'%s.%s' is an output: a link goes from an output to an input", b->name,
+                               in->name);
     bool any = strcmp(out->record, "any") == 0 || strcmp(in->record, "any") == 0;
     if (!any && strcmp(out->record, in->record) != 0)
-        lang_error(l, k->at, "'%s.%s' carries %s, '%s.%s' reads %s: these ports cannot be linked", a->name, out->name, out->record,
+        lang_error(l, k->at, "'%s.%s' carries %s, '%s.%s' reads %s: these ports cannot be linked", a->name,
+                   out->name, out->record,
                    b->name, in->name, in->record);
     else if (!kinds_fit(out->kind, in->kind) || out->bind == in->bind)
-        lang_error(l, k->at, "'%s.%s' (%s) and '%s.%s' (%s) cannot talk to each other", a->name, out->name, out->kind, b->name,
+        lang_error(l, k->at, "'%s.%s' (%s) and '%s.%s' (%s) cannot talk to each other", a->name, out->name,
+                   out->kind, b->name,
                    in->name, in->kind);
     else if (strcmp(k->from_kind, out->kind) != 0 || strcmp(k->to_kind, in->kind) != 0)
-        lang_error(l, k->at, "the link says %s/%s, but these ports are %s/%s", k->from_kind, k->to_kind, out->kind, in->kind);
+        lang_error(l, k->at, "the link says %s/%s, but these ports are %s/%s", k->from_kind, k->to_kind,
+                   out->kind, in->kind);
     const struct pipe_stage *binder = out->bind ? a : b;
     if (binder->replicas > 1)
         lang_error(l, k->at, "stage '%s' waits for connections on '%s', so it cannot have %d replicas", binder->name,
@@ -71,9 +78,11 @@ static void check_ends(struct pipeline *p, const struct lang_link *k, const stru
 
 static void take_port(struct pipeline *p, const struct lang_link *k, struct pipe_stage *s, int port) {
     const struct about_port *q = &s->about.port[port];
-    if (s->url[port]) lang_error(&p->lang, k->at, "port '%s.%s' has a link and an %s.%s", s->name, q->name, q->output ? "out" : "in", q->name);
+    if (s->url[port]) lang_error(&p->lang, k->at, "port '%s.%s' has a link and an %s.%s", s->name, q->name,
+                                 q->output ? "out" : "in", q->name);
     else if (s->link[port] && !q->bind)
-        lang_error(&p->lang, k->at, "port '%s.%s' is linked twice, first in line %d", s->name, q->name, s->link[port]->at.line);
+        lang_error(&p->lang, k->at, "port '%s.%s' is linked twice, first in line %d", s->name, q->name,
+                   s->link[port]->at.line);
     s->link[port] = k;
 }
 
@@ -89,14 +98,16 @@ static void read_ports(struct pipeline *p, struct pipe_stage *s) {
         int at = port_index(s, port);
         if (at < 0) unknown_port(p, v->at, s, port);
         else if (s->about.port[at].output != out)
-            lang_error(&p->lang, v->at, "port '%s' of stage '%s' is an %s: write %s.%s", port, s->name, out ? "input" : "output",
+            lang_error(&p->lang, v->at, "port '%s' of stage '%s' is an %s: write %s.%s", port, s->name, out
+                       ? "input" : "output",
                        out ? "in" : "out", port);
         else s->url[at] = v->text;
     }
 }
 
 /* credit and hwm are keys of one of the two stages, if one declares them; an option that nobody reads is an error. */
-static void link_option(struct pipeline *p, const struct lang_link *k, const char *option, int n, struct pipe_stage *a, struct pipe_stage *b) {
+static void link_option(struct pipeline *p, const struct lang_link *k, const char *option, int n,
+                        struct pipe_stage *a, struct pipe_stage *b) {
     struct pipe_stage *both[2] = { a, b };
     char name[600], text[32];
     if (n < 0) return;
@@ -109,8 +120,10 @@ static void link_option(struct pipeline *p, const struct lang_link *k, const cha
         if (v && strcmp(v->text, text) != 0)
             lang_error(&p->lang, k->at, "'%s=%d' differs from '%s = %s': keep one", option, n, name, v->text);
         if (v) return;
-        if (p->lang.values % 32 == 0) p->lang.value = mem_grow(p->lang.value, (size_t)(p->lang.values + 32) * sizeof *p->lang.value);
-        p->lang.value[p->lang.values++] = (struct lang_value){ lang_keep(&p->lang, name, strlen(name)), lang_keep(&p->lang, text, strlen(text)), k->at };
+        if (p->lang.values % 32 == 0)
+            p->lang.value = mem_grow(p->lang.value, (size_t)(p->lang.values + 32) * sizeof *p->lang.value);
+        p->lang.value[p->lang.values++] = (struct lang_value){ lang_keep(&p->lang, name, strlen(name)),
+                                                               lang_keep(&p->lang, text, strlen(text)), k->at };
         return;
     }
     if (strcmp(option, "hwm") == 0 && n == 64) return;       /* what every socket has */
@@ -136,7 +149,8 @@ void pipeline_wire(struct pipeline *p) {
             const struct pipe_stage *s = &p->stage[i];
             const struct about_port *q = &s->about.port[j];
             if (q->required && !s->url[j] && !s->link[j])
-                lang_error(&p->lang, s->at, "port '%s.%s' is open: link it in [links], or set %s.%s = URL", s->name, q->name,
+                lang_error(&p->lang, s->at, "port '%s.%s' is open: link it in [links], or set %s.%s = URL",
+                           s->name, q->name,
                            q->output ? "out" : "in", q->name);
         }
 }
@@ -150,16 +164,19 @@ static void conf_line(struct pipe_stage *s, struct origin at, const char *name, 
 }
 
 /* The binding end names the socket, so that several connecting ports can share it. */
-static void socket_url(char *out, size_t size, const struct pipeline *p, const struct lang_link *k, const char *ipc_dir) {
+static void socket_url(char *out, size_t size, const struct pipeline *p, const struct lang_link *k,
+                       const char *ipc_dir) {
     const char *stage = k->from, *port = k->from_port;
     for (int i = 0; i < p->stages; i++) {
-        const struct about_port *q = strcmp(p->stage[i].name, k->to) == 0 ? about_port(&p->stage[i].about, k->to_port) : NULL;
+        bool here = strcmp(p->stage[i].name, k->to) == 0;
+        const struct about_port *q = here ? about_port(&p->stage[i].about, k->to_port) : NULL;
         if (q && q->bind) stage = k->to, port = k->to_port;
     }
     snprintf(out, size, "zmq+ipc://%s/%s.%s", ipc_dir, stage, port);
 }
 
-static void stage_conf(struct pipeline *p, struct pipe_stage *s, const char *run_dir, const char *run_id, const char *ipc_dir) {
+static void stage_conf(struct pipeline *p, struct pipe_stage *s, const char *run_dir, const char *run_id,
+                       const char *ipc_dir) {
     const struct origin given = { "launcher", 0 };
     str_clear(&s->conf);
     s->conf_lines = 0;
@@ -239,7 +256,8 @@ static void resolved_stage(const struct pipeline *p, struct str *out, const stru
     }
     for (int i = 0; i < p->lang.values; i++) {
         const struct lang_value *v = &p->lang.value[i];
-        if (strncmp(v->name, s->name, n) == 0 && v->name[n] == '.') resolved_line(out, v->name + n + 1, v->text, v->at);
+        if (strncmp(v->name, s->name, n) == 0 && v->name[n] == '.')
+            resolved_line(out, v->name + n + 1, v->text, v->at);
     }
     for (int i = 0; i < s->about.keys; i++) {
         const struct about_key *k = &s->about.key[i];
@@ -272,10 +290,12 @@ void pipeline_resolved(const struct pipeline *p, struct str *out) {
     enum { SECTIONS = 64 };
     char section[SECTIONS][200] = { "run" };
     int n = 1;
-    str_puts(out, "pipe 1\n# what this run was told: every value with the file and line, option or default that said so\n");
+    str_puts(out, "pipe 1\n# what this run was told: every value with the file and line, option or default that "
+             "said so\n");
     for (int i = 0; i < p->lang.values; i++) n = add_section(p, section, n, SECTIONS, p->lang.value[i].name);
     for (int i = 0; i < p->stages; i++)
-        for (int j = 0; j < p->stage[i].about.keys; j++) n = add_section(p, section, n, SECTIONS, p->stage[i].about.key[j].name);
+        for (int j = 0; j < p->stage[i].about.keys; j++)
+            n = add_section(p, section, n, SECTIONS, p->stage[i].about.key[j].name);
     for (int i = 0; i < n; i++) {
         resolved_section(p, out, section[i], section[i]);
         if (i == 0 && !lang_get(&p->lang, "run.name")) {

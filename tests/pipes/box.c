@@ -79,8 +79,10 @@ void box_pipeline(const char *name, const char *learner_do, const char *eval_do,
     str_printf(&s,
                "pipe 1\n"
                "[stage learner]\nexec = bin/qerl-learner\ntrain = q.jsonl\ndo = %s\n"
-               "[stage rollout]\nexec = bin/qerl-rollout\ndo = start; trap 'exit 0' TERM; while :; do sleep 0.05; done\n"
-               "[stage reward]\nexec = bin/qerl-reward\ndo = start; trap 'exit 0' TERM; while :; do sleep 0.05; done\n"
+               "[stage rollout]\nexec = bin/qerl-rollout\ndo = start; trap 'exit 0' TERM; while :; do sleep "
+                   "0.05; done\n"
+               "[stage reward]\nexec = bin/qerl-reward\ndo = start; trap 'exit 0' TERM; while :; do sleep 0.05; "
+                   "done\n"
                "[stage eval]\nexec = bin/qerl-eval\ndo = %s\n"
                "[links]\n"
                "learner.ticket -> rollout.ticket : router/dealer\n"
