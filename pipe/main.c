@@ -151,8 +151,16 @@ static int command_help(const struct command *k) {
     return EXIT_DONE;
 }
 
-static const struct command *choose(int argc, char **argv, int *first, int *code) {
-    *first = 2;
+/* Where the command's name stands: behind options that came before it, as in "--runs DIR status". */
+static int command_at(int argc, char **argv) {
+    int i = 1;
+    for (; i < argc && argv[i][0] == '-'; i++)
+        if (!strcmp(argv[i], "--set") || !strcmp(argv[i], "--runs") || !strcmp(argv[i], "--rule")) i++;
+    return i < argc && find(argv[i]) ? i : 1;
+}
+
+static const struct command *choose(int argc, char **argv, int *named, int *code) {
+    *named = 1;
     *code = EXIT_DONE;
     if (argc < 2) {
         help(stderr);
@@ -169,9 +177,10 @@ static const struct command *choose(int argc, char **argv, int *first, int *code
         printf("qerl-pipe %s\n", QERL_COMMIT);
         return NULL;
     }
-    const struct command *k = find(argv[1]);
+    *named = command_at(argc, argv);
+    const struct command *k = find(argv[*named]);
     if (k) return k;
-    *first = 1;
+    *named = 0;
     if (str_ends(argv[1], ".pipe") || argv[1][0] == '-') return &commands[0];
     const char *names[COUNT_OF(commands)], *near;
     for (size_t i = 0; i < COUNT_OF(commands); i++) names[i] = commands[i].name;
@@ -184,11 +193,12 @@ static const struct command *choose(int argc, char **argv, int *first, int *code
 
 int main(int argc, char **argv) {
     struct command_line c = { .runs_dir = "runs", .argv = argv };
-    int first, code;
+    int named, code;
     log_open("qerl-pipe", LOG_LEVEL_INFO);
-    const struct command *k = choose(argc, argv, &first, &code);
+    const struct command *k = choose(argc, argv, &named, &code);
     if (!k) return code;
-    for (int i = first; i < argc; i++) {
+    for (int i = 1; i < argc; i++) {
+        if (i == named) continue;
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return command_help(k);
         if (argv[i][0] == '-' && argv[i][1]) {
             if ((code = take_option(&c, k, argc, argv, &i))) return code;

@@ -16,6 +16,7 @@
 
 #include "lib/base/fs.h"
 #include "lib/wire/link.h"
+#include "pipe/curves.h"
 #include "pipe/proc.h"
 #include "pipe/view.h"
 
@@ -49,6 +50,7 @@ struct super {
     bool hurry;                              /* stop everybody at once */
     int64_t step;                            /* completed, by the learner's beats */
     struct view view;
+    struct curves curves;
     struct outcome *o;
 };
 
@@ -304,7 +306,8 @@ static bool working(const struct member *m) { return !*m->waits_for && strcmp(m-
 
 static void look_for_hangs(struct super *s) {
     double now = mono_seconds(), most = s->p->stall_seconds;
-    bool all_wait = s->members > 0 && s->mode == MODE_RUN;
+    bool all_wait = s->mode == MODE_RUN;
+    int alive = 0;
     for (int i = 0; i < s->members; i++) {
         struct member *m = &s->m[i];
         if (m->phase == PHASE_STARTING) {
@@ -330,9 +333,10 @@ static void look_for_hangs(struct super *s) {
             kill(m->pid, SIGKILL);
         }
         if (m->phase == PHASE_ENDED) continue;
+        alive++;
         all_wait = all_wait && m->phase == PHASE_READY && !working(m) && now - m->progress_at > most;
     }
-    if (!all_wait) return;
+    if (!all_wait || !alive) return;
     for (int i = 0; i < s->members; i++)
         if (lives(&s->m[i])) view_event(&s->view, "%s waits for %s", s->m[i].id, s->m[i].waits_for);
     give_up(s, RUN_STATE_FAILED, EXIT_STALLED, "every stage waits for another since %.0f s, in step %lld", most,
@@ -361,6 +365,7 @@ static void show(struct super *s) {
         v[i] = (struct view_stage){ m->id, waits ? "idle" : phase[m->phase], lives(m) ? m->waits_for : "" };
     }
     view_tick(&s->view, v, s->members);
+    curves_tick(&s->curves);
 }
 
 static bool over(const struct super *s) {
@@ -438,6 +443,7 @@ void supervise(struct outcome *o, struct pipeline *p, const struct plan *pl, con
     s.signal_fd = open_signals(&before);
     s.m = mem_alloc(MEMBERS_MAX * sizeof *s.m);
     view_open(&s.view, f, pl->steps);
+    curves_open(&s.curves, f->dir, pipeline_text(p, "run.tensorboard", p->name));
     members_make(&s);
     if (open_beats(&s, ipc_dir, &e) < 0) give_up(&s, RUN_STATE_FAILED, e.code ? e.code : EXIT_ENV, "%s", e.text);
     for (int i = 0; i < s.members && s.mode == MODE_RUN; i++) member_start(&s, &s.m[i]);
@@ -446,6 +452,7 @@ void supervise(struct outcome *o, struct pipeline *p, const struct plan *pl, con
     while (!over(&s)) turn(&s);
     show(&s);
     judge(&s, pl);
+    curves_close(&s.curves);
     view_close(&s.view);
     link_close(&s.beats);
     free(s.m);
