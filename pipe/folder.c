@@ -128,6 +128,25 @@ int folder_list(const char *runs_dir, char ***ids) {
 
 /* ---- lock ---- */
 
+static const char sockets_prefix[] = "/tmp/qerl-";
+
+/* The second line of the lock names the folder of the sockets; a launcher that was killed could not remove it. */
+static void remove_left_sockets(int fd) {
+    char text[300];
+    ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    text[n > 0 ? n : 0] = 0;
+    char *dir = strchr(text, '\n'), *end = dir ? strchr(++dir, '\n') : NULL;
+    if (!end || !str_starts(dir, sockets_prefix)) return;
+    *end = 0;
+    if (strlen(dir) == sizeof sockets_prefix - 1 + 6 && !strchr(dir + sizeof sockets_prefix - 1, '/')) fs_remove_tree(dir, NULL);
+}
+
+void folder_note_sockets(const struct folder *f, const char *dir) {
+    char text[300];
+    int n = snprintf(text, sizeof text, "%d\n%s\n", (int)getpid(), dir);
+    if (pwrite(f->lock_fd, text, (size_t)n, 0) != n) return;                 /* only a courtesy to /tmp */
+}
+
 int folder_lock(struct folder *f, struct err *e) {
     char path[FS_PATH_MAX], pid[32];
     fs_join(path, sizeof path, f->dir, "run.lock");
@@ -142,6 +161,7 @@ int folder_lock(struct folder *f, struct err *e) {
         }
         nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);
     }
+    remove_left_sockets(fd);
     int n = snprintf(pid, sizeof pid, "%d\n", (int)getpid());
     if (ftruncate(fd, 0) < 0 || pwrite(fd, pid, (size_t)n, 0) != n) {
         int failed = errno;

@@ -24,6 +24,8 @@ int folder_find(struct folder *f, const char *runs_dir, const char *run, struct 
 /* Waits up to 5 s for survivors of a killed launcher; EXIT_FAILED when it stays held. */
 int folder_lock(struct folder *f, struct err *e);
 void folder_unlock(struct folder *f);
+/* Remembers the folder of the sockets in the lock, so that whoever locks next can remove what a kill left behind. */
+void folder_note_sockets(const struct folder *f, const char *dir);
 /* 0 = nobody works on it, else the launcher's pid (or 1 if only stages hold it). */
 int64_t folder_holder(const struct folder *f);
 int folder_set_state(const struct folder *f, enum run_state s, const char *reason, struct err *e);

@@ -5,6 +5,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/report.h"
 
+#include <dirent.h>
+#include <errno.h>
 #include <math.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -122,6 +124,44 @@ static void print_series(const struct score *v, int n, FILE *to) {
     fprintf(to, "  step %lld to %lld: %+.1f points; %s\n", (long long)a->step, (long long)b->step, gain, text);
 }
 
+/* Newest adapter of the run, or "". */
+static void last_adapter(const char *dir, char out[FS_PATH_MAX]) {
+    char parent[FS_PATH_MAX], best[64] = "";
+    fs_join(parent, sizeof parent, dir, "adapters");
+    DIR *d = opendir(parent);
+    for (struct dirent *entry; d && (entry = readdir(d));)
+        if (entry->d_name[0] == 'v' && !strchr(entry->d_name, '.') && strcmp(entry->d_name, best) > 0)
+            snprintf(best, sizeof best, "%.60s", entry->d_name);
+    if (d) closedir(d);
+    *out = 0;
+    if (*best) fs_join(out, FS_PATH_MAX, parent, best);
+}
+
+static void print_places(const char *dir, FILE *to) {
+    char adapter[FS_PATH_MAX], path[FS_PATH_MAX];
+    static const struct { const char *what, *name; } place[] = {
+        { "curves ", "metrics.jsonl" }, { "       ", "tensorboard" }, { "samples", "samples.md" },
+    };
+    last_adapter(dir, adapter);
+    fprintf(to, "\n");
+    if (*adapter) fprintf(to, "adapter  %s\n", adapter);
+    for (size_t i = 0; i < COUNT_OF(place); i++) {
+        fs_join(path, sizeof path, dir, place[i].name);
+        if (*adapter && fs_exists(path)) fprintf(to, "%s  %s\n", place[i].what, path);
+    }
+}
+
+static void print_next(const char *dir, FILE *to) {
+    char adapter[FS_PATH_MAX];
+    const char *me = program_invocation_name, *slash = strrchr(me, '/');
+    int bin = slash ? (int)(slash - me) + 1 : 0;
+    last_adapter(dir, adapter);
+    if (!*adapter) return;
+    fprintf(to, "\ntry next\n  %s rescore %s --rule flexible\n", me, dir);
+    fprintf(to, "  %.*sqerl-eval -c %s/conf/eval.conf --in adapter= --set eval.adapter=%s\n", bin, me, dir, adapter);
+    fprintf(to, "  %s check pipelines/e6b_qerl.pipe --set model.path=models/tiny\n", me);
+}
+
 void report_results(const struct folder *f, FILE *to) {
     struct scores s;
     scores_read(&s, f->dir);
@@ -131,10 +171,8 @@ void report_results(const struct folder *f, FILE *to) {
         print_series(&s.v[i], j - i, to);
     }
     if (!s.n) fprintf(to, "no scores\n");
-    fprintf(to, "\nadapters  %s/adapters\ncurves    %s/metrics.jsonl, %s/tensorboard\nsamples   %s/samples.md\n",
-            f->dir, f->dir, f->dir, f->dir);
-    fprintf(to, "\ntry next\n  qerl-pipe status %s\n  qerl-pipe rescore %s --rule flexible\n  qerl-pipe logs %s "
-            "learner\n", f->dir, f->dir, f->dir);
+    print_places(f->dir, to);
+    print_next(f->dir, to);
     scores_release(&s);
 }
 

@@ -76,6 +76,7 @@ static int work(const struct folder *f, struct pipeline *p, const struct plan *p
         err_code(&e, EXIT_ENV, "cannot make a folder in /tmp: %s", strerror(errno));
         return complain_once(&e, EXIT_ENV);
     }
+    folder_note_sockets(f, ipc);
     pipeline_conf(p, f->dir, f->id, ipc);
     if (folder_write_conf(f, p, &e) == 0 && folder_set_state(f, RUN_STATE_RUNNING, "", &e) == 0)
         supervise(&o, p, pl, f, ipc);

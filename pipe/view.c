@@ -88,7 +88,7 @@ static void take_metrics(struct view *v, const char *line, size_t bytes) {
     if (step >= 0) {
         double r = metric(o, reward, COUNT_OF(reward)), s = metric(o, sigma, COUNT_OF(sigma)),
             t = metric(o, speed, COUNT_OF(speed));
-        if (v->step_at_start < 0) {
+        if (v->step_at_start < 0 || step < v->step) {        /* the first, or a learner that went back to its checkpoint */
             v->step_at_start = step;
             v->started = mono_seconds();
         }
@@ -127,11 +127,12 @@ static void draw(struct view *v, const struct view_stage *s, int n) {
     const char *bold = v->colour ? "\033[1m" : "", *plain = v->colour ? "\033[0m" : "";
     erase(v);
     step_text(v, text, sizeof text);
-    fprintf(stderr, "%s%s%s  %s\n", bold, v->title, plain, text);
+    fprintf(stderr, "\033[?7l%s%s%s  %s\n", bold, v->title, plain, text);      /* no wrapping: a line stays a line */
     fprintf(stderr, "  last score %s\n", *v->score ? v->score : "not yet");
     for (int i = 0; i < n; i++)
         fprintf(stderr, "  %-12s %s%s%s\n", s[i].id, s[i].phase, *s[i].waits_for ? ", waits for " : "",
                 s[i].waits_for);
+    fprintf(stderr, "\033[?7h");
     fflush(stderr);
     v->drawn = n + 2;
 }
