@@ -135,8 +135,10 @@ Test(runs, a_killed_launcher_leaves_no_stage_and_resume_goes_on) {
     box_expect(0, "qerl-pipe status");
     box_has(box_out.s, "but no process works on it: qerl-pipe resume runs/a-0001");
     box_expect(0, "qerl-pipe doctor | grep 'a-0001 say'");
+    box_expect(0, "test -d $(sed -n 2p runs/a-0001/run.lock); cp runs/a-0001/run.lock old");
     box_expect(0, "qerl-pipe resume a");
     cr_assert_str_eq(box_read("runs/a-0001/state"), "done\n");
+    box_expect(0, "test ! -e $(sed -n 2p old)");
 }
 
 Test(runs, resume_refuses_other_data_unless_forced) {
@@ -180,6 +182,8 @@ Test(runs, help_names_every_command_with_an_example) {
         box_has(box_out.s, "examples:\n  qerl-pipe ");
     }
     box_expect(0, "qerl-pipe --version");
+    box_expect(0, "qerl-pipe --runs elsewhere status");
+    box_has(box_talk.s, "no runs in 'elsewhere'");
     box_expect(2, "qerl-pipe status nothing");
     box_has(box_talk.s, "there is no run 'nothing'");
 }
