@@ -168,7 +168,8 @@ static void plan_and_leave(struct stage *s) {
 
 /* ---- ports ---- */
 
-/* The URL of a port and who gave it: command line, --set, file. NULL = nobody, "" = closed on purpose. */
+/* The URL of a port and who gave it: command line, --set, file. NULL = nobody, "" = closed on purpose. Who gives any port on
+ * the command line runs the stage by hand: the sockets in a file belong to a run, which is over or not his, and stay closed. */
 static const char *port_url(int i, int *blame) {
     char key[80];
     const struct stage_port *p = &own.s->about->ports[i];
@@ -177,6 +178,8 @@ static const char *port_url(int i, int *blame) {
     snprintf(key, sizeof key, "%s.%s", p->output ? "out" : "in", p->name);
     const struct setting *v = settings_find(&own.settings, key);
     if (v && v->line) *blame = EXIT_CONFIG;
+    for (int k = 0; v && v->line && str_starts(v->text, "zmq+") && k < PORTS_MAX; k++)
+        if (own.url[k]) return "";
     return v ? v->text : NULL;
 }
 

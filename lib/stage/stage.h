@@ -6,7 +6,8 @@
  * no table names is an error with the nearest valid name. No setting comes from the environment.
  *
  * Configuration file: lines "section.name = value", '#' comments, and "in.PORT = URL" / "out.PORT = URL". Values: text to the
- * end of the line, trimmed. --set wins over the file; command-line --in/--out win over both. All errors in one pass.
+ * end of the line, trimmed. --set wins over the file; command-line --in/--out win over both, and where any is given the file's
+ * sockets stay closed. All errors in one pass.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_STAGE_H
 #define QERL_STAGE_H

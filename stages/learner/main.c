@@ -38,6 +38,8 @@ static const struct stage_port ports[] = {
     { "ticket", true, REC_TICKET, LINK_KIND_ROUTER, true, false, "groups asked for; left open when groups come from a file" },
     { "group", false, REC_GROUP, LINK_KIND_PULL, true, true, "scored groups: live, or a recorded tape" },
     { "adapter", true, REC_ADAPTER, LINK_KIND_PUB, true, false, "doorbell: a new adapter lies on disk" },
+    { "score", false, REC_SCORE, LINK_KIND_PULL, true, false,
+      "if linked, the learner waits for the score of a scored step: stages that share cores take turns" },
     { 0 },
 };
 

@@ -92,6 +92,33 @@ static int announce(struct run *r, struct err *e) {
     return l && link_send(l, &a, NULL, 0, e) < 0 ? -1 : 0;
 }
 
+static bool is_scored_yet(const struct run *r) {
+    char path[FS_PATH_MAX], want[40];
+    struct str text;
+    str_init(&text);
+    fs_join(path, sizeof path, r->c->shared.run.dir, "scores.jsonl");
+    snprintf(want, sizeof want, "\"step\":%lld,", (long long)r->done.step);
+    bool found = fs_exists(path) && fs_read(&text, path, 1 << 30, NULL) == 0 && strstr(text.s, want);
+    str_release(&text);
+    return found;
+}
+
+/* Stages that share cores take turns: the evaluator's is now. scores.jsonl is the truth, the record only wakes us. */
+static int let_score(struct run *r, struct err *e) {
+    struct link *l = r->s->link[PORT_SCORE];
+    if (!l || !shared_is_scored(&r->c->shared, r->done.step) || r->done.step == r->c->shared.run.steps) return 0;
+    int got = 0;
+    while (got >= 0 && !stage_stopping(r->s) && !is_scored_yet(r)) {
+        struct rec score;
+        r->s->waits_for = "score";
+        stage_beat(r->s, "wait", NULL);
+        got = link_recv(l, &score, NULL, 200, e);
+        if (got == LINK_RECORD) rec_release(&score);
+    }
+    r->s->waits_for = "";
+    return got < 0 ? -1 : 0;
+}
+
 struct run *run_create(struct stage *s) {
     struct run *r = mem_alloc(sizeof *r);
     struct err *e = &s->err;
@@ -215,6 +242,8 @@ int run_step(struct run *r) {
     const struct shared *c = &r->c->shared;
     struct err *e = &r->s->err;
     if (r->done.step >= c->run.steps) return 0;
+    if (let_score(r, e) < 0) return -1;
+    if (stage_stopping(r->s)) return 2;
     double begun = now();
     struct progress next = r->done;
     struct update_metrics m = { 0 };
