@@ -17,8 +17,9 @@ Test(runs, a_run_ends_done_and_leaves_its_records) {
                                         "metrics.jsonl", "conf/learner.conf",
                                         "conf/rollout.conf", "conf/reward.conf", "conf/eval.conf",
                                             "log/learner.log", "log/launcher.log" };
-    box_pipeline("a.pipe", GOOD, EVAL, "[run]\nexp_id = E1\n[noise.aqn]\nsigma_start = 5e-2\n");
+    box_pipeline("a.pipe", "mkdir -p $dir/adapters/v000003; " GOOD, EVAL, "[run]\nexp_id = E1\n[noise.aqn]\nsigma_start = 5e-2\n");
     box_expect(0, "qerl-pipe a.pipe");
+    box_has(box_out.s, "adapter  runs/a-0001/adapters/v000003");
     box_has(box_out.s, "50      100    50.0 %   [40.4, 59.6]");
     box_has(box_out.s, "step 0 to 3: +40.0 points; the 95 % intervals are apart");
     box_has(box_out.s, "qerl-pipe rescore runs/a-0001 --rule flexible");
