@@ -2,10 +2,10 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_JSON_H
 #define QERL_JSON_H
-#include <jansson.h>
-
 #include "lib/base/err.h"
 #include "lib/base/str.h"
+
+#include <jansson.h>
 
 /* Strict parse of one whole value (duplicates refused). The caller owns the result (json_decref). NULL on error, with
  * "WHERE:line:column: what". */

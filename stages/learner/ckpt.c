@@ -143,20 +143,34 @@ done:
     return rc;
 }
 
+/* A damaged checkpoint that was passed over keeps its bytes under another name: its step will be saved again. */
+static int set_aside(const char *parent, int64_t step, struct err *e) {
+    char from[FS_PATH_MAX], to[FS_PATH_MAX];
+    path_of(from, parent, "step-", step, "");
+    path_of(to, parent, "step-", step, ".damaged");
+    if (fs_remove_tree(to, e) < 0) return -1;
+    return rename(from, to) < 0 ? err_set(e, "cannot rename '%s': %s", from, strerror(errno)) : 0;
+}
+
 int ckpt_load(const char *dir, struct progress *p, struct update_state *s, const struct ckpt_identity *id, struct err *e) {
     char parent[FS_PATH_MAX], path[FS_PATH_MAX];
     int count, rc = 0;
     fs_join(parent, sizeof parent, dir, "ckpt");
     int64_t *list = numbered(parent, "step-", "", &count);
-    for (int i = count; rc == 0 && i-- > 0;) {
+    int i = count;
+    while (rc == 0 && i-- > 0) {
         path_of(path, parent, "step-", list[i], "");
         struct err why = { 0 };
         rc = load_one(path, p, s, id, &why);
         if (rc == 0) log_warn("%s; trying an older checkpoint", why.text);
         if (rc < 0) err_code(e, EXIT_CONFIG, "%s", why.text);
     }
+    for (int bad = i + 1; rc == 1 && bad < count; bad++)
+        if (set_aside(parent, list[bad], e) < 0) rc = -1;
     free(list);
-    if (rc == 0 && count) return err_set(e, "no checkpoint under '%s' is whole", parent);
+    if (rc == 0 && count)
+        return err_set(e, "no checkpoint under '%s' is whole: remove that folder to train again from the journal, or start a new run",
+                       parent);
     return rc;
 }
 

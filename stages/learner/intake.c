@@ -8,7 +8,7 @@
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
 
-enum { PEERS_MAX = 64, LEASE_LOST_SECONDS = 5, PEER_LOST_SECONDS = 30, ACK_MAX = 64 };
+enum { PEERS_MAX = 64, LEASE_LOST_SECONDS = 5, PEER_LOST_SECONDS = 30, ACK_MAX = 64, QUESTION_ID_MAX = 48 };
 
 struct peer {
     char name[LINK_PEER_MAX], incarnation[64];
@@ -137,14 +137,19 @@ struct intake_counts intake_counts(const struct intake *in) { return in->counts;
 
 /* ---- leasing ---- */
 
+/* Index of the question that a group asks, and its id. */
+static int question_id(struct intake *in, int64_t group, char id[QUESTION_ID_MAX]) {
+    int index = task_order_at(&in->order, group);
+    snprintf(id, QUESTION_ID_MAX, "%s:%d", in->train->split, index);
+    return index;
+}
+
 static int send_ticket(struct intake *in, int w, int peer, struct err *e) {
     const struct learner_conf *c = in->c;
     const struct intake_policy *p = in->now_wanted;
     int64_t group = in->want[w].group;
-    int index = task_order_at(&in->order, group);
-    const struct task_question *q = &in->train->q[index];
-    char id[48];
-    snprintf(id, sizeof id, "%s:%d", in->train->split, index);
+    char id[QUESTION_ID_MAX];
+    const struct task_question *q = &in->train->q[question_id(in, group, id)];
     struct str text;
     struct tok_ids ids = { 0 };
     str_init(&text);
@@ -258,8 +263,30 @@ static enum verdict check_treatment(const struct intake *in, const struct rec_gr
     return VERDICT_TAKE;
 }
 
-static const char *sample_fault(const struct intake *in, const struct rec_group *g) {
+static const char *prompt_fault(const struct intake *in, const struct rec_group *g) {
+    const struct shared *c = &in->c->shared;
+    if (g->prompt_ids.n < 1 || g->prompt_ids.n > c->data.prompt_max) return "its prompt is empty or longer than data.prompt_max";
+    if (g->prompt_ids.n + c->sample.new_max > in->policy->model->conf.positions_max)
+        return "its prompt leaves no room for sample.new_max tokens in the model's context";
+    for (int t = 0; t < g->prompt_ids.n; t++)
+        if (g->prompt_ids.v[t] < 0 || g->prompt_ids.v[t] >= in->policy->model->conf.vocab)
+            return "a token id of its prompt lies outside the vocabulary";
+    return NULL;
+}
+
+/* What the group was made from and how, against what this run asks at its place; numbers that would hurt the update. */
+static const char *group_fault(struct intake *in, const struct rec_group *g) {
+    const struct shared *c = &in->c->shared;
     int vocab = in->policy->model->conf.vocab;
+    char id[QUESTION_ID_MAX];
+    question_id(in, g->group, id);
+    if (strcmp(g->question_id, id) != 0) return "it answers another question than this run asks there";
+    if (g->samples != c->sample.n) return "its number of samples is not sample.n";
+    if (g->temperature != c->sample.temperature || g->top_k != c->sample.top_k || g->top_p != c->sample.top_p ||
+        g->new_max != c->sample.new_max)
+        return "its temperature, top_k, top_p or new_max is not what was asked for";
+    const char *prompt = prompt_fault(in, g);
+    if (prompt) return prompt;
     for (int i = 0; i < g->samples; i++) {
         const struct rec_sample *s = &g->sample[i];
         if (s->k != i) return "samples are not numbered 0, 1, ...";
@@ -274,7 +301,7 @@ static const char *sample_fault(const struct intake *in, const struct rec_group 
     return NULL;
 }
 
-static enum verdict check(const struct intake *in, const struct rec_group *g, const char **why, struct err *e) {
+static enum verdict check(struct intake *in, const struct rec_group *g, const char **why, struct err *e) {
     const struct learner_conf *c = in->c;
     const struct intake_policy *p = in->now_wanted;
     bool wanted = false, offline = !in->journal;
@@ -292,11 +319,7 @@ static enum verdict check(const struct intake *in, const struct rec_group *g, co
         *why = "it was made with another adapter";
         return VERDICT_REFUSE;
     }
-    if (g->samples != c->shared.sample.n || g->temperature != c->shared.sample.temperature || g->prompt_ids.n < 1) {
-        *why = "its number of samples, temperature or prompt is not what was asked for";
-        return VERDICT_REFUSE;
-    }
-    if ((*why = sample_fault(in, g))) return VERDICT_REFUSE;
+    if ((*why = group_fault(in, g))) return VERDICT_REFUSE;
     return check_treatment(in, g, e);
 }
 
@@ -405,8 +428,8 @@ int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first,
     in->s->waits_for = "";
     for (int i = 0; i < count; i++) {
         const struct rec_group *g = group[i] = find(in, first + i);
-        const char *fault = sample_fault(in, g);
-        if (fault) return err_set(e, "group %lld: %s", (long long)g->group, fault);
+        const char *fault = group_fault(in, g);
+        if (fault) return err_set(e, "group %lld for step %lld: %s", (long long)g->group, (long long)p->step, fault);
         if (g->version != p->version || strcmp(g->adapter_sha256, p->adapter_sha256) != 0)
             return err_set(e, "recorded group %lld was made with adapter version %lld %.12s, this configuration arrives at version "
                            "%lld %.12s: settings, model or program differ from the recorded run's", (long long)g->group,

@@ -77,6 +77,8 @@ static int open_state(struct run *r, struct err *e) {
     if (got < 0) return -1;
     if (got) log_info("going on after step %lld", (long long)r->done.step);
     log_info("%zu trainable parameters", s->lora->params);
+    /* Only from here on the run folder is written to: what was refused above left it as it was. */
+    if (fs_mkdirs(c->run.dir, e) < 0 || ckpt_next_fence(c->run.dir, &r->fence, e) < 0) return -1;
     return ckpt_publish(c->run.dir, s->lora, r->done.version, c->model.path, r->adapter, sizeof r->adapter, e);
 }
 
@@ -129,7 +131,6 @@ struct run *run_create(struct stage *s) {
         err_code(e, EXIT_USAGE, "the learner needs a folder to write to: --set run.dir=FOLDER");
         goto failed;
     }
-    if (fs_mkdirs(c->run.dir, e) < 0 || ckpt_next_fence(c->run.dir, &r->fence, e) < 0) goto failed;
     if (task_load(&r->train, c->data.train, "train", 0, e) < 0 || policy_open(&r->policy, c, e) < 0) goto failed;
     if (check_prompts(r, e) < 0 || updater_create(&r->updater, &r->policy, r->c, e) < 0 || open_state(r, e) < 0) goto failed;
     if (intake_open(&r->intake, s, &r->policy, &r->train, r->fence, r->done.cursor, e) < 0) goto failed;
@@ -311,6 +312,9 @@ static void plan_notes(const struct learner_conf *c, json_t *out) {
     if (c->minibatch <= 0 || c->minibatch >= c->batch)
         json_array_append_new(notes, json_string("one update per batch: the ratio is 1 for every token, so learner.clip_low, clip_high and "
                                                  "clip_dual never act"));
+    if (c->shared.aqn.sigma_start > 0)
+        json_array_append_new(notes, json_string("sigma decays geometrically, by a constant factor from stage to stage (the study's "
+                                                 "page calls it linear); the first stage is silent"));
     if (c->warmup > 0) json_array_append_new(notes, json_string("warm-up starts from 0: the first update leaves the adapter as it is"));
     if (c->filter == FILTER_METRIC_OFF) json_array_append_new(notes, json_string("filter.metric = off: groups that are all right or all "
                                                                                  "wrong stay in the batch and dilute it"));
