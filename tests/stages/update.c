@@ -1,0 +1,207 @@
+/* update.c - one update of the adapter on the embedded model: what may change its bits and what may not.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "stages/learner/update.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+
+#include "lib/base/log.h"
+
+enum { GROUPS = 4, SAMPLES = 4, PROMPT = 40 };
+
+struct bench {
+    struct learner_conf c;
+    struct policy policy;
+    struct updater *u;
+    struct update_state s;
+    struct rec group[GROUPS];
+    const struct rec_group *list[GROUPS];
+};
+
+static struct bench b;
+
+static void open_updater(void) {
+    struct err e = { 0 };
+    updater_destroy(&b.u);
+    cr_assert(updater_create(&b.u, &b.policy, &b.c, &e) == 0, "%s", e.text);
+}
+
+/* A fresh adapter and empty moments: every update below starts from the same state. */
+static void fresh_state(void) {
+    lora_destroy(&b.s.lora);
+    free(b.s.m);
+    free(b.s.v);
+    b.s = (struct update_state){ .lora = lora_create(&b.policy.model->conf, &b.policy.shape, 1) };
+    b.s.m = mem_alloc(b.s.lora->params * sizeof(float));
+    b.s.v = mem_alloc(b.s.lora->params * sizeof(float));
+}
+
+static void add_sample(struct rec_sample *x, int k, int tokens, double score, int seed) {
+    *x = (struct rec_sample){ .k = k, .score = score };
+    x->ids = (struct rec_i32){ mem_alloc((size_t)tokens * sizeof(int32_t)), tokens };
+    x->lp = (struct rec_f32){ mem_alloc((size_t)tokens * sizeof(float)), tokens };
+    for (int i = 0; i < tokens; i++) {
+        x->ids.v[i] = (seed * 131 + k * 17 + i * 7) % 600;
+        x->lp.v[i] = -1.5f;
+    }
+}
+
+static void add_group(int g, int samples, const int *tokens, const double *score) {
+    struct rec_group *r = &b.group[g].group;
+    rec_release(&b.group[g]);
+    rec_init(&b.group[g], REC_GROUP);
+    r->group = g;
+    r->prompt_ids = (struct rec_i32){ mem_alloc(PROMPT * sizeof(int32_t)), PROMPT };
+    for (int i = 0; i < PROMPT; i++) r->prompt_ids.v[i] = (g * 37 + i * 11) % 600;
+    r->samples = samples;
+    r->sample = mem_alloc((size_t)samples * sizeof *r->sample);
+    for (int k = 0; k < samples; k++) add_sample(&r->sample[k], k, tokens[k], score[k], g + 1);
+    b.list[g] = r;
+}
+
+static void start(void) {
+    struct err e = { 0 };
+    b = (struct bench){ 0 };
+    log_open("test", LOG_LEVEL_ERROR);
+    struct shared *c = &b.c.shared;
+    c->run.kernels = (char[]){ "auto" };
+    c->run.threads = 1;
+    c->run.steps = 10;
+    c->model.path = (char[]){ "models/tiny" };
+    c->model.packed_dir = c->model.chat = (char[]){ "" };
+    c->quant.weights = MODEL_QUANT_MXFP4;
+    c->lora.rank = 8;
+    c->lora.alpha = 16;
+    c->lora.targets = (char[]){ "q,k,v,o,gate,up,down" };
+    c->data.prompt_max = 64;
+    c->sample.n = SAMPLES;
+    c->sample.new_max = 32;
+    c->sample.temperature = c->sample.top_p = 1;
+    b.c = (struct learner_conf){ .shared = *c, .batch = GROUPS, .micro_tokens = 1280, .lr = 1e-3, .beta1 = .9, .beta2 = .999,
+                                 .adam_eps = 1e-8, .weight_decay = .01, .grad_clip = 1, .clip_low = .2, .clip_high = .28,
+                                 .clip_dual = 10, .adv_eps = 1e-6, .adv_ddof = 1 };
+    cr_assert(policy_open(&b.policy, &b.c.shared, &e) == 0, "%s", e.text);
+    for (int g = 0; g < GROUPS; g++)
+        add_group(g, SAMPLES, (const int[]){ 3 + g, 20, 1, 9 }, (const double[]){ 1, 0, g & 1, 0 });
+    open_updater();
+    fresh_state();
+}
+
+static void stop(void) {
+    updater_destroy(&b.u);
+    lora_destroy(&b.s.lora);
+    free(b.s.m);
+    free(b.s.v);
+    for (int g = 0; g < GROUPS; g++) rec_release(&b.group[g]);
+    policy_close(&b.policy);
+}
+TestSuite(update, .init = start, .fini = stop, .timeout = 250);
+
+static struct update_metrics step(int groups, char sha[SHA256_HEX]) {
+    struct update_metrics m;
+    struct err e = { 0 };
+    cr_assert(updater_step(b.u, &b.s, b.list, groups, &m, &e) == 0, "%s", e.text);
+    if (sha) lora_sha256(b.s.lora, sha);
+    return m;
+}
+
+Test(update, a_minibatch_gives_several_optimiser_updates_and_one_step_of_the_rate) {
+    static const struct { int64_t minibatch, updates; } t[] = { { 0, 1 }, { 4, 1 }, { 2, 2 }, { 1, 4 } };
+    char sha[COUNT_OF(t)][SHA256_HEX];
+    for (size_t i = 0; i < COUNT_OF(t); i++) {
+        b.c.minibatch = t[i].minibatch;
+        fresh_state();
+        struct update_metrics m = step(GROUPS, sha[i]);
+        cr_expect_eq(b.s.adam_steps, t[i].updates, "minibatch %lld: %lld updates", (long long)t[i].minibatch, (long long)b.s.adam_steps);
+        cr_expect(b.s.rate_steps == 1 && m.changed && !m.nonfinite);
+        cr_expect(m.old_cur_max == 0, "the first mini-batch has ratio exactly 1");
+        cr_expect((t[i].updates == 1) == (m.ppo_kl == 0), "later mini-batches meet a policy that moved");
+    }
+    cr_expect_str_eq(sha[0], sha[1]);
+    cr_expect_str_neq(sha[0], sha[2]);
+    cr_expect_str_neq(sha[2], sha[3]);
+}
+
+Test(update, micro_batches_change_no_bit) {
+    static const int64_t micro[] = { 1280, 64, 97, 300, 4096 };
+    char sha[COUNT_OF(micro)][SHA256_HEX];
+    for (size_t i = 0; i < COUNT_OF(micro); i++) {
+        b.c.micro_tokens = micro[i];
+        open_updater();
+        fresh_state();
+        step(GROUPS, NULL);
+        step(GROUPS, sha[i]);
+        cr_expect_str_eq(sha[0], sha[i], "micro_tokens %lld", (long long)micro[i]);
+    }
+}
+
+/* Losses 3, 1, -1 on sequences of 1, 3 and 6 tokens: (3 + 3 - 6) / 10 by token; by sequence it would be 1. */
+Test(update, the_loss_is_a_mean_over_tokens_whatever_the_micro_batch) {
+    static const int64_t micro[] = { 1280, 64 };
+    b.c.adv_eps = 0;
+    add_group(0, 1, (const int[]){ 1 }, (const double[]){ -3 });
+    add_group(1, 1, (const int[]){ 3 }, (const double[]){ -1 });
+    add_group(2, 1, (const int[]){ 6 }, (const double[]){ 1 });
+    for (size_t i = 0; i < COUNT_OF(micro); i++) {
+        b.c.micro_tokens = micro[i];
+        open_updater();
+        fresh_state();
+        struct update_metrics m = step(3, NULL);
+        cr_expect(m.tokens == 10 && m.loss == 0, "loss %g over %lld tokens", m.loss, (long long)m.tokens);
+        cr_expect(m.advantage_max == 1 && m.advantage_min == -3);
+    }
+}
+
+/* Log-probs of the learner itself, as a rollout with the same bits reports them. */
+static void fill_own_logprobs(void) {
+    int32_t ids[PROMPT + 32];
+    struct err e = { 0 };
+    struct net *n;
+    struct net_opts o = { .rows_max = 1280, .slots_max = 64, .positions_max = 96, .pages_max = 128, .train = true, .lora = b.policy.shape };
+    cr_assert(net_create(&n, b.policy.model, &o, &e) == 0 && net_adopt(n, b.s.lora, NULL, &e) == 0, "%s", e.text);
+    for (int g = 0; g < GROUPS; g++)
+        for (int k = 0; k < SAMPLES; k++) {
+            struct rec_group *r = &b.group[g].group;
+            struct rec_sample *x = &r->sample[k];
+            memcpy(ids, r->prompt_ids.v, sizeof(int32_t) * PROMPT);
+            memcpy(ids + PROMPT, x->ids.v, sizeof(int32_t) * (size_t)x->ids.n);
+            struct net_seq s = { ids, PROMPT + x->ids.n, PROMPT };
+            cr_assert(net_logprobs(n, &s, 1, 1, x->lp.v, NULL, &e) == 0, "%s", e.text);
+        }
+    net_destroy(&n);
+}
+
+Test(update, a_correction_without_a_difference_corrects_nothing) {
+    char off[SHA256_HEX], same[SHA256_HEX], other[SHA256_HEX];
+    fill_own_logprobs();
+    struct update_metrics m = step(GROUPS, off);
+    cr_expect(m.gap.tokens_differ == 0, "%lld tokens differ", (long long)m.gap.tokens_differ);
+    b.c.tis_cap = 2;
+    fresh_state();
+    m = step(GROUPS, same);
+    cr_expect(m.tis_mean == 1);
+    cr_expect_str_eq(off, same, "weights of exactly 1 changed a bit");
+    b.group[0].group.sample[1].lp.v[0] -= .5f;
+    fresh_state();
+    m = step(GROUPS, other);
+    cr_expect(m.tis_mean > 1);
+    cr_expect_str_neq(off, other);
+}
+
+Test(update, a_gradient_that_is_not_finite_touches_nothing) {
+    size_t bytes = b.s.lora->params * sizeof(float);
+    float *before = mem_alloc(3 * bytes);
+    step(GROUPS, NULL);                              /* moments that could be hurt */
+    b.s.lora->value[5] = NAN;
+    memcpy(before, b.s.lora->value, bytes);
+    memcpy((char *)before + bytes, b.s.m, bytes);
+    memcpy((char *)before + 2 * bytes, b.s.v, bytes);
+    for (b.c.minibatch = 0; b.c.minibatch <= 2; b.c.minibatch += 2) {
+        struct update_metrics m = step(GROUPS, NULL);
+        cr_expect(m.nonfinite && !m.changed);
+        cr_expect(b.s.adam_steps == 1 && b.s.rate_steps == 1);
+        cr_expect(memcmp(before, b.s.lora->value, bytes) == 0 && memcmp((char *)before + bytes, b.s.m, bytes) == 0 &&
+                  memcmp((char *)before + 2 * bytes, b.s.v, bytes) == 0);
+    }
+    free(before);
+}
