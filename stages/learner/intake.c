@@ -404,6 +404,7 @@ static int missing(const struct intake *in) {
 
 int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first, int count, const struct rec_group **group,
                 struct err *e) {
+    if (stage_stopping(in->s)) return 1;             /* with a file nothing below ever waits */
     in->now_wanted = p;
     in->want = mem_grow(in->want, (size_t)count * sizeof *in->want);
     in->wants = 0;
