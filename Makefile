@@ -122,7 +122,13 @@ $(O)/tests/$1/run: $(patsubst %.c,$(O)/%.o,$(wildcard tests/$1/*.c)) $(if $(filt
 endef
 $(foreach d,$(TEST_DIRS),$(eval $(call test_program,$d)))
 
+# Each tests/fuzz/fuzz_NAME.c is a program that replays files and bent copies of them (tests/fuzz/replay.h).
+FUZZ_PROGRAMS := $(patsubst %.c,$(O)/%,$(wildcard tests/fuzz/fuzz_*.c))
+$(FUZZ_PROGRAMS): $(O)/tests/fuzz/%: $(O)/tests/fuzz/%.o $(O)/libqerl.a
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(CC) $(ALL_CFLAGS) $^ $(LIBS) -o $@
+
 .PHONY: tests
-tests: $(TEST_PROGRAMS)
+tests: $(TEST_PROGRAMS) $(FUZZ_PROGRAMS)
 
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
