@@ -6,7 +6,7 @@
 #include "stages/learner/dapo.h"
 
 enum { PORT_TICKET, PORT_GROUP, PORT_ADAPTER, PORT_SCORE };
-enum filter_metric { FILTER_METRIC_ACC, FILTER_METRIC_SCORE, FILTER_METRIC_REWARD, FILTER_METRIC_OFF };
+enum filter_metric { FILTER_METRIC_ACC, FILTER_METRIC_SCORE, FILTER_METRIC_OFF };
 
 struct learner_conf {
     struct shared shared;

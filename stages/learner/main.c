@@ -27,8 +27,8 @@ static const struct stage_key keys[] = {
     { "learner.adv_ddof", KEY_INT, AT(adv_ddof), "1", 0, 1, NULL, "1 = sample, 0 = population standard deviation" },
     { "learner.tis_cap", KEY_NUM, AT(tis_cap), "0", 0, 1e6, NULL,
       "truncated importance sampling: cap on the weight learner / rollout of a token; 0 = no correction" },
-    { "filter.metric", KEY_CHOICE, AT(filter), "acc", 0, 0, "acc|score|reward|off",
-      "dynamic sampling drops groups without spread in: accuracy, score (with format), reward (with length penalty)" },
+    { "filter.metric", KEY_CHOICE, AT(filter), "acc", 0, 0, "acc|score|off",
+      "dynamic sampling drops groups without spread in: acc = right or wrong; score = all that is trained on (with format and length)" },
     { "filter.waves_max", KEY_INT, AT(waves_max), "5", 1, 1000, NULL, "waves of questions a step may ask for" },
     { 0 },
 };

@@ -164,7 +164,7 @@ static bool group_teaches(const struct learner_conf *c, const struct rec_group *
     double metric[REC_SAMPLES_MAX];
     for (int k = 0; k < g->samples; k++) {
         const struct rec_sample *s = &g->sample[k];
-        metric[k] = c->filter == FILTER_METRIC_ACC ? s->acc : c->filter == FILTER_METRIC_SCORE ? s->score - s->overlong : s->score;
+        metric[k] = c->filter == FILTER_METRIC_ACC ? s->acc : s->score;
     }
     return c->filter == FILTER_METRIC_OFF || dapo_teaches(metric, g->samples);
 }
