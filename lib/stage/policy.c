@@ -48,7 +48,8 @@ void policy_treatment(char out[17], const struct shared *c, const char *model_sh
 }
 
 static int require_files(const struct shared *c, struct err *e) {
-    if (!*c->model.path) return err_code(e, EXIT_USAGE, "no model is named: --set model.path=FOLDER (models/tiny is in every clone)");
+    if (!*c->model.path) return err_code(e, EXIT_USAGE,
+        "no model is named: --set model.path=FOLDER (models/tiny is in every clone)");
     if (fs_exists(c->model.path)) return 0;
     return err_code(e, EXIT_ENV, "model '%s' is absent: fetch one (tools/fetch --list) or set model.path", c->model.path);
 }

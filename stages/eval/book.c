@@ -161,7 +161,8 @@ int book_write_samples(struct book *b, struct err *e) {
     struct str md;
     str_init(&md);
     fs_join(path, sizeof path, b->c->shared.run.dir, "samples.md");
-    str_printf(&md, "# What the model answers, step by step\n\nRun %s, rule %s. The first %lld test questions at every scored step; all "
+    str_printf(&md,
+        "# What the model answers, step by step\n\nRun %s, rule %s. The first %lld test questions at every scored step; all "
                "answers are in tape/answers.tape.\n", b->c->shared.run.id, task_rule_name[b->c->rule], (long long)b->c->shown);
     for (int64_t q = 0; q < b->c->shown; q++) {
         bool headed = false;

@@ -18,7 +18,8 @@ struct examiner {
 static int64_t new_max(const struct eval_conf *c) { return c->new_max > 0 ? c->new_max : c->shared.sample.new_max; }
 
 struct gen_opts examiner_gen_opts(const struct eval_conf *c, const struct lora_shape *shape) {
-    return (struct gen_opts){ .rows = (int)c->rows, .positions_max = (int)(c->shared.data.prompt_max + new_max(c)), .lora = *shape };
+    return (struct gen_opts){ .rows = (int)c->rows, .positions_max = (int)(c->shared.data.prompt_max + new_max(c)),
+                              .lora = *shape };
 }
 
 struct examiner *examiner_create(struct stage *s) {

@@ -27,7 +27,8 @@ static const struct stage_key keys[] = {
 static const struct stage_key *const tables[] = { shared_run_keys, shared_model_keys, shared_quant_keys, shared_lora_keys,
                                                   shared_aqn_keys, shared_data_keys, shared_sample_keys, keys, NULL };
 static const struct stage_port ports[] = {
-    { "adapter", false, REC_ADAPTER, LINK_KIND_SUB, false, false, "doorbell of the learner; the files under run.dir are the truth" },
+    { "adapter", false, REC_ADAPTER, LINK_KIND_SUB, false, false,
+      "doorbell of the learner; the files under run.dir are the truth" },
     { "score", true, REC_SCORE, LINK_KIND_PUSH, false, false, "scores as records, besides scores.jsonl" },
     { 0 },
 };

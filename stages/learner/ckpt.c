@@ -26,7 +26,8 @@ static int64_t *numbered(const char *dir, const char *prefix, const char *suffix
         char digits[64];
         int64_t n;
         size_t len = strlen(entry->d_name), skip = strlen(prefix) + strlen(suffix);
-        if (!str_starts(entry->d_name, prefix) || !str_ends(entry->d_name, suffix) || len <= skip || len - skip >= sizeof digits) continue;
+        if (!str_starts(entry->d_name, prefix) || !str_ends(entry->d_name, suffix)) continue;
+        if (len <= skip || len - skip >= sizeof digits) continue;
         memcpy(digits, entry->d_name + strlen(prefix), len - skip);
         digits[len - skip] = 0;
         if (!str_to_i64(digits, &n)) continue;
@@ -62,7 +63,8 @@ static json_t *manifest_of(const struct progress *p, const struct update_state *
     return o;
 }
 
-int ckpt_save(const char *dir, const struct progress *p, const struct update_state *s, const struct ckpt_identity *id, struct err *e) {
+int ckpt_save(const char *dir, const struct progress *p, const struct update_state *s,
+              const struct ckpt_identity *id, struct err *e) {
     char parent[FS_PATH_MAX], final[FS_PATH_MAX], tmp[FS_PATH_MAX], path[FS_PATH_MAX], sha[SHA256_HEX];
     fs_join(parent, sizeof parent, dir, "ckpt");
     path_of(final, parent, "step-", p->step, "");
@@ -169,12 +171,14 @@ int ckpt_load(const char *dir, struct progress *p, struct update_state *s, const
         if (set_aside(parent, list[bad], e) < 0) rc = -1;
     free(list);
     if (rc == 0 && count)
-        return err_set(e, "no checkpoint under '%s' is whole: remove that folder to train again from the journal, or start a new run",
+        return err_set(e,
+            "no checkpoint under '%s' is whole: remove that folder to train again from the journal, or start a new run",
                        parent);
     return rc;
 }
 
-int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const char *model_path, char *path, size_t size, struct err *e) {
+int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const char *model_path, char *path,
+                 size_t size, struct err *e) {
     char parent[FS_PATH_MAX];
     fs_join(parent, sizeof parent, dir, "adapters");
     snprintf(path, size, "%s/v%06lld", parent, (long long)version);

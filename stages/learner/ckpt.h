@@ -17,13 +17,15 @@ struct progress {                    /* committed counters */
 };
 struct ckpt_identity { const char *model_sha256, *tokenizer_sha256, *data_sha256, *treatment, *kernels; };
 
-int ckpt_save(const char *dir, const struct progress *p, const struct update_state *s, const struct ckpt_identity *id, struct err *e);
+int ckpt_save(const char *dir, const struct progress *p, const struct update_state *s,
+              const struct ckpt_identity *id, struct err *e);
 /* 1 loaded, 0 there is none, -1 refused: made with another model, data, treatment or kernel path (named). s->lora, m and v
  * exist with their sizes. */
 int ckpt_load(const char *dir, struct progress *p, struct update_state *s, const struct ckpt_identity *id, struct err *e);
 
 /* adapters/vNNNNNN (PEFT layout); idempotent. path receives it. */
-int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const char *model_path, char *path, size_t size, struct err *e);
+int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const char *model_path, char *path,
+                 size_t size, struct err *e);
 /* adapters/at-NNNNNN.json: the adapter record of a scored step; the evaluator's truth. */
 int ckpt_mark_scored(const char *dir, const struct rec *adapter, struct err *e);
 /* Keeps the last two checkpoints, and of the adapters the last two, the scored and the checkpointed ones. */

@@ -6,7 +6,8 @@
 static const struct stage_key keys[] = {
     { "learner.batch", KEY_INT, AT(batch), "2", 1, 4096, NULL, "questions (groups) trained on in a step" },
     { "learner.wave", KEY_INT, AT(wave), "0", 0, 4096, NULL, "questions asked for at once; 0 = learner.batch" },
-    { "learner.minibatch", KEY_INT, AT(minibatch), "0", 0, 4096, NULL, "questions per optimiser update; 0 = all (one update a step)" },
+    { "learner.minibatch", KEY_INT, AT(minibatch), "0", 0, 4096, NULL,
+      "questions per optimiser update; 0 = all (one update a step)" },
     { "learner.micro_tokens", KEY_INT, AT(micro_tokens), "1280", 32, 1 << 20, NULL,
       "tokens of a micro-batch: bounds memory, changes no bit" },
     { "learner.save_every", KEY_INT, AT(save_every), "50", 1, 1e9, NULL, "steps between checkpoints" },
@@ -28,7 +29,8 @@ static const struct stage_key keys[] = {
     { "learner.tis_cap", KEY_NUM, AT(tis_cap), "0", 0, 1e6, NULL,
       "truncated importance sampling: cap on the weight learner / rollout of a token; 0 = no correction" },
     { "filter.metric", KEY_CHOICE, AT(filter), "acc", 0, 0, "acc|score|off",
-      "dynamic sampling drops groups without spread in: acc = right or wrong; score = all that is trained on (with format and length)" },
+      "dynamic sampling drops groups without spread in: acc = right or wrong; "
+      "score = all that is trained on (with format and length)" },
     { "filter.waves_max", KEY_INT, AT(waves_max), "5", 1, 1000, NULL, "waves of questions a step may ask for" },
     { 0 },
 };
@@ -50,7 +52,8 @@ static int check(void *conf, struct err *e) {
         rc = err_more(e, EXIT_CONFIG, "learner.batch = %lld is not a multiple of learner.minibatch = %lld", (long long)c->batch,
                       (long long)c->minibatch);
     if (c->wave > 0 && c->wave < c->batch && c->filter == FILTER_METRIC_OFF)
-        rc = err_more(e, EXIT_CONFIG, "learner.wave = %lld is smaller than learner.batch = %lld and filter.metric is off: a step could "
+        rc = err_more(e, EXIT_CONFIG,
+            "learner.wave = %lld is smaller than learner.batch = %lld and filter.metric is off: a step could "
                       "never have its batch", (long long)c->wave, (long long)c->batch);
     if (c->shared.sample.temperature <= 0)
         rc = err_more(e, EXIT_CONFIG, "sample.temperature must be above 0 to train: greedy answers of a group are all the same");
@@ -67,7 +70,8 @@ static int plan(const void *conf, json_t *out, struct err *e) { return run_plan(
 static const struct stage_about about = {
     .name = "learner",
     .summary = "trains the LoRA adapter with DAPO; the only stage that commits anything",
-    .examples = "  qerl-learner -c runs/quickstart-0001/conf/learner.conf --in group=tape:runs/quickstart-0001/tape/groups.tape \\\n"
+    .examples = "  qerl-learner -c runs/quickstart-0001/conf/learner.conf \\\n"
+                "      --in group=tape:runs/quickstart-0001/tape/groups.tape \\\n"
                 "      --set run.dir=/tmp/again          replays a recorded run: same adapter, same hash\n",
     .keys = tables, .ports = ports, .conf_bytes = sizeof(struct learner_conf), .check = check, .plan = plan,
 };

@@ -54,10 +54,12 @@ static int check_prompts(const struct run *r, struct err *e) {
     for (int i = 0; rc == 0 && i < r->train.n; i++) {
         rc = policy_prompt(&r->policy, c, r->train.q[i].question, &text, &ids, e);
         if (rc == 0 && ids.n > c->data.prompt_max)
-            rc = err_code(e, EXIT_CONFIG, "%s: question %d has a prompt of %d tokens, data.prompt_max is %lld", c->data.train, i + 1,
+            rc = err_code(e, EXIT_CONFIG, "%s: question %d has a prompt of %d tokens, data.prompt_max is %lld",
+                          c->data.train, i + 1,
                           ids.n, (long long)c->data.prompt_max);
         if (rc == 0 && ids.n + c->sample.new_max > positions)
-            rc = err_code(e, EXIT_CONFIG, "%s: question %d has a prompt of %d tokens; with sample.new_max = %lld it does not fit the "
+            rc = err_code(e, EXIT_CONFIG,
+                          "%s: question %d has a prompt of %d tokens; with sample.new_max = %lld it does not fit the "
                           "model's context of %d", c->data.train, i + 1, ids.n, (long long)c->sample.new_max, positions);
     }
     free(ids.id);
@@ -87,7 +89,8 @@ static int announce(struct run *r, struct err *e) {
     lora_sha256(r->state.lora, r->adapter_sha256);
     struct rec a = { .type = REC_ADAPTER, .adapter = { .run = c->run.id, .version = r->done.version, .step = r->done.step,
                      .path = r->adapter, .sha256 = r->adapter_sha256, .final = r->done.step == c->run.steps,
-                     .treatment = { r->policy.treatment, sigma_at(c, r->done.step), policy_noise_seed((uint64_t)c->run.seed, r->done.step),
+                     .treatment = { r->policy.treatment, sigma_at(c, r->done.step),
+                                    policy_noise_seed((uint64_t)c->run.seed, r->done.step),
                                     "none" } } };
     if (shared_is_scored(c, r->done.step) && ckpt_mark_scored(c->run.dir, &a, e) < 0) return -1;
     struct link *l = r->s->link[PORT_ADAPTER];
@@ -219,7 +222,8 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
 static int train(struct run *r, struct progress *next, int kept, struct update_metrics *m, struct err *e) {
     if (!kept) {
         next->skipped_starved++;
-        log_warn("step %lld skipped: no group of %d could teach (%d all right, %d all wrong)", (long long)next->step, r->counts.groups,
+        log_warn("step %lld skipped: no group of %d could teach (%d all right, %d all wrong)",
+                 (long long)next->step, r->counts.groups,
                  r->counts.all_right, r->counts.all_wrong);
         return 0;
     }
@@ -280,7 +284,8 @@ int run_step(struct run *r) {
 int run_finish(struct run *r) {
     const struct shared *c = &r->c->shared;
     struct err *e = &r->s->err;
-    if (r->done.step > 0 && (metrics_sync(r->metrics, e) < 0 || ckpt_save(c->run.dir, &r->done, &r->state, &r->identity, e) < 0)) return -1;
+    if (r->done.step > 0 && (metrics_sync(r->metrics, e) < 0 ||
+                             ckpt_save(c->run.dir, &r->done, &r->state, &r->identity, e) < 0)) return -1;
     struct intake_counts n = intake_counts(r->intake);
     log_info("%lld of %lld steps, version %lld, adapter %.16s; groups: %lld leased, %lld journalled, %lld repeated, %lld refused",
              (long long)r->done.step, (long long)c->run.steps, (long long)r->done.version, r->adapter_sha256, (long long)n.leased,
@@ -310,13 +315,17 @@ static void plan_sigma(const struct shared *c, json_t *out) {
 static void plan_notes(const struct learner_conf *c, json_t *out) {
     json_t *notes = json_array();
     if (c->minibatch <= 0 || c->minibatch >= c->batch)
-        json_array_append_new(notes, json_string("one update per batch: the ratio is 1 for every token, so learner.clip_low, clip_high and "
+        json_array_append_new(notes,
+            json_string("one update per batch: the ratio is 1 for every token, so learner.clip_low, clip_high and "
                                                  "clip_dual never act"));
     if (c->shared.aqn.sigma_start > 0)
-        json_array_append_new(notes, json_string("sigma decays geometrically, by a constant factor from stage to stage (the study's "
+        json_array_append_new(notes,
+            json_string("sigma decays geometrically, by a constant factor from stage to stage (the study's "
                                                  "page calls it linear); the first stage is silent"));
-    if (c->warmup > 0) json_array_append_new(notes, json_string("warm-up starts from 0: the first update leaves the adapter as it is"));
-    if (c->filter == FILTER_METRIC_OFF) json_array_append_new(notes, json_string("filter.metric = off: groups that are all right or all "
+    if (c->warmup > 0)
+        json_array_append_new(notes, json_string("warm-up starts from 0: the first update leaves the adapter as it is"));
+    if (c->filter == FILTER_METRIC_OFF) json_array_append_new(notes,
+        json_string("filter.metric = off: groups that are all right or all "
                                                                                  "wrong stay in the batch and dilute it"));
     if (c->warmup >= c->shared.run.steps) json_array_append_new(notes, json_string("the warm-up is as long as the run: the full "
                                                                                    "learning rate is never reached"));

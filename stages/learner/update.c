@@ -156,7 +156,8 @@ static int minibatch_step(struct updater *u, struct update_state *s, struct batc
     }
     s->adam_steps++;
     struct kern_adamw a = {
-        .p = u->p, .m = u->m, .v = u->v, .g = u->g, .n = u->params, .lr = (float)m->lr, .b1 = (float)c->beta1, .b2 = (float)c->beta2,
+        .p = u->p, .m = u->m, .v = u->v, .g = u->g, .n = u->params, .lr = (float)m->lr, .b1 = (float)c->beta1,
+            .b2 = (float)c->beta2,
         .eps = (float)c->adam_eps, .wd = (float)c->weight_decay, .g_scale = (float)dapo_grad_scale(norm, c->grad_clip),
         .m_scale = (float)(1 / (1 - pow(c->beta1, (double)s->adam_steps))),
         .v_scale = (float)(1 / (1 - pow(c->beta2, (double)s->adam_steps))) };

@@ -10,9 +10,11 @@
 static const struct stage_key keys[] = {
     { "rollout.rows", KEY_INT, AT(rows), "16", 1, 4096, NULL, "answers decoded together" },
     { "rollout.credit", KEY_INT, AT(credit), "4", 1, 1024, NULL, "tickets taken ahead" },
-    { "rollout.resend_seconds", KEY_NUM, AT(resend_seconds), "3", .1, 3600, NULL, "a group not acknowledged is sent again after this" },
+    { "rollout.resend_seconds", KEY_NUM, AT(resend_seconds), "3", .1, 3600, NULL,
+      "a group not acknowledged is sent again after this" },
     { "rollout.stop", KEY_TEXT, AT(stop), "", 0, 0, NULL, "stop string besides the model's own end tokens; empty = none" },
-    { "rollout.adapter", KEY_TEXT, AT(adapter), "", 0, 0, NULL, "adapter for tickets that name none (hand-written ones); empty = base" },
+    { "rollout.adapter", KEY_TEXT, AT(adapter), "", 0, 0, NULL,
+      "adapter for tickets that name none (hand-written ones); empty = base" },
     { "rollout.sigma", KEY_NUM, AT(sigma), "0", 0, 10, NULL, "noise for tickets that carry no treatment (hand-written ones)" },
     { 0 },
 };

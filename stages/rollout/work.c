@@ -139,7 +139,8 @@ static int ticket_complete(struct work *w, struct rec_ticket *t) {
 static int ticket_take(struct work *w, struct rec *r) {
     struct rec_ticket *t = &r->ticket;
     if (t->treatment.hash && *t->treatment.hash && strcmp(t->treatment.hash, w->policy.treatment) != 0) {
-        err_set(&w->s->err, "ticket of group %lld asks for treatment %s, this rollout's configuration gives %s: learner and rollout "
+        err_set(&w->s->err,
+            "ticket of group %lld asks for treatment %s, this rollout's configuration gives %s: learner and rollout "
                 "were not started from the same pipeline file", (long long)t->group, t->treatment.hash, w->policy.treatment);
         rec_release(r);
         return -1;
@@ -307,7 +308,8 @@ static void take_sample(void *ud, const struct gen_sample *g) {
     s->k = g->k;
     s->ids = (struct rec_i32){ memcpy(mem_alloc((size_t)g->n * sizeof(int32_t)), g->ids, (size_t)g->n * sizeof(int32_t)), g->n };
     s->lp = (struct rec_f32){ copy_f32(g->lp, g->n), g->n };
-    if (memcmp(g->lp, g->lp_raw, (size_t)g->n * sizeof(float)) != 0) s->lp_raw = (struct rec_f32){ copy_f32(g->lp_raw, g->n), g->n };
+    if (memcmp(g->lp, g->lp_raw, (size_t)g->n * sizeof(float)) != 0)
+        s->lp_raw = (struct rec_f32){ copy_f32(g->lp_raw, g->n), g->n };
     s->stop = mem_dup(gen_stop_name[g->stop]);
     s->extracted = mem_dup("");
     struct str text;

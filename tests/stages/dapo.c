@@ -171,15 +171,18 @@ Test(dapo, learning_rate_is_the_tables) {
     NEAR(dapo_rate_at(&constant, 10), 1e-6, 0);
     NEAR(dapo_rate_at(&constant, 3736), 1e-6, 0);
     struct dapo_rate cosine = { DAPO_SCHEDULE_COSINE, 1e-5, 0, 374, 3736, 0 };
-    static const struct { int64_t s; double want; } c[] = { { 1, 2.67379679e-8 }, { 187, 5e-6 }, { 373, 9.97326203e-6 }, { 374, 1e-5 },
-        { 375, 9.99999782e-6 }, { 1000, 9.16866965e-6 }, { 2055, 5e-6 }, { 3000, 1.13661553e-6 }, { 3735, 2.18295259e-12 }, { 3736, 0 } };
+    static const struct { int64_t s; double want; } c[] = { { 1, 2.67379679e-8 }, { 187, 5e-6 }, { 373,
+        9.97326203e-6 }, { 374, 1e-5 },
+        { 375, 9.99999782e-6 }, { 1000, 9.16866965e-6 }, { 2055, 5e-6 }, { 3000, 1.13661553e-6 }, { 3735,
+            2.18295259e-12 }, { 3736, 0 } };
     for (size_t i = 0; i < COUNT_OF(c); i++) NEAR(dapo_rate_at(&cosine, c[i].s), c[i].want, 1e-14);
     struct dapo_rate floored = { DAPO_SCHEDULE_COSINE, 1e-6, .1, 10, 200, 0 };
     NEAR(dapo_rate_at(&floored, 55), 8.8107576e-7, 1e-13);
     NEAR(dapo_rate_at(&floored, 150), 2.45223293e-7, 1e-13);
     NEAR(dapo_rate_at(&floored, 200), 1e-7, 1e-13);
     struct dapo_rate wsd = { DAPO_SCHEDULE_WSD, 1, .1, 10, 200, .9 };
-    static const struct { int64_t s; double want; } w[] = { { 5, .5 }, { 10, 1 }, { 181, 1 }, { 190, .587160705 }, { 199, .106137413 },
+    static const struct { int64_t s; double want; } w[] = { { 5, .5 }, { 10, 1 }, { 181, 1 }, { 190, .587160705 },
+                                                            { 199, .106137413 },
         { 200, .1 }, { 300, .1 } };
     for (size_t i = 0; i < COUNT_OF(w); i++) NEAR(dapo_rate_at(&wsd, w[i].s), w[i].want, 1e-8);
 }

@@ -112,7 +112,8 @@ Test(update, a_minibatch_gives_several_optimiser_updates_and_one_step_of_the_rat
         b.c.minibatch = t[i].minibatch;
         fresh_state();
         struct update_metrics m = step(GROUPS, sha[i]);
-        cr_expect_eq(b.s.adam_steps, t[i].updates, "minibatch %lld: %lld updates", (long long)t[i].minibatch, (long long)b.s.adam_steps);
+        cr_expect_eq(b.s.adam_steps, t[i].updates, "minibatch %lld: %lld updates", (long long)t[i].minibatch,
+                     (long long)b.s.adam_steps);
         cr_expect(b.s.rate_steps == 1 && m.changed && !m.nonfinite);
         cr_expect(m.old_cur_max == 0, "the first mini-batch has ratio exactly 1");
         cr_expect((t[i].updates == 1) == (m.ppo_kl == 0), "later mini-batches meet a policy that moved");
@@ -157,7 +158,8 @@ static void fill_own_logprobs(void) {
     int32_t ids[PROMPT + 32];
     struct err e = { 0 };
     struct net *n;
-    struct net_opts o = { .rows_max = 1280, .slots_max = 64, .positions_max = 96, .pages_max = 128, .train = true, .lora = b.policy.shape };
+    struct net_opts o = { .rows_max = 1280, .slots_max = 64, .positions_max = 96, .pages_max = 128, .train = true,
+                          .lora = b.policy.shape };
     cr_assert(net_create(&n, b.policy.model, &o, &e) == 0 && net_adopt(n, b.s.lora, NULL, &e) == 0, "%s", e.text);
     for (int g = 0; g < GROUPS; g++)
         for (int k = 0; k < SAMPLES; k++) {
