@@ -119,6 +119,9 @@ static int score_once(struct stage *s, struct examiner *x) {
     const struct eval_conf *c = s->conf;
     struct rec *answer, score;
     int64_t n;
+    if (*c->adapter && !fs_is_dir(c->adapter))
+        return err_code(&s->err, EXIT_ENV, "there is no adapter folder '%s': eval.adapter names one like RUN/adapters/v000040",
+                        c->adapter);
     int rc = examiner_ask(x, c->adapter, "", 0, 0, &answer, &n);
     if (rc != 0) return rc < 0 ? -1 : 0;
     struct tally_set set = { 0 };

@@ -4,6 +4,7 @@
 #include "tests/stages/peer.h"
 
 #include <math.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #include <zmq.h>
 
@@ -194,6 +195,40 @@ Test(intake, a_record_that_cannot_be_read_is_named_by_port_and_field) {
         str_release(&bytes);
         peer_close(&p);
     }
+}
+
+/* A limit on the size of files stands for a full disk: the third group does not fit the journal. */
+Test(intake, a_journal_that_cannot_grow_stops_the_learner_and_loses_nothing) {
+    struct peer p;
+    char why[256];
+    int64_t group;
+    const char *settings = "--set run.steps=2 --set learner.save_every=1";
+    peer_open(&p, settings);
+    for (int i = 0; i < 2; i++) {
+        struct rec r = peer_group(peer_ticket(&p, i), mixed);
+        peer_send(&p, &r);
+        cr_expect(peer_answer(&p, &group, why, sizeof why) == REC_ACK);
+    }
+    peer_ticket(&p, 2);                              /* step 1 is committed, its checkpoint is whole */
+    const struct rlimit small = { 5000, 5000 };
+    cr_assert(prlimit(p.pid, RLIMIT_FSIZE, &small, NULL) == 0);
+    for (int i = 2; i < 4; i++) {
+        struct rec r = peer_group(peer_ticket(&p, i), mixed);
+        for (int k = 0; k < 4; k++) replace(&r.group.sample[k].text, p.kept[0].ticket.prompt);
+        peer_send(&p, &r);
+    }
+    cr_expect(peer_end(&p) == EXIT_FAILED, "%s", p.said.s);
+    has(p.said.s, "tape/groups.tape': File too large");
+    cr_expect(peer_has(&p, "ckpt/step-000001/manifest.json"));
+    peer_again(&p, settings);                        /* the disk has room again */
+    for (int i = 2; i < 4; i++) {
+        struct rec r = peer_group(peer_ticket(&p, i), mixed);
+        peer_send(&p, &r);
+    }
+    cr_expect(peer_end(&p) == EXIT_DONE, "%s", p.said.s);
+    has(p.said.s, "going on after step 1");
+    for (int i = 0; i < 4; i++) cr_expect(peer_journalled(&p, i) == 1, "group %d", i);
+    peer_close(&p);
 }
 
 /* ---- waves and the filter ---- */

@@ -82,6 +82,13 @@ void peer_open(struct peer *p, const char *settings) {
     p->group = connect_to(p, "g", LINK_KIND_PUSH);
 }
 
+void peer_again(struct peer *p, const char *settings) {
+    cr_assert(p->pid == 0);
+    for (int i = 0; i < p->tickets; i++) rec_release(&p->kept[i]);
+    p->tickets = 0;
+    start_learner(p, settings);
+}
+
 void peer_close(struct peer *p) {
     if (p->pid > 0) {
         kill(p->pid, SIGKILL);

@@ -21,6 +21,8 @@ struct peer {
 
 /* Folder, questions, learner with `settings` ("--set a=b --set c=d") behind the peer's own. */
 void peer_open(struct peer *p, const char *settings);
+/* The learner, which has ended, once more in the same folder. */
+void peer_again(struct peer *p, const char *settings);
 void peer_close(struct peer *p);
 /* Says want until ticket number n is there (0 = the first group of the run). */
 struct rec_ticket *peer_ticket(struct peer *p, int n);
