@@ -1,6 +1,7 @@
 /* check.c - the plan as `qerl-pipe check` prints it.
  * SPDX-License-Identifier: Apache-2.0 */
 
+#include "pipe/fetch.h"
 #include "pipe/plan.h"
 
 #include <sys/sysinfo.h>
@@ -107,8 +108,13 @@ static void print_files(const struct plan *pl, FILE *to) {
         if (f->bytes >= 0) bytes_text(size, sizeof size, (double)f->bytes);
         if (f->lines >= 0) snprintf(lines, sizeof lines, "%lld lines", (long long)f->lines);
         fprintf(to, "  %-8s %s  %s%s%s\n", f->role, f->path, size, *lines && *size ? ", " : "", lines);
-        if (f->absent) fprintf(to, "           absent: %s\n", f->absent);
-        else fprintf(to, "           sha256 %s\n", f->sha256 ? f->sha256 : "not computed");
+        if (f->absent) {
+            struct str hint;
+            str_init(&hint);
+            fetch_hint(&hint, f->path, f->role, f->absent);
+            fprintf(to, "           absent: %s\n", hint.s);
+            str_release(&hint);
+        } else fprintf(to, "           sha256 %s\n", f->sha256 ? f->sha256 : "not computed");
     }
 }
 
@@ -146,7 +152,13 @@ void plan_print_absent(const struct plan *pl, FILE *to) {
         const struct plan_file *f = &pl->file[i];
         if (!f->absent) continue;
         str_printf(&what, "%s'%s'", what.len ? ", " : "", f->path);
-        if (!get.len || !strstr(get.s, f->absent)) str_printf(&get, "%s%s", get.len ? " && " : "", f->absent);
+        struct fetch_row row;
+        struct str how;
+        str_init(&how);
+        if (fetch_find(&row, f->path)) str_printf(&how, "tools/fetch %s", row.name);
+        else fetch_hint(&how, f->path, f->role, f->absent);
+        if (!get.len || !strstr(get.s, how.s)) str_printf(&get, "%s%s", get.len ? "; " : "", how.s);
+        str_release(&how);
     }
     fprintf(to, "missing: %s\nget it:  %s\n", what.s ? what.s : "", get.s ? get.s : "");
     str_release(&what);
