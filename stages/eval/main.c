@@ -57,7 +57,7 @@ static const struct stage_about about = {
     .name = "eval",
     .summary = "scores a model on test questions with n and a 95 % interval; scores kept answers again without a model",
     .examples = "  qerl-eval --set model.path=models/tiny --set data.test=models/tiny/test.jsonl --set eval.questions=100\n"
-                "  qerl-eval --set model.path=models/tiny --set eval.adapter=runs/quickstart-0001/adapters/v000040 \\\n"
+                "  qerl-eval --set model.path=models/tiny --set eval.adapter=runs/quickstart-0001/adapters/v000030 \\\n"
                 "      --set data.test=models/tiny/test.jsonl\n"
                 "  qerl-eval --set eval.answers=runs/quickstart-0001/tape/answers.tape --set eval.rule=flexible\n",
     .keys = tables, .ports = ports, .conf_bytes = sizeof(struct eval_conf), .plan = plan,

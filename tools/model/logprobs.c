@@ -28,7 +28,7 @@ static const char HELP[] =
     "\n"
     "example:\n"
     "  echo '[1, 4, 2, 7]' | qerl-model logprobs models/tiny --top-k 2\n"
-    "  {\"logprobs\":[null,-3.6,-2.7,-3.5],\"top\":[null,[[9,-0.4],[3,-1.2]],...]}\n";
+    "  {\"logprobs\":[null,-23.2667923,...],\"top\":[null,[[342,-0.919956708],[20,-1.39470055]],...]}\n";
 
 struct args {
     const char *model, *adapter, *kernels, *packed;

@@ -13,8 +13,8 @@ static const struct command {
     { "pack", cmd_pack, "quantise a model into its packed file and say what was lost" },
     { "verify", cmd_verify, "read every weight and compare the packed file with a fresh one" },
     { "tokens", cmd_tokens, "text to token ids and back" },
-    { "chat", cmd_chat, "answer prompts with a model" },
-    { "logprobs", cmd_logprobs, "log-probability of every token of a text" },
+    { "chat", cmd_chat, "messages rendered by a model's chat template, and their tokens" },
+    { "logprobs", cmd_logprobs, "log-probability of every token of given ids" },
 };
 
 static int help(void) {
