@@ -95,9 +95,11 @@ static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *t
     bytes_text(have, sizeof have, (double)disk);
     if (pl->disk_bytes) fprintf(to, "disk         %s; free %s%s\n", text, have, disk >= 0 && pl->disk_bytes > disk
                                 ? ": TOO LITTLE" : "");
+    bool hours = pl->seconds_per_step * (double)pl->steps >= 3600;
     if (pl->seconds_per_step > 0 && pl->steps >= 0)
-        fprintf(to, "time         about %.2f hours (%.2f s a step)\n",
-                pl->seconds_per_step * (double)pl->steps / 3600, pl->seconds_per_step);
+        fprintf(to, "time         about %.1f %s without scoring (%.2f s a step)\n",
+                pl->seconds_per_step * (double)pl->steps / (hours ? 3600 : 60), hours ? "hours" : "minutes",
+                pl->seconds_per_step);
 }
 
 static void print_files(const struct plan *pl, FILE *to) {
@@ -139,6 +141,7 @@ void plan_print(const struct plan *pl, const struct pipeline *p, FILE *to) {
     if (pl->steps >= 0) fprintf(to, "steps        %lld\n", (long long)pl->steps);
     if (pl->scored) print_scored(pl->scored, to);
     if (json_array_size(pl->sigma)) print_sigma(pl->sigma, to);
+    else if (pl->steps >= 0) fprintf(to, "sigma        0: no noise\n");
     print_costs(pl, p, to);
     print_files(pl, to);
     print_notes(pl, p, to);

@@ -84,9 +84,9 @@ static json_t *treatment(const struct pipeline *p) {
     str_add(&out, "", 0);
     for (int i = 0; i < p->lang.values; i++) {
         const struct lang_value *v = &p->lang.value[i];
-        const char *key = str_starts(v->name, "quant.") ? v->name + 6 : str_starts(v->name, "noise.")
-            ? v->name + 6 : NULL;
-        if (key && (v->at.line > 0 || strcmp(v->at.file, "--set") == 0))
+        const char *key = v->name;
+        bool treats = str_starts(key, "quant.") || str_starts(key, "noise.");
+        if (treats && (v->at.line > 0 || strcmp(v->at.file, "--set") == 0))
             str_printf(&out, "%s%s=%s", out.len ? ", " : "", key, v->text);
     }
     json_t *text = json_string(out.len ? out.s : "as by default");

@@ -211,7 +211,9 @@ static void summary_run(struct str *out, const char *runs_dir, const char *id) {
     cell(out, exp_id ? exp_id : "");
     str_printf(out, " | %s | ", run_state_name[state]);
     cell(out, treated ? treated : "");
-    str_printf(out, " | %lld |", (long long)json_integer_value(json_object_get(m, "steps")));
+    int64_t steps = json_integer_value(json_object_get(m, "steps"));
+    if (steps < 0) str_puts(out, " | - |");
+    else str_printf(out, " | %lld |", (long long)steps);
     if (scores_ends(&s, &first, &last)) {
         summary_score(out, &first);
         summary_score(out, &last);
@@ -309,8 +311,9 @@ void report_status(const struct folder *f, bool details, FILE *to) {
     if (state == RUN_STATE_RUNNING && !holder) fprintf(to, " (but no process works on it: qerl-pipe resume %s)",
                                                        f->dir);
     if (holder > 1) fprintf(to, " (process %lld)", (long long)holder);
-    fprintf(to, "; step %lld of %lld; %s\n", (long long)(step < 0 ? 0 : step),
-            (long long)json_integer_value(json_object_get(m, "steps")), text);
+    int64_t steps = json_integer_value(json_object_get(m, "steps"));
+    if (steps >= 0) fprintf(to, "; step %lld of %lld", (long long)(step < 0 ? 0 : step), (long long)steps);
+    fprintf(to, "; %s\n", text);
     if (details) status_details(f, m, o, &s, to);
     json_decref(o);
     json_decref(m);

@@ -39,8 +39,11 @@ int command_rescore(const struct command_line *c) {
     char exec[FS_PATH_MAX] = "", path[FS_PATH_MAX];
     struct folder f;
     struct err e = { 0 };
-    if (c->rule && strcmp(c->rule, "strict") != 0 && strcmp(c->rule, "flexible") != 0) {
-        fprintf(stderr, "qerl-pipe: unknown rule '%s': strict or flexible\n", c->rule);
+    static const char *const rule[] = { "strict", "flexible", "lm-strict", "lm-flexible" };
+    bool known = !c->rule;
+    for (size_t i = 0; i < COUNT_OF(rule); i++) known = known || strcmp(c->rule, rule[i]) == 0;
+    if (!known) {
+        fprintf(stderr, "qerl-pipe: unknown rule '%s': strict, flexible, lm-strict or lm-flexible\n", c->rule);
         return EXIT_USAGE;
     }
     if (proc_find(exec, sizeof exec, "qerl-eval") < 0) exec[0] = 0;

@@ -291,8 +291,7 @@ static void take_signal(struct super *s) {
     if (info.ssi_signo == SIGCHLD) return;
     if (s->mode != MODE_STOP) {
         view_event(&s->view, "stopping (%s); once more to stop at once", strsignal((int)info.ssi_signo));
-        give_up(s, RUN_STATE_STOPPED, EXIT_FAILED, "by %s at step %lld", strsignal((int)info.ssi_signo),
-                (long long)s->step);
+        give_up(s, RUN_STATE_STOPPED, EXIT_FAILED, "by signal %s", sigabbrev_np((int)info.ssi_signo));
         return;
     }
     s->hurry = true;

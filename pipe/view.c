@@ -80,7 +80,7 @@ static double metric(const json_t *o, const char *const *name, size_t n) {
 
 static void take_metrics(struct view *v, const char *line, size_t bytes) {
     static const char *const reward[] = { "critic/rewards/mean", "critic/score/mean" };
-    static const char *const sigma[] = { "noise/sigma_realised" };
+    static const char *const sigma[] = { "noise/sigma_intended" }, *const realised[] = { "noise/sigma_realised" };
     static const char *const speed[] = { "perf/throughput" };
     int64_t step = -1;
     json_t *o = json_parse(line, bytes, "metrics.jsonl", NULL);
@@ -95,6 +95,7 @@ static void take_metrics(struct view *v, const char *line, size_t bytes) {
         v->step = step;
         if (!isnan(r)) v->reward = r;
         if (!isnan(s)) v->sigma = s;
+        v->realised = metric(o, realised, COUNT_OF(realised));
         if (!isnan(t)) v->tokens_per_second = t;
     }
     json_decref(o);
@@ -117,6 +118,7 @@ static void step_text(const struct view *v, char *out, size_t size) {
     int n = snprintf(out, size, "step %lld/%lld", (long long)v->step, (long long)v->steps);
     if (!isnan(v->reward)) n += snprintf(out + n, size - (size_t)n, "  reward %.3f", v->reward);
     if (!isnan(v->sigma)) n += snprintf(out + n, size - (size_t)n, "  sigma %.4g", v->sigma);
+    if (v->sigma > 0) n += snprintf(out + n, size - (size_t)n, " (realised %.4g)", v->realised);
     if (!isnan(v->tokens_per_second)) n += snprintf(out + n, size - (size_t)n, "  %.0f tokens/s",
                                                     v->tokens_per_second);
     snprintf(out + n, size - (size_t)n, "  left %s", eta);

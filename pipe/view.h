@@ -15,7 +15,7 @@ struct view {
     int drawn;                               /* lines of the block on the screen */
     int64_t steps, step, step_at_start;
     double started, shown_at, drawn_at;
-    double reward, sigma, tokens_per_second; /* NaN = not known */
+    double reward, sigma, realised, tokens_per_second; /* NaN = not known */
     char score[300]; int64_t score_step;
     const char *title;
     FILE *log;

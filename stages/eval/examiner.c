@@ -13,6 +13,7 @@ struct examiner {
     struct gen *gen;
     struct rec *answer;              /* of the score in the making */
     int64_t done, version, step;
+    char adapter_sha256[SHA256_HEX]; /* in force; "" = base */
 };
 
 static int64_t new_max(const struct eval_conf *c) { return c->new_max > 0 ? c->new_max : c->shared.sample.new_max; }
@@ -54,7 +55,7 @@ void examiner_label(const struct examiner *x, struct rec_score *s) {
     s->temperature = x->c->temperature;
     s->model_sha256 = x->policy.model->sha256;
     s->data_sha256 = (char *)(uintptr_t)x->test.sha256;
-    s->treatment_trained = (char *)(uintptr_t)x->policy.treatment;
+    s->adapter_sha256 = (char *)(uintptr_t)x->adapter_sha256;
 }
 
 static void take_answer(void *ud, const struct gen_sample *g) {
@@ -83,10 +84,17 @@ static void take_answer(void *ud, const struct gen_sample *g) {
 static int adopt(struct examiner *x, const char *dir, const char *sha256) {
     struct err *e = &x->s->err;
     struct lora *l = NULL;
+    char *got = x->adapter_sha256;
+    *got = 0;
     if (*dir) {
-        char got[SHA256_HEX];
         if (lora_load(&l, &x->policy.model->conf, dir, e) < 0) return -1;
         lora_sha256(l, got);
+        if (l->shape.rank != x->policy.shape.rank) {
+            err_code(e, EXIT_CONFIG, "adapter '%s' has rank %d, this configuration says %d: --set lora.rank=%d", dir, l->shape.rank,
+                     x->policy.shape.rank, l->shape.rank);
+            lora_destroy(&l);
+            return -1;
+        }
         if (*sha256 && strcmp(got, sha256) != 0) {
             lora_destroy(&l);
             return err_set(e, "adapter '%s' hashes to %.12s, %.12s was announced", dir, got, sha256);

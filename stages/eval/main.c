@@ -3,6 +3,8 @@
  * Three ways to work, chosen by what is given: eval.answers (score a file again), the adapter port (score every announced
  * step of a run until the last), or neither (score one adapter folder, or the base model, once).
  * SPDX-License-Identifier: Apache-2.0 */
+#include <dirent.h>
+
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
 #include "stages/eval/book.h"
@@ -38,7 +40,7 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     json_t *files = json_array();
     json_object_set_new(out, "files", files);
     if (*c->answers) {
-        shared_plan_file(files, c->answers, "answers", "a run that keeps its answers (RUN/tape/answers.tape)");
+        shared_plan_file(files, c->answers, "answers", "run a pipeline first, then --set eval.answers=RUN/tape/answers.tape");
         return 0;
     }
     policy_plan_files(files, &c->shared);
@@ -63,12 +65,12 @@ static const struct stage_about about = {
     .keys = tables, .ports = ports, .conf_bytes = sizeof(struct eval_conf), .plan = plan,
 };
 
-/* Where a score goes: the port, the log of a run, or stdout when a person asked. */
-static int tell_score(struct stage *s, const struct rec *score, bool person) {
+/* Where a score goes: the port, the log of a run, or stdout when a person asked; who names the policy, "" = by its step. */
+static int tell_score(struct stage *s, const struct rec *score, const char *who) {
     struct str line;
     str_init(&line);
-    tally_line(&line, &score->score);
-    if (person) fputs(line.s, stdout);
+    tally_line(&line, &score->score, who);
+    if (who) fputs(line.s, stdout);
     else log_info("%.*s", (int)line.len - 1, line.s);
     str_release(&line);
     struct link *l = s->link[PORT_SCORE];
@@ -98,7 +100,7 @@ static int score_again(struct stage *s) {
     for (int i = 0; got >= 0 && i < set.n; i++) {
         tally_score(&r, &set.t[i], (enum task_rule)c->rule);
         rec_to_json(&lines, &r);
-        got = tell_score(s, &r, true);
+        got = tell_score(s, &r, "");
     }
     if (got >= 0 && *c->shared.run.dir) {            /* inside a pipeline the launcher shows scores.jsonl */
         char path[FS_PATH_MAX];
@@ -110,9 +112,25 @@ static int score_again(struct stage *s) {
     return got < 0 ? -1 : 0;
 }
 
-static void label(const struct examiner *x, struct rec *score, const char *adapter_sha256) {
-    examiner_label(x, &score->score);
-    score->score.adapter_sha256 = (char *)(uintptr_t)adapter_sha256;
+/* The learner's note about the adapter in `dir`, where a run left one beside it: which step, trained under which treatment. */
+static bool find_mark(const char *dir, int64_t version, struct rec *mark) {
+    char parent[FS_PATH_MAX], path[FS_PATH_MAX];
+    bool found = false;
+    fs_join(parent, sizeof parent, dir, "..");
+    DIR *d = opendir(parent);
+    for (struct dirent *entry; d && !found && (entry = readdir(d));) {
+        struct str text;
+        if (!str_starts(entry->d_name, "at-") || !str_ends(entry->d_name, ".json")) continue;
+        str_init(&text);
+        fs_join(path, sizeof path, parent, entry->d_name);
+        if (fs_read(&text, path, 1 << 20, NULL) == 0 && rec_from_json(mark, text.s, text.len, REC_ADAPTER, path, NULL) == 0) {
+            found = mark->adapter.version == version;
+            if (!found) rec_release(mark);
+        }
+        str_release(&text);
+    }
+    if (d) closedir(d);
+    return found;
 }
 
 static int score_once(struct stage *s, struct examiner *x) {
@@ -122,8 +140,21 @@ static int score_once(struct stage *s, struct examiner *x) {
     if (*c->adapter && !fs_is_dir(c->adapter))
         return err_code(&s->err, EXIT_ENV, "there is no adapter folder '%s': eval.adapter names one like RUN/adapters/v000040",
                         c->adapter);
-    int rc = examiner_ask(x, c->adapter, "", 0, 0, &answer, &n);
-    if (rc != 0) return rc < 0 ? -1 : 0;
+    char folder[FS_PATH_MAX], who[FS_PATH_MAX] = "base model";
+    snprintf(folder, sizeof folder, "%.1000s", c->adapter);
+    for (size_t end = strlen(folder); end > 1 && folder[end - 1] == '/'; end--) folder[end - 1] = 0;
+    const char *name = strrchr(folder, '/') ? strrchr(folder, '/') + 1 : folder;
+    struct rec mark;
+    int64_t version = 0;
+    bool numbered = name[0] == 'v' && str_to_i64(name + 1 + strspn(name + 1, "0"), &version);
+    bool marked = numbered && find_mark(folder, version, &mark);
+    int64_t step = marked ? mark.adapter.step : 0;
+    if (*name) snprintf(who, sizeof who, marked ? "adapter %.200s of step %lld" : "adapter %.200s", name, (long long)step);
+    int rc = examiner_ask(x, c->adapter, marked ? mark.adapter.sha256 : "", version, step, &answer, &n);
+    if (rc != 0) {
+        if (marked) rec_release(&mark);
+        return rc < 0 ? -1 : 0;
+    }
     struct tally_set set = { 0 };
     for (int64_t i = 0; i < n; i++) {
         tally_add(&set, &answer[i].answer, (enum task_rule)c->rule);
@@ -131,9 +162,11 @@ static int score_once(struct stage *s, struct examiner *x) {
     }
     free(answer);
     tally_score(&score, &set.t[0], (enum task_rule)c->rule);
-    label(x, &score, "");
-    rc = tell_score(s, &score, true);
+    examiner_label(x, &score.score);
+    if (marked) score.score.treatment_trained = mark.adapter.treatment.hash;
+    rc = tell_score(s, &score, who);
     tally_release(&set);
+    if (marked) rec_release(&mark);
     return rc;
 }
 
@@ -163,9 +196,11 @@ static int score_step(struct stage *s, struct examiner *x, struct book *b, int64
     }
     if (rc == 0) {
         tally_score(&score, book_answers(b, step), (enum task_rule)c->rule);
-        label(x, &score, mark.adapter.sha256);
+        examiner_label(x, &score.score);
+        score.score.adapter_sha256 = mark.adapter.sha256;
+        score.score.treatment_trained = mark.adapter.treatment.hash;
         rc = book_keep_score(b, &score, &s->err);
-        if (rc == 0) rc = tell_score(s, &score, false);
+        if (rc == 0) rc = tell_score(s, &score, NULL);
         if (rc == 0) rc = book_write_samples(b, &s->err);
     }
     rec_release(&mark);

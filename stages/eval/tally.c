@@ -52,11 +52,13 @@ void tally_score(struct rec *out, const struct tally *t, enum task_rule rule) {
     task_interval(t->right, t->n, &s->low, &s->high);
 }
 
-void tally_line(struct str *out, const struct rec_score *s) {
+void tally_line(struct str *out, const struct rec_score *s, const char *who) {
     double n = s->n > 0 ? (double)s->n : 1;
-    str_printf(out,
-        "step %-5lld %s  %lld of %lld = %.2f %% [%.2f, %.2f]  rule %s  (strict %.2f %%, flexible %.2f %%, parsed %.1f %%, "
-               "cut off %.1f %%)  %s, noise %s\n", (long long)s->step, s->split, (long long)s->right, (long long)s->n,
-               100. * (double)s->right / n, 100 * s->low, 100 * s->high, s->rule, 100. * (double)s->right_strict / n,
-               100. * (double)s->right_flexible / n, 100. * (double)s->parsed / n, 100 * s->truncated, s->quant, s->noise);
+    if (who && *who) str_printf(out, "%s  ", who);
+    else str_printf(out, "step %-5lld ", (long long)s->step);
+    str_printf(out, "%s  %lld of %lld = %.2f %% [%.2f, %.2f]  rule %s  ", s->split, (long long)s->right,
+               (long long)s->n, 100. * (double)s->right / n, 100 * s->low, 100 * s->high, s->rule);
+    str_printf(out, "(strict %.2f %%, flexible %.2f %%, parsed %.1f %%, cut off %.1f %%)  %s, noise %s\n",
+               100. * (double)s->right_strict / n, 100. * (double)s->right_flexible / n,
+               100. * (double)s->parsed / n, 100 * s->truncated, s->quant, s->noise);
 }

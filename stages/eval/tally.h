@@ -17,6 +17,6 @@ void tally_release(struct tally_set *s);
 void tally_add(struct tally_set *s, const struct rec_answer *a, enum task_rule rule);
 /* The score record of a row; strings are lent by the row. */
 void tally_score(struct rec *out, const struct tally *t, enum task_rule rule);
-/* One line for people: "step 200  test  171 of 512 = 33.4 % [29.4, 37.6]  rule strict  mxfp4, noise none ...". */
-void tally_line(struct str *out, const struct rec_score *s);
+/* One line for people; who = NULL or "" names the policy by its step: "step 200  test  171 of 512 = 33.4 % [29.4, 37.6]  rule strict  mxfp4, noise none ...". */
+void tally_line(struct str *out, const struct rec_score *s, const char *who);
 #endif

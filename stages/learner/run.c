@@ -322,6 +322,9 @@ static void plan_notes(const struct learner_conf *c, json_t *out) {
         json_array_append_new(notes,
             json_string("sigma decays geometrically, by a constant factor from stage to stage (the study's "
                                                  "page calls it linear); the first stage is silent"));
+    if (c->shared.aqn.sigma_start > 0 && sigma_at(&c->shared, c->shared.run.steps - 1) != c->shared.aqn.sigma_end)
+        json_array_append_new(notes, json_string("the run has fewer steps than the noise schedule has stages: sigma never reaches "
+                                                 "noise.aqn.sigma_end"));
     if (c->warmup > 0)
         json_array_append_new(notes, json_string("warm-up starts from 0: the first update leaves the adapter as it is"));
     if (c->filter == FILTER_METRIC_OFF) json_array_append_new(notes,

@@ -36,19 +36,41 @@ static const struct stage_about about = {
     .keys = tables, .ports = ports, .conf_bytes = sizeof(struct conf),
 };
 
-/* Offline: one line that says what the scores of a file of answers come to. */
-static void say_accuracy(int64_t right, int64_t n, int rule) {
-    double low, high;
-    task_interval(right, n, &low, &high);
-    log_info("%lld of %lld right under rule %s: %.2f %% [%.2f, %.2f]", (long long)right, (long long)n, task_rule_name[rule],
-             n ? 100. * (double)right / (double)n : 0., 100 * low, 100 * high);
+/* Offline, what the scores of a file of answers come to: a line for each scored step, for questions repeat from step to step. */
+struct count { char *run; int64_t step, version, n, right; };
+struct counts { struct count *row; int rows; };
+
+static void count_answer(struct counts *c, const struct rec_answer *a, bool right) {
+    struct count *r = NULL;
+    for (int i = 0; i < c->rows && !r; i++)
+        if (c->row[i].step == a->step && c->row[i].version == a->version && strcmp(c->row[i].run, a->run) == 0) r = &c->row[i];
+    if (!r) {
+        c->row = mem_grow(c->row, (size_t)(c->rows + 1) * sizeof *c->row);
+        r = &c->row[c->rows++];
+        *r = (struct count){ .run = mem_dup(a->run), .step = a->step, .version = a->version };
+    }
+    r->n++;
+    r->right += right;
+}
+
+static void say_counts(struct counts *c, int rule) {
+    for (int i = 0; i < c->rows; i++) {
+        const struct count *r = &c->row[i];
+        double low, high;
+        task_interval(r->right, r->n, &low, &high);
+        log_info("run %s step %lld: %lld of %lld right under rule %s: %.2f %% [%.2f, %.2f]", r->run, (long long)r->step,
+                 (long long)r->right, (long long)r->n, task_rule_name[rule], 100. * (double)r->right / (double)r->n, 100 * low,
+                 100 * high);
+        free(r->run);
+    }
+    free(c->row);
 }
 
 int main(int argc, char **argv) {
     struct stage s;
     stage_open(&s, argc, argv, &about);
     const struct conf *c = s.conf;
-    int64_t answers = 0, right = 0;
+    struct counts counts = { 0 };
     stage_ready(&s);
     while (!stage_stopping(&s)) {
         struct rec r;
@@ -59,10 +81,8 @@ int main(int argc, char **argv) {
         if (got == LINK_END) break;
         if (got == LINK_EMPTY) continue;
         s.waits_for = "";
-        if (r.type == REC_ANSWER) {
-            answers++;
-            right += score_answer(&r.answer, &c->score);
-        } else if (r.type == REC_TRAJ || r.type == REC_GROUP) score_group(&r, &c->score);
+        if (r.type == REC_ANSWER) count_answer(&counts, &r.answer, score_answer(&r.answer, &c->score));
+        else if (r.type == REC_TRAJ || r.type == REC_GROUP) score_group(&r, &c->score);
         else {
             err_set(&s.err, "port 'traj': a record '%s' cannot be scored, only traj, group and answer", rec_name[r.type]);
             stage_die(&s, EXIT_FAILED);
@@ -76,6 +96,6 @@ int main(int argc, char **argv) {
         if (sent < 0) stage_die(&s, EXIT_FAILED);
         s.progress++;
     }
-    if (answers) say_accuracy(right, answers, c->score.rule);
+    say_counts(&counts, c->score.rule);
     return stage_close(&s, EXIT_DONE);
 }
