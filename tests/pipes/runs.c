@@ -33,7 +33,7 @@ Test(runs, a_run_ends_done_and_leaves_its_records) {
         cr_expect(fs_exists(path), "no '%s'", path);
     }
     cr_assert_str_eq(box_read("runs/a-0001/state"), "done\n");
-    box_has(box_read("runs/SUMMARY.md"), "| a-0001 | E1 | done | aqn.sigma_start=5e-2 | 3 | 0 | 10.0 % (10/100) |");
+    box_has(box_read("runs/SUMMARY.md"), "| a-0001 | E1 | done | noise.aqn.sigma_start=5e-2 | 3 | 0 | 10.0 % (10/100) |");
     box_has(box_read("runs/a-0001/manifest.json"), "\"commit\"");
     box_expect(0, "qerl-pipe status");
     box_has(box_out.s, "a-0001  done; step 3 of 3; 50/100");
@@ -57,7 +57,7 @@ Test(runs, a_run_folder_is_never_used_twice) {
 Test(runs, without_data_two_lines_exit_4_and_nothing_made) {
     box_pipeline("a.pipe", GOOD, EVAL, "");
     box_expect(4, "rm q.jsonl; qerl-pipe run a.pipe");
-    cr_assert_str_eq(box_talk.s, "missing: 'q.jsonl'\nget it:  tools/fetch gsm8k\n");
+    cr_assert_str_eq(box_talk.s, "missing: 'q.jsonl'\nget it:  tools/fetch has no 'q.jsonl'; set data.train to what you have\n");
     cr_assert(!fs_exists("runs"));
     box_expect(0, "qerl-pipe check a.pipe");
     box_has(box_out.s, "absent: tools/fetch gsm8k");
@@ -121,7 +121,7 @@ Test(runs, stop_and_resume_work_in_the_same_folder) {
                "exit 98; wait $!", "runs/a-0001/second");
     box_has(box_out.s, "resume: 1");
     box_has(box_talk.s, "is being worked on by process");
-    box_has(box_read("runs/a-0001/state"), "stopped: by Terminated");
+    box_has(box_read("runs/a-0001/state"), "stopped: by signal TERM");
     box_expect(0, "cd / && qerl-pipe resume $OLDPWD/runs/a-0001");
     cr_assert_str_eq(box_read("runs/a-0001/state"), "done\n");
     cr_assert(!fs_exists("runs/a-0002"));
