@@ -60,7 +60,7 @@ Test(runs, without_data_two_lines_exit_4_and_nothing_made) {
     cr_assert_str_eq(box_talk.s, "missing: 'q.jsonl'\nget it:  tools/fetch has no 'q.jsonl'; set data.train to what you have\n");
     cr_assert(!fs_exists("runs"));
     box_expect(0, "qerl-pipe check a.pipe");
-    box_has(box_out.s, "absent: tools/fetch gsm8k");
+    box_has(box_out.s, "absent: tools/fetch has no 'q.jsonl'");
 }
 
 Test(runs, check_prints_the_plan_and_starts_nothing) {
