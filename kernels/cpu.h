@@ -6,12 +6,15 @@
 #include "kernels/math.h"
 #include "kernels/pack.h"
 
-extern const struct kern kern_ref_table;                   /* complete; every faster path starts as its copy */
-void kern_avx2_fill(struct kern *k);                       /* overwrite slots; only on a machine that has the ISA */
+/* complete; every faster path starts as its copy */
+extern const struct kern kern_ref_table;
+/* overwrite slots; only on a machine that has the ISA */
+void kern_avx2_fill(struct kern *k);
 void kern_avx512_fill(struct kern *k);
 
 size_t kern_record_bytes(enum kern_format format);
-/* This thread's scratch, at least `bytes`, 64-byte aligned; valid until its next call on this thread. Grows, never shrinks. */
+/* This thread's scratch, at least `bytes`, 64-byte aligned; valid until its next call on this
+ * thread. Grows, never shrinks. */
 void *cpu_scratch(size_t bytes);
 /* pool_run, or the plain loop when the table has no pool. */
 static inline void cpu_run(struct kern *k, int parts, void (*fn)(void *, int, int), void *arg) {
@@ -27,23 +30,31 @@ static inline void cpu_put(kptr p, enum kern_type t, size_t i, float v) {
     if (t == KERN_F32) ((float *)p.p)[i] = v;
     else ((uint16_t *)p.p)[i] = f32_to_bf16(v);
 }
-static inline float cpu_round(float v, bool round) { return round ? bf16_to_f32(f32_to_bf16(v)) : v; }
+static inline float cpu_round(float v, bool round) {
+    return round ? bf16_to_f32(f32_to_bf16(v)) : v;
+}
 
 /* Element index of position pos of `slot`, kv head h. */
-static inline size_t cpu_kv_at(const struct kern_kv *kv, int layer, int slot, int pos, int h, int is_v) {
+static inline size_t cpu_kv_at(const struct kern_kv *kv, int layer, int slot, int pos, int h,
+                               int is_v) {
     const int32_t *table = kv->table.p;
     size_t page = (size_t)table[(size_t)slot * (size_t)kv->slot_pages + (size_t)(pos / KERN_PAGE)];
-    size_t head = ((page * (size_t)kv->layers + (size_t)layer) * 2 + (size_t)is_v) * (size_t)kv->kv_heads + (size_t)h;
+    size_t head = ((page * (size_t)kv->layers + (size_t)layer) * 2 + (size_t)is_v) *
+                      (size_t)kv->kv_heads +
+                  (size_t)h;
     return (head * KERN_PAGE + (size_t)(pos % KERN_PAGE)) * (size_t)kv->head_dim;
 }
 
-/* Softmax statistics of one row, z = logits * inv_temp, most = the largest logit (not scaled): returns the sum of
- * exp(z - most * inv_temp) in 16 lanes; blocks (or NULL) gets the same sum of each CPU_BLOCK ids by themselves; *tilt (or
- * NULL) the sum of e * (z - zmax). A path gives its own to cpu_sample_row. */
+/* Softmax statistics of one row, z = logits * inv_temp, most = the largest logit (not scaled):
+ * returns the sum of exp(z - most * inv_temp) in 16 lanes; blocks (or NULL) gets the same sum of
+ * each CPU_BLOCK ids by themselves; *tilt (or NULL) the sum of e * (z - zmax). A path gives its own
+ * to cpu_sample_row. */
 enum { CPU_BLOCK = 256, CPU_VOCAB_MAX = 1 << 20 };
-typedef float cpu_row_sum(const float *logits, int vocab, float inv_temp, float most, float *blocks, float *tilt);
+typedef float cpu_row_sum(const float *logits, int vocab, float inv_temp, float most, float *blocks,
+                          float *tilt);
 typedef float cpu_row_most(const float *logits, int vocab);
-void cpu_sample_row(const struct kern_sample *a, int row, cpu_row_most *most_of, cpu_row_sum *sum_of);
+void cpu_sample_row(const struct kern_sample *a, int row, cpu_row_most *most_of,
+                    cpu_row_sum *sum_of);
 
 /* Slots of the reference table, one file each group. */
 void ref_embed(struct kern *k, const struct kern_embed *a);

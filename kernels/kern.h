@@ -1,22 +1,27 @@
 /* kern.h - THE WAIST between maths and machines: one table of operations on raw arrays.
  *
- * lib/model says what a network computes; a backend says how. Nobody above this header dereferences a kptr: memory is
- * made, filled and read back through the table, so the same model code drives CPU paths and devices. Operations return
- * nothing, run in the order they were called, and latch their first error until sync(). Threads live inside an operation
- * and split its output elements, never a sum.
+ * lib/model says what a network computes; a backend says how. Nobody above this header dereferences
+ * a kptr: memory is made, filled and read back through the table, so the same model code drives CPU
+ * paths and devices. Operations return nothing, run in the order they were called, and latch their
+ * first error until sync(). Threads live inside an operation and split its output elements, never a
+ * sum.
  *
- * Bits. One order of accumulation per output element: it does not depend on the number of rows in the call, on a
- * row's place in it, on the number of threads, or on whether the row is prefilled, decoded or trained on. The CPU paths
- * ref, avx2 and avx512 share the very same order and the same polynomials, so they give the same bits:
+ * Bits. One order of accumulation per output element: it does not depend on the number of rows in
+ * the call, on a row's place in it, on the number of threads, or on whether the row is prefilled,
+ * decoded or trained on. The CPU paths ref, avx2 and avx512 share the very same order and the same
+ * polynomials, so they give the same bits:
  *   linear, linear_t   acc = 0; for k ascending: acc = fma(x[k], w[k], acc)
- *   row sums (norms, softmax, dot products of attention)   16 lanes, lane i takes elements i, i+16, ... by fma or add in
+ *   row sums (norms, softmax, dot products of attention)   16 lanes, lane i takes elements i, i+16,
+ *                                           ... by fma or add in
  *       ascending order, then the lanes are folded 8, 4, 2, 1 (lane i += lane i + half)
  *   exp, log           kern_expf / kern_logf of kernels/math.h
  *   max                exact in any order, NaN skipped
- *   left over          kernels/ref is the text: where a formula below leaves an order open, ref's is meant
+ *   left over          kernels/ref is the text: where a formula below leaves an order open, ref's
+ *                      is meant
  *
  * Rounding points ("bf16" = round to nearest even to bfloat16). Everything else is float32.
- *   outputs typed KERN_BF16 are rounded once when stored; KERN_F32 is never rounded (vectors and gradient checks).
+ *   outputs typed KERN_BF16 are rounded once when stored; KERN_F32 is never rounded (vectors and
+ *   gradient checks).
  *   linear             x is read as stored; products and sums in f32; bias and scale in f32
  *   linear_t, outer    their f32 operand dy is rounded to bf16 on reading when `round` is set
  *   attention          q, k and v as stored; scores, probabilities and sums in f32
@@ -31,11 +36,12 @@ enum { KERN_ABI = 1, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
 enum kern_type { KERN_F32, KERN_BF16 };
 enum kern_format { KERN_FORMAT_F32, KERN_FORMAT_BF16, KERN_FORMAT_MXFP4, KERN_FORMAT_NVFP4 };
 
-typedef struct { void *p; } kptr;                     /* an address of the backend's memory; {NULL} = absent */
+/* an address of the backend's memory; {NULL} = absent */
+typedef struct { void *p; } kptr;
 static inline kptr kptr_at(kptr k, size_t bytes) { return (kptr){ (char *)k.p + bytes }; }
 
-/* A packed linear weight [out, in]: ceil(out/16) panels, each ceil(in/32) records of 16 outputs x 32 inputs, zero padded
- * (layout: kernels/pack.h). */
+/* A packed linear weight [out, in]: ceil(out/16) panels, each ceil(in/32) records of 16 outputs x
+ * 32 inputs, zero padded (layout: kernels/pack.h). */
 struct kern_weight {
     kptr data;
     enum kern_format format;
@@ -43,103 +49,147 @@ struct kern_weight {
     float scale;                                      /* NVFP4's tensor scale; 1 otherwise */
 };
 
-/* Keys and values in pages of 32 positions: page p, layer l, kv head h holds K [32, head_dim], then all heads' V:
- * element (((p * layers + l) * 2 + is_v) * kv_heads + h) * 32 + pos % 32) * head_dim + i. */
+/* Keys and values in pages of 32 positions: page p, layer l, kv head h holds K [32, head_dim], then
+ * all heads' V: element (((p * layers + l) * 2 + is_v) * kv_heads + h) * 32 + pos % 32) * head_dim
+ * + i. */
 struct kern_kv {
     kptr pages;
     enum kern_type type;
     int layers, kv_heads, head_dim;
-    kptr table;                                       /* int32 [slots, slot_pages]: page of each slot's 32 positions */
+    /* int32 [slots, slot_pages]: page of each slot's 32 positions */
+    kptr table;
     int slot_pages;
 };
 
-/* y[r,:] = E[tokens[r],:]                            tokens int32 [rows]; w embedding [vocab, dim]; y f32 [rows, dim] */
+/* y[r,:] = E[tokens[r],:]                            tokens int32 [rows]; w embedding [vocab, dim];
+ *                                         y f32 [rows, dim] */
 struct kern_embed { kptr tokens; struct kern_weight w; kptr y; int rows; };
 
-/* y = x * rsqrt(mean(x^2) + eps) * (w + dw)          x f32 [rows, dim], w f32 [dim], dw f32 [dim] or absent (noise: never
- * written into w), y of y_type, rstd f32 [rows] or absent receives rsqrt(...). y may be x when both are f32. */
+/* y = x * rsqrt(mean(x^2) + eps) * (w + dw)          x f32 [rows, dim], w f32 [dim], dw f32 [dim]
+ *                                         or absent (noise: never
+ * written into w), y of y_type, rstd f32 [rows] or absent receives rsqrt(...). y may be x when both
+ * are f32. */
 struct kern_rmsnorm { kptr x, w, dw, y, rstd; enum kern_type y_type; int rows, dim; float eps; };
 /* dx += m g - x m^3/dim * sum(g x), g = dy * (w + dw), m = rstd. */
 struct kern_rmsnorm_bwd { kptr dy, x, rstd, w, dw, dx; int rows, dim; };
 
-/* y = (scale * w.scale) * (x W') + bias, or y += that when accumulate (y f32 then). x [rows, in] of x_type with row stride x_ld
- * elements, y [rows, out] with stride y_ld; bias f32 [out] or absent. */
+/* y = (scale * w.scale) * (x W') + bias, or y += that when accumulate (y f32 then). x [rows, in] of
+ * x_type with row stride x_ld elements, y [rows, out] with stride y_ld; bias f32 [out] or
+ * absent. */
 struct kern_linear {
     kptr x; enum kern_type x_type; int x_ld;
     struct kern_weight w; kptr bias; float scale; bool accumulate;
     kptr y; enum kern_type y_type; int y_ld;
     int rows;
 };
-/* dx = (scale * w.scale) * (dy W), or dx += that when accumulate. dy f32 [rows, out] stride dy_ld, dx f32 [rows, in] stride dx_ld.
- * Sum over outputs ascending. round: dy is rounded to bf16 on reading. */
+/* dx = (scale * w.scale) * (dy W), or dx += that when accumulate. dy f32 [rows, out] stride dy_ld,
+ * dx f32 [rows, in] stride dx_ld. Sum over outputs ascending. round: dy is rounded to bf16 on
+ * reading. */
 struct kern_linear_t {
     kptr dy; int dy_ld; struct kern_weight w; float scale; bool accumulate, round;
     kptr dx; int dx_ld; int rows;
 };
-/* g[m,n] += sum over sequences in order of (sum over the sequence's tiles of 32 rows, in order, of (sum over the tile's
- * rows ascending of scale * a[r,m] * b[r,n])): fma(scale * a, b, acc) within a tile from 0. Sequence s is rows
- * seq_start[s] .. seq_start[s+1]-1 (host array, seqs + 1). How sequences are spread over calls changes no bit.
- * a f32 [rows, m] (rounded to bf16 after scaling when round), b [rows, n] of b_type. */
+/* g[m,n] += sum over sequences in order of (sum over the sequence's tiles of 32 rows, in order, of
+ * (sum over the tile's rows ascending of scale * a[r,m] * b[r,n])): fma(scale * a, b, acc) within a
+ * tile from 0. Sequence s is rows seq_start[s] .. seq_start[s+1]-1 (host array, seqs + 1). How
+ * sequences are spread over calls changes no bit. a f32 [rows, m] (rounded to bf16 after scaling
+ * when round), b [rows, n] of b_type. */
 struct kern_outer {
     kptr a; int a_ld; kptr b; enum kern_type b_type; int b_ld; float scale; bool round;
     kptr g; int m, n; const int32_t *seq_start; int seqs;
 };
 
-/* Half-split rotation by the row's position; inverse rotates back (the backward). x f32 [rows, heads, head_dim] -> y of
- * y_type, y may be x when f32. cos, sin f32 [positions, head_dim / 2]. */
-struct kern_rope { kptr x, y; enum kern_type y_type; kptr pos, cos, sin; int rows, heads, head_dim; bool inverse; };
+/* Half-split rotation by the row's position; inverse rotates back (the backward). x f32 [rows,
+ * heads, head_dim] -> y of y_type, y may be x when f32. cos, sin f32 [positions, head_dim / 2]. */
+struct kern_rope {
+    kptr x, y;
+    enum kern_type y_type;
+    kptr pos, cos, sin;
+    int rows, heads, head_dim;
+    bool inverse;
+};
 
-/* Writes row r's k (k_type, [rows, kv_heads * head_dim]) and v (f32) at (slots[r], pos[r]) of `layer`, rounded to the
- * pages' type. slots, pos int32 [rows]. */
-struct kern_kv_put { struct kern_kv kv; int layer; kptr k; enum kern_type k_type; kptr v, slots, pos; int rows; };
-/* y[r,h] = softmax(scale * q[r,h] . K[0..pos[r]]) V of slot slots[r]; query head h reads kv head h * kv_heads / heads.
- * Keys are visited in pages of 32 from position 0, the running maximum and sum are corrected once a page.
- * q [rows, heads * head_dim] of q_type; y of y_type; lse f32 [rows, heads] or absent: log of the sum of exp(score). */
+/* Writes row r's k (k_type, [rows, kv_heads * head_dim]) and v (f32) at (slots[r], pos[r]) of
+ * `layer`, rounded to the pages' type. slots, pos int32 [rows]. */
+struct kern_kv_put {
+    struct kern_kv kv;
+    int layer;
+    kptr k;
+    enum kern_type k_type;
+    kptr v, slots, pos;
+    int rows;
+};
+/* y[r,h] = softmax(scale * q[r,h] . K[0..pos[r]]) V of slot slots[r]; query head h reads kv head h
+ * * kv_heads / heads. Keys are visited in pages of 32 from position 0, the running maximum and sum
+ * are corrected once a page. q [rows, heads * head_dim] of q_type; y of y_type; lse f32 [rows,
+ * heads] or absent: log of the sum of exp(score). */
 struct kern_attn {
     kptr q; enum kern_type q_type; struct kern_kv kv; int layer; kptr slots, pos;
     kptr y; enum kern_type y_type; kptr lse; int rows, heads; float scale;
 };
-/* Backward of attn for whole sequences: sequence s is rows seq_start[s] .. seq_start[s+1]-1 at positions 0, 1, ... of its
- * slot (slots int32 [rows], read at the sequence's first row). y, lse as attn left them, dy f32; writes dq f32
- * [rows, heads * head_dim], dk and dv f32 [rows, kv_heads * head_dim]. dq sums over keys ascending; dk, dv over query rows
- * ascending, and over the query heads of the kv head ascending within a row. */
+/* Backward of attn for whole sequences: sequence s is rows seq_start[s] .. seq_start[s+1]-1 at
+ * positions 0, 1, ... of its slot (slots int32 [rows], read at the sequence's first row). y, lse as
+ * attn left them, dy f32; writes dq f32 [rows, heads * head_dim], dk and dv f32 [rows, kv_heads *
+ * head_dim]. dq sums over keys ascending; dk, dv over query rows ascending, and over the query
+ * heads of the kv head ascending within a row. */
 struct kern_attn_bwd {
     kptr q; enum kern_type q_type; struct kern_kv kv; int layer; kptr slots;
-    kptr y; enum kern_type y_type; kptr lse, dy, dq, dk, dv; const int32_t *seq_start; int seqs, heads; float scale;
+    kptr y;
+    enum kern_type y_type;
+    kptr lse, dy, dq, dk, dv;
+    const int32_t *seq_start;
+    int seqs, heads;
+    float scale;
 };
 
-/* y = silu(gate) * up                                gate, up f32 [rows, dim] with stride ld; y of y_type [rows, dim] */
+/* y = silu(gate) * up                                gate, up f32 [rows, dim] with stride ld; y of
+ *                                         y_type [rows, dim] */
 struct kern_swiglu { kptr gate, up, y; enum kern_type y_type; int rows, dim, ld; };
-struct kern_swiglu_bwd { kptr dy, gate, up, dgate, dup; int rows, dim, ld; };     /* dy f32 [rows, dim]; dgate may be gate */
+/* dy f32 [rows, dim]; dgate may be gate */
+struct kern_swiglu_bwd { kptr dy, gate, up, dgate, dup; int rows, dim, ld; };
 
 /* x[i] += y[i], f32 */
 struct kern_add { kptr x, y; size_t n; };
-/* out[i,:] = x[index[i],:]  f32 or bf16 rows of dim elements; scatter_add: x[index[i],:] += y[i,:] (f32, indices distinct) */
+/* out[i,:] = x[index[i],:]  f32 or bf16 rows of dim elements; scatter_add: x[index[i],:] += y[i,:]
+ *                           (f32, indices distinct) */
 struct kern_gather { kptr x, index, y; enum kern_type type; int rows, dim; };
 struct kern_scatter_add { kptr y, index, x; int rows, dim; };
 
-/* With z = logits * inv_temp: lse = log sum exp z, lp = z[target] - lse, entropy = lse - sum p z (summed as
- * log s - sum e (z - zmax) / s with e = exp(z - zmax), s = sum e). logits f32
+/* With z = logits * inv_temp: lse = log sum exp z, lp = z[target] - lse, entropy = lse - sum p z
+ * (summed as log s - sum e (z - zmax) / s with e = exp(z - zmax), s = sum e). logits f32
  * [rows, vocab]; targets int32 [rows]; lse, entropy f32 [rows] or absent. */
 struct kern_logprob { kptr logits, targets, lp, lse, entropy; int rows, vocab; float inv_temp; };
 /* In place: logits[r,k] = coef[r] * ([k == target] - p[k]) * inv_temp, p from lse. */
 struct kern_logprob_bwd { kptr logits, targets, lse, coef; int rows, vocab; float inv_temp; };
 
 struct kern_sampler {                                 /* host struct, one per row */
-    float temperature;                                /* 0 = greedy: the largest logit, lowest id among equals */
+    /* 0 = greedy: the largest logit, lowest id among equals */
+    float temperature;
     int top_k;                                        /* 0 = off */
     float top_p;                                      /* 1 = off */
     float u;                                          /* in [0,1) */
 };
-/* Draws token[r]: logits / T, top-k, top-p (smallest prefix of the descending order whose mass reaches top_p, at
- * least one; ties to the lower id), renormalise, then invert the CDF in ascending token-id order. lp = log-prob of the
- * token under what was sampled from (greedy: under temperature 1), lp_raw = under temperature 1, nothing cut. Without cuts
- * lp has the bits that logprob gives at the same temperature. Host arrays sampler, token (int32), lp, lp_raw; implies sync. */
-struct kern_sample { kptr logits; int rows, vocab; const struct kern_sampler *sampler; int32_t *token; float *lp, *lp_raw; };
+/* Draws token[r]: logits / T, top-k, top-p (smallest prefix of the descending order whose mass
+ * reaches top_p, at least one; ties to the lower id), renormalise, then invert the CDF in ascending
+ * token-id order. lp = log-prob of the token under what was sampled from (greedy: under temperature
+ * 1), lp_raw = under temperature 1, nothing cut. Without cuts lp has the bits that logprob gives at
+ * the same temperature. Host arrays sampler, token (int32), lp, lp_raw; implies sync. */
+struct kern_sample {
+    kptr logits;
+    int rows, vocab;
+    const struct kern_sampler *sampler;
+    int32_t *token;
+    float *lp, *lp_raw;
+};
 
-/* p -= lr*wd*p; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr * (m*m_scale) / (sqrt(v*v_scale) + eps), with g
- * multiplied by g_scale first; m_scale = 1/(1-b1^k), v_scale = 1/(1-b2^k). All f32 [n]. */
-struct kern_adamw { kptr p, m, v, g; size_t n; float lr, b1, b2, eps, wd, g_scale, m_scale, v_scale; };
+/* p -= lr*wd*p; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr * (m*m_scale) /
+ * (sqrt(v*v_scale) + eps), with g multiplied by g_scale first; m_scale = 1/(1-b1^k), v_scale =
+ * 1/(1-b2^k). All f32 [n]. */
+struct kern_adamw {
+    kptr p, m, v, g;
+    size_t n;
+    float lr, b1, b2, eps, wd, g_scale, m_scale, v_scale;
+};
 
 struct kern {
     const char *name;                                 /* "ref", "avx2", "avx512", "cuda:0" */
@@ -148,13 +198,17 @@ struct kern {
     void *self;                                       /* the backend's own state */
     struct err latched;                               /* first error since the last sync */
 
-    int  (*alloc)(struct kern *k, kptr *out, size_t bytes, struct err *e);      /* 64-byte aligned, zeroed */
-    void (*free)(struct kern *k, kptr *p);                                      /* sets p->p to NULL */
+    /* 64-byte aligned, zeroed */
+    int  (*alloc)(struct kern *k, kptr *out, size_t bytes, struct err *e);
+    /* sets p->p to NULL */
+    void (*free)(struct kern *k, kptr *p);
     void (*upload)(struct kern *k, kptr to, const void *from, size_t bytes);
-    void (*download)(struct kern *k, void *to, kptr from, size_t bytes);        /* implies sync of what wrote it */
+    /* implies sync of what wrote it */
+    void (*download)(struct kern *k, void *to, kptr from, size_t bytes);
     void (*copy)(struct kern *k, kptr to, kptr from, size_t bytes);
     void (*zero)(struct kern *k, kptr p, size_t bytes);
-    int  (*sync)(struct kern *k, struct err *e);                                /* -1 with the first latched error */
+    /* -1 with the first latched error */
+    int  (*sync)(struct kern *k, struct err *e);
 
     void (*embed)(struct kern *k, const struct kern_embed *a);
     void (*rmsnorm)(struct kern *k, const struct kern_rmsnorm *a);
@@ -177,15 +231,17 @@ struct kern {
     void (*adamw)(struct kern *k, const struct kern_adamw *a);
     /* In double: blocks of 4,096 elements (8 lanes, folded), blocks ascending; implies sync. */
     double (*sum_squares)(struct kern *k, kptr x, size_t n);
-    /* Packs row-major host values [out, in] into a BF16 or F32 weight already allocated (kern_weight_bytes): LoRA, once
-     * per version. Values are rounded to bf16 for KERN_FORMAT_BF16. */
+    /* Packs row-major host values [out, in] into a BF16 or F32 weight already allocated
+     * (kern_weight_bytes): LoRA, once per version. Values are rounded to bf16 for
+     * KERN_FORMAT_BF16. */
     void (*pack)(struct kern *k, const struct kern_weight *w, const float *values);
 };
 
-/* Fills the table. path: NULL or "auto" = the best this CPU has; "ref", "avx2", "avx512" force one. -1 (EXIT_ENV) when the
- * machine lacks it, naming what it has. The table lends `pool`. */
+/* Fills the table. path: NULL or "auto" = the best this CPU has; "ref", "avx2", "avx512" force one.
+ * -1 (EXIT_ENV) when the machine lacks it, naming what it has. The table lends `pool`. */
 int kern_open(struct kern *k, const char *path, struct pool *pool, struct err *e);
-/* Names of the paths this machine can run, best last ("ref", "avx2", "avx512"); returns how many (<= 8). */
+/* Names of the paths this machine can run, best last ("ref", "avx2", "avx512"); returns how many
+ * (<= 8). */
 int kern_paths(const char *names[8]);
 /* Bytes of a packed weight. */
 size_t kern_weight_bytes(enum kern_format format, int out, int in);

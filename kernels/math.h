@@ -1,9 +1,10 @@
 /* math.h - the exp, log and 16-lane sums that every CPU path shares, bit for bit.
  *
- * Only fma, add, multiply, divide, compare and integer operations: a vector path repeats them lane by lane and gets the
- * same bits. Constants are named so that the vector forms (simd/vec.h) cannot drift from these.
- * Accuracy: exp and log within 2 ulp; exp(-inf) = 0, overflow gives inf, subnormal results are right; NaN passes.
- * Source of the polynomials: Cephes (S. Moshier), expf.c and logf.c.
+ * Only fma, add, multiply, divide, compare and integer operations: a vector path repeats them lane
+ * by lane and gets the same bits. Constants are named so that the vector forms (simd/vec.h) cannot
+ * drift from these. Accuracy: exp and log within 2 ulp; exp(-inf) = 0, overflow gives inf,
+ * subnormal results are right; NaN passes. Source of the polynomials: Cephes (S. Moshier), expf.c
+ * and logf.c.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_KERN_MATH_H
 #define QERL_KERN_MATH_H
@@ -46,7 +47,8 @@ static inline float kern_expf(float x) {
     p = fmaf(p, r, KEXP_P4);
     p = fmaf(p, r, KEXP_P5);
     p = fmaf(p, r * r, r) + 1.0f;
-    int32_t half = n >> 1;                                               /* 2^n in two steps: n may be -151 or 128 */
+    /* 2^n in two steps: n may be -151 or 128 */
+    int32_t half = n >> 1;
     float a = kern_float((uint32_t)(half + 127) << 23);
     float b = kern_float(((uint32_t)n - (uint32_t)half + 127u) << 23);
     return p * a * b;

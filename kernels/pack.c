@@ -35,7 +35,8 @@ size_t kern_weight_bytes(enum kern_format format, int out, int in) {
 /* Address of element (k, lane) of the f32 or bf16 record that holds output o, input i. */
 static size_t element(int in, int o, int i) {
     size_t record = (size_t)(o / KERN_OUT_BLOCK) * records(in) + (size_t)(i / KERN_IN_BLOCK);
-    return (record * KERN_IN_BLOCK + (size_t)(i % KERN_IN_BLOCK)) * KERN_OUT_BLOCK + (size_t)(o % KERN_OUT_BLOCK);
+    return (record * KERN_IN_BLOCK + (size_t)(i % KERN_IN_BLOCK)) * KERN_OUT_BLOCK +
+           (size_t)(o % KERN_OUT_BLOCK);
 }
 
 void pack_f32(void *to, enum kern_format format, const float *values, int out, int in) {
@@ -56,7 +57,8 @@ void pack_bf16(void *to, const uint16_t *values, int out, int in) {
             ((uint16_t *)to)[element(in, o, i)] = values[(size_t)o * (size_t)in + (size_t)i];
 }
 
-void pack_codes(void *to, enum kern_format format, const uint8_t *codes, const uint8_t *scales, int out, int in) {
+void pack_codes(void *to, enum kern_format format, const uint8_t *codes, const uint8_t *scales,
+                int out, int in) {
     assert(format == KERN_FORMAT_MXFP4 || format == KERN_FORMAT_NVFP4);
     bool mx = format == KERN_FORMAT_MXFP4;
     int group = mx ? 32 : 16, groups = (in + group - 1) / group;
@@ -66,12 +68,15 @@ void pack_codes(void *to, enum kern_format format, const uint8_t *codes, const u
         uint8_t *panel = (uint8_t *)to + (size_t)(o / KERN_OUT_BLOCK) * records(in) * bytes;
         int lane = o % KERN_OUT_BLOCK;
         for (int i = 0; i < in; i++) {
-            uint8_t *q = panel + (size_t)(i / KERN_IN_BLOCK) * bytes + (i % KERN_IN_BLOCK) * 8 + lane / 2;
-            *q = (uint8_t)(*q | (codes[(size_t)o * (size_t)in + (size_t)i] & 15) << (lane & 1 ? 4 : 0));
+            uint8_t *q = panel + (size_t)(i / KERN_IN_BLOCK) * bytes + (i % KERN_IN_BLOCK) * 8 +
+                         lane / 2;
+            int code = codes[(size_t)o * (size_t)in + (size_t)i] & 15;
+            *q = (uint8_t)(*q | code << (lane & 1 ? 4 : 0));
         }
         for (int g = 0; g < groups; g++) { /* both kinds keep their scales after 256 bytes */
             uint8_t *record = panel + (size_t)(mx ? g : g / 2) * bytes;
-            record[256 + (mx ? 0 : g % 2 * 16) + lane] = scales[(size_t)o * (size_t)groups + (size_t)g];
+            record[256 + (mx ? 0 : g % 2 * 16) + lane] =
+                scales[(size_t)o * (size_t)groups + (size_t)g];
         }
     }
 }

@@ -1,10 +1,11 @@
 /* pack.h - the layout of packed weights: one record per 16 outputs x 32 inputs.
  *
- * Record r of panel p covers outputs 16p .. 16p+15 and inputs 32r .. 32r+31; records of a panel follow each other, then the
- * next panel. Within a record, input k is a row of 16 outputs:
+ * Record r of panel p covers outputs 16p .. 16p+15 and inputs 32r .. 32r+31; records of a panel
+ * follow each other, then the next panel. Within a record, input k is a row of 16 outputs:
  *   F32    2,048 bytes: float    [32][16]
  *   BF16   1,024 bytes: uint16   [32][16]
- *   MXFP4    272 bytes: uint8    [32][8]  low nibble = even output, high = odd; then uint8 scale[16] (E8M0, per output)
+ *   MXFP4    272 bytes: uint8    [32][8]  low nibble = even output, high = odd; then uint8
+ *            scale[16] (E8M0, per output)
  *   NVFP4    288 bytes: as MXFP4, then uint8 scale[2][16] (E4M3; [0] inputs 0-15, [1] inputs 16-31)
  * A nibble is E2M1: sign bit 3, magnitudes 0 .5 1 1.5 2 3 4 6. Padding outputs and inputs are zero.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -27,8 +28,12 @@ static inline uint16_t f32_to_bf16(float f) {          /* to nearest even; a NaN
     return (uint16_t)((v.u + 0x7fffu + ((v.u >> 16) & 1u)) >> 16);
 }
 extern const float pack_e2m1[16];                      /* value of each nibble */
-static inline float pack_e8m0(uint8_t s) {             /* 2^(s-127); 255 is NaN, 0 is the subnormal 2^-127 */
-    union { uint32_t u; float f; } v = { s == 0 ? 0x00400000u : s == 255 ? 0x7fc00000u : (uint32_t)s << 23 };
+/* 2^(s-127); 255 is NaN, 0 is the subnormal 2^-127 */
+static inline float pack_e8m0(uint8_t s) {
+    union {
+        uint32_t u;
+        float f;
+    } v = { s == 0 ? 0x00400000u : s == 255 ? 0x7fc00000u : (uint32_t)s << 23 };
     return v.f;
 }
 float pack_e4m3(uint8_t s);
@@ -36,8 +41,10 @@ float pack_e4m3(uint8_t s);
 /* Row-major host data -> records (host memory `to`, kern_weight_bytes long, fully written). */
 void pack_f32(void *to, enum kern_format bf16_or_f32, const float *values, int out, int in);
 void pack_bf16(void *to, const uint16_t *values, int out, int in);
-/* codes: nibble per element, row-major uint8 [out, in]; scales uint8 [out, ceil(in/32)] (MXFP4) or [out, ceil(in/16)]. */
-void pack_codes(void *to, enum kern_format mxfp4_or_nvfp4, const uint8_t *codes, const uint8_t *scales, int out, int in);
+/* codes: nibble per element, row-major uint8 [out, in]; scales uint8 [out, ceil(in/32)] (MXFP4) or
+ * [out, ceil(in/16)]. */
+void pack_codes(void *to, enum kern_format mxfp4_or_nvfp4, const uint8_t *codes,
+                const uint8_t *scales, int out, int in);
 /* One element back as f32, without the tensor scale (slow; tests, inspection). */
 float pack_get(const void *records, enum kern_format format, int out, int in, int o, int i);
 #endif

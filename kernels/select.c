@@ -1,4 +1,5 @@
-/* select.c - which path this CPU can run, by its feature bits (never by its model name) and by what the system saves.
+/* select.c - which path this CPU can run, by its feature bits (never by its model name) and by what
+ * the system saves.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu.h"
 
@@ -47,8 +48,10 @@ int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e
         const char *names[8];
         char list[128] = "";
         for (int i = 0, n = kern_paths(names); i < n; i++)
-            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", names[i]);
-        return err_code(e, EXIT_ENV, "this machine cannot run kernels '%s'; it has: %s", name, list);
+            snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "",
+                     names[i]);
+        return err_code(e, EXIT_ENV, "this machine cannot run kernels '%s'; it has: %s", name,
+                        list);
     }
     *k = kern_ref_table;
     k->name = best->name;

@@ -26,9 +26,12 @@ static int read_key(struct about_key *k, json_t *o, const char *where, struct er
     const char *type = NULL;
     *k = (struct about_key){ .least = -INFINITY, .most = INFINITY, .help = "" };
     k->choices = join_choices(json_object_get(o, "choices"));
-    if (json_need_str(o, "key", &k->name, where, e) < 0 || json_need_str(o, "type", &type, where, e) < 0 ||
-        json_may_str(o, "default", &k->def, where, e) < 0 || json_may_str(o, "help", &k->help, where, e) < 0 ||
-        json_may_num(o, "least", &k->least, where, e) < 0 || json_may_num(o, "most", &k->most, where, e) < 0)
+    if (json_need_str(o, "key", &k->name, where, e) < 0 ||
+        json_need_str(o, "type", &type, where, e) < 0 ||
+        json_may_str(o, "default", &k->def, where, e) < 0 ||
+        json_may_str(o, "help", &k->help, where, e) < 0 ||
+        json_may_num(o, "least", &k->least, where, e) < 0 ||
+        json_may_num(o, "most", &k->most, where, e) < 0)
         return -1;
     if (!strchr(k->name, '.')) return err_set(e, "%s: key '%s' has no section", where, k->name);
     for (size_t i = 0; i < COUNT_OF(type_name); i++)
@@ -42,10 +45,12 @@ static int read_key(struct about_key *k, json_t *o, const char *where, struct er
 static int read_port(struct about_port *p, json_t *o, const char *where, struct err *e) {
     const char *direction = NULL;
     *p = (struct about_port){ .help = "" };
-    if (json_need_str(o, "name", &p->name, where, e) < 0 || json_need_str(o, "record", &p->record, where, e) < 0 ||
+    if (json_need_str(o, "name", &p->name, where, e) < 0 ||
+        json_need_str(o, "record", &p->record, where, e) < 0 ||
         json_need_str(o, "direction", &direction, where, e) < 0 ||
         json_need_str(o, "socket", &p->kind, where, e) < 0 ||
-        json_may_str(o, "help", &p->help, where, e) < 0 || json_may_bool(o, "bind", &p->bind, where, e) < 0 ||
+        json_may_str(o, "help", &p->help, where, e) < 0 ||
+        json_may_bool(o, "bind", &p->bind, where, e) < 0 ||
         json_may_bool(o, "required", &p->required, where, e) < 0)
         return -1;
     p->output = strcmp(direction, "out") == 0;
@@ -58,7 +63,8 @@ static int read_about(struct about *a, const char *where, struct err *e) {
     if (json_need_str(a->json, "stage", &a->name, where, e) < 0 ||
         json_may_str(a->json, "summary", &a->summary, where, e) < 0)
         return -1;
-    if (!json_is_array(keys) || !json_is_array(ports)) return err_set(e, "%s: needs 'keys' and 'ports'", where);
+    if (!json_is_array(keys) || !json_is_array(ports))
+        return err_set(e, "%s: needs 'keys' and 'ports'", where);
     a->key = mem_alloc((json_array_size(keys) + 1) * sizeof *a->key);
     a->port = mem_alloc((json_array_size(ports) + 1) * sizeof *a->port);
     for (size_t i = 0; i < json_array_size(keys); i++)
@@ -76,7 +82,8 @@ int about_ask(struct about *a, const char *exec, struct err *e) {
     str_init(&talk);
     *a = (struct about){ 0 };
     int rc = proc_capture(argv, &out, &talk, 60, &status, e);
-    if (rc == 0 && status != 0) rc = err_set(e, "'%s --describe' ended with %d: %.400s", exec, status, talk.s);
+    if (rc == 0 && status != 0)
+        rc = err_set(e, "'%s --describe' ended with %d: %.400s", exec, status, talk.s);
     if (rc == 0) {
         char where[600];
         snprintf(where, sizeof where, "%.500s --describe", exec);

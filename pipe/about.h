@@ -14,7 +14,8 @@ struct about_key {
     char *choices;                           /* "strict|flexible", "" for other types */
 };
 struct about_port {
-    const char *name, *record, *kind, *help; /* kind: "push", "pull", "router", "dealer", "pub", "sub" */
+    const char *name, *record, *kind,
+        *help; /* kind: "push", "pull", "router", "dealer", "pub", "sub" */
     bool output, bind, required;
 };
 struct about {
@@ -23,7 +24,8 @@ struct about {
     struct about_key *key; int keys;
     struct about_port *port; int ports;
 };
-/* Runs `exec --describe`. EXIT_ENV if the program is absent, EXIT_FAILED if what it says cannot be read. */
+/* Runs `exec --describe`. EXIT_ENV if the program is absent, EXIT_FAILED if what it says cannot be
+ * read. */
 int about_ask(struct about *a, const char *exec, struct err *e);
 void about_release(struct about *a);
 const struct about_key *about_key(const struct about *a, const char *name);

@@ -16,7 +16,8 @@ void bytes_text(char *out, size_t size, double bytes) {
 }
 
 static void print_head(const struct pipeline *p, FILE *to) {
-    static const char *const key[] = { "exp_id", "tensorboard", "question", "hypothesis", "source" };
+    static const char *const key[] = { "exp_id", "tensorboard", "question", "hypothesis",
+                                       "source" };
     fprintf(to, "experiment   %s (%s)\n", p->name, p->lang.path);
     for (size_t i = 0; i < COUNT_OF(key); i++) {
         char name[64];
@@ -42,7 +43,8 @@ static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *
     }
     for (int i = 0; i < p->lang.links; i++) {
         const struct lang_link *k = &p->lang.link[i];
-        fprintf(to, "  %s.%s -> %s.%s  %s/%s\n", k->from, k->from_port, k->to, k->to_port, k->from_kind, k->to_kind);
+        fprintf(to, "  %s.%s -> %s.%s  %s/%s\n", k->from, k->from_port, k->to, k->to_port,
+                k->from_kind, k->to_kind);
     }
 }
 
@@ -55,7 +57,8 @@ static void print_scored(const json_t *scored, FILE *to) {
             fprintf(to, "..., ");
             i = n - 2;
         }
-        fprintf(to, "%lld%s", (long long)json_integer_value(json_array_get(scored, i)), i + 1 < n ? ", " : "\n");
+        fprintf(to, "%lld%s", (long long)json_integer_value(json_array_get(scored, i)),
+                i + 1 < n ? ", " : "\n");
     }
     if (!n) fprintf(to, "none\n");
 }
@@ -87,19 +90,21 @@ static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *t
         if (sysinfo(&si) == 0) {
             double total = (double)si.totalram * si.mem_unit;
             bytes_text(have, sizeof have, total);
-            fprintf(to, "; the machine has %s%s", have, (double)pl->memory_bytes > total ? ": TOO LITTLE" : "");
+            fprintf(to, "; the machine has %s%s", have,
+                    (double)pl->memory_bytes > total ? ": TOO LITTLE" : "");
         }
         fprintf(to, "\n");
     }
     bytes_text(text, sizeof text, (double)pl->disk_bytes);
     bytes_text(have, sizeof have, (double)disk);
-    if (pl->disk_bytes) fprintf(to, "disk         %s; free %s%s\n", text, have, disk >= 0 && pl->disk_bytes > disk
-                                ? ": TOO LITTLE" : "");
+    if (pl->disk_bytes)
+        fprintf(to, "disk         %s; free %s%s\n", text, have,
+                disk >= 0 && pl->disk_bytes > disk ? ": TOO LITTLE" : "");
     bool hours = pl->seconds_per_step * (double)pl->steps >= 3600;
     if (pl->seconds_per_step > 0 && pl->steps >= 0)
         fprintf(to, "time         about %.1f %s without scoring (%.2f s a step)\n",
-                pl->seconds_per_step * (double)pl->steps / (hours ? 3600 : 60), hours ? "hours" : "minutes",
-                pl->seconds_per_step);
+                pl->seconds_per_step * (double)pl->steps / (hours ? 3600 : 60),
+                hours ? "hours" : "minutes", pl->seconds_per_step);
 }
 
 static void print_files(const struct plan *pl, FILE *to) {
@@ -109,7 +114,8 @@ static void print_files(const struct plan *pl, FILE *to) {
         char size[32] = "", lines[40] = "";
         if (f->bytes >= 0) bytes_text(size, sizeof size, (double)f->bytes);
         if (f->lines >= 0) snprintf(lines, sizeof lines, "%lld lines", (long long)f->lines);
-        fprintf(to, "  %-8s %s  %s%s%s\n", f->role, f->path, size, *lines && *size ? ", " : "", lines);
+        fprintf(to, "  %-8s %s  %s%s%s\n", f->role, f->path, size, *lines && *size ? ", " : "",
+                lines);
         if (f->absent) {
             struct str hint;
             str_init(&hint);

@@ -1,4 +1,5 @@
-/* commands.h - one function per command of qerl-pipe; each returns the exit code and prints its own errors.
+/* commands.h - one function per command of qerl-pipe; each returns the exit code and prints its own
+ * errors.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_COMMANDS_H
 #define QERL_COMMANDS_H

@@ -45,8 +45,9 @@ static void add_metrics(struct curves *c, const json_t *o, int64_t step) {
     const char *key;
     json_t *value;
     double time = json_number_value(json_object_get(o, "time"));
-    json_object_foreach((json_t *)(uintptr_t)o, key, value)
-        if (strchr(key, '/') && json_is_number(value)) tb_scalar(c->tb, key, step, time, json_number_value(value));
+    json_object_foreach((json_t *)(uintptr_t)o, key,
+                        value) if (strchr(key, '/') && json_is_number(value))
+        tb_scalar(c->tb, key, step, time, json_number_value(value));
 }
 
 static void add_score(struct curves *c, const json_t *o, int64_t step, double time) {
@@ -54,20 +55,26 @@ static void add_score(struct curves *c, const json_t *o, int64_t step, double ti
     int64_t each = json_integer_value(json_object_get(o, "samples_per_question"));
     char tag[80];
     if (n <= 0) return;
-    snprintf(tag, sizeof tag, "val-core/openai/gsm8k/acc/mean@%lld", (long long)(each > 0 ? each : 1));
+    snprintf(tag, sizeof tag, "val-core/openai/gsm8k/acc/mean@%lld",
+             (long long)(each > 0 ? each : 1));
     tb_scalar(c->tb, tag, step, time, json_number_value(json_object_get(o, "right")) / n);
-    static const struct { const char *tag, *key; } part[] = {
-        { "val-aux/openai/gsm8k/strict", "right_strict" }, { "val-aux/openai/gsm8k/flexible", "right_flexible" },
+    static const struct { const char *tag, *key;
+    } part[] = {
+        { "val-aux/openai/gsm8k/strict", "right_strict" },
+        { "val-aux/openai/gsm8k/flexible", "right_flexible" },
         { "val-aux/openai/gsm8k/parsed", "parsed" },
     };
     for (size_t i = 0; i < COUNT_OF(part); i++)
-        tb_scalar(c->tb, part[i].tag, step, time, json_number_value(json_object_get(o, part[i].key)) / n);
-    tb_scalar(c->tb, "val-aux/openai/gsm8k/length", step, time, json_number_value(json_object_get(o, "length_mean")));
+        tb_scalar(c->tb, part[i].tag, step, time,
+                  json_number_value(json_object_get(o, part[i].key)) / n);
+    tb_scalar(c->tb, "val-aux/openai/gsm8k/length", step, time,
+              json_number_value(json_object_get(o, "length_mean")));
 }
 
 static bool replaced(const struct curves_source *s) {
     struct stat st;
-    return stat(s->path, &st) == 0 && s->read_bytes > 0 && (st.st_ino != s->inode || st.st_size < s->read_bytes);
+    return stat(s->path, &st) == 0 && s->read_bytes > 0 &&
+           (st.st_ino != s->inode || st.st_size < s->read_bytes);
 }
 
 static void follow(struct curves *c, int which) {

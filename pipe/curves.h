@@ -1,7 +1,9 @@
-/* curves.h - TensorBoard event files of a run, made from metrics.jsonl and scores.jsonl as these grow.
+/* curves.h - TensorBoard event files of a run, made from metrics.jsonl and scores.jsonl as these
+ * grow.
  *
- * The lines are the truth and the events their picture: when a file of lines is replaced by a shorter one (a stage went back to
- * its checkpoint), and at every start, the events are made anew. Tags keep verl's names.
+ * The lines are the truth and the events their picture: when a file of lines is replaced by a
+ * shorter one (a stage went back to its checkpoint), and at every start, the events are made anew.
+ * Tags keep verl's names.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_CURVES_H
 #define QERL_CURVES_H

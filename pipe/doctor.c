@@ -43,8 +43,11 @@ static void check_isa(void) {
     const char *flags = cpu_flags();
     if (strstr(flags, "avx512f")) say(VERDICT_OK, "instructions: %s", flags);
     else if (strstr(flags, "avx2")) say(VERDICT_OK, "instructions: %s (no AVX-512)", flags);
-    else say(VERDICT_WARN, "instructions: %s: neither AVX2 nor AVX-512, only the slow reference kernels; use a "
-             "newer CPU", *flags ? flags : "unknown");
+    else
+        say(VERDICT_WARN,
+            "instructions: %s: neither AVX2 nor AVX-512, only the slow reference kernels; use a "
+            "newer CPU",
+            *flags ? flags : "unknown");
 }
 
 static void check_memory(void) {
@@ -56,7 +59,8 @@ static void check_memory(void) {
     }
     double total = (double)si.totalram * si.mem_unit;
     bytes_text(have, sizeof have, total);
-    if (total < 2e9) say(VERDICT_WARN, "memory: %s; enough for models/tiny, real models need more", have);
+    if (total < 2e9)
+        say(VERDICT_WARN, "memory: %s; enough for models/tiny, real models need more", have);
     else say(VERDICT_OK, "memory: %s", have);
 }
 
@@ -66,11 +70,11 @@ static void check_disk(const char *runs_dir) {
     char have[32];
     bytes_text(have, sizeof have, (double)free_bytes);
     if (access(dir, W_OK | X_OK) < 0)
-        say(VERDICT_FAIL, "disk: cannot write into '%s': %s; run elsewhere or set run.runs_dir", dir,
-            strerror(errno));
+        say(VERDICT_FAIL, "disk: cannot write into '%s': %s; run elsewhere or set run.runs_dir",
+            dir, strerror(errno));
     else if (free_bytes < 0) say(VERDICT_WARN, "disk: free space of '%s' unknown", dir);
-    else if (free_bytes < 1 << 30) say(VERDICT_WARN, "disk: %s free; a run keeps adapters and tapes: make room",
-                                       have);
+    else if (free_bytes < 1 << 30)
+        say(VERDICT_WARN, "disk: %s free; a run keeps adapters and tapes: make room", have);
     else say(VERDICT_OK, "disk: %s free, '%s' can be written", have, dir);
 }
 
@@ -78,21 +82,23 @@ static void check_zmq(void) {
     int a, b, c;
     zmq_version(&a, &b, &c);
     if (a * 10000 + b * 100 + c < 40303)
-        say(VERDICT_FAIL, "libzmq %d.%d.%d has known holes: install 4.3.3 or newer (apt-get install libzmq3-dev)",
+        say(VERDICT_FAIL,
+            "libzmq %d.%d.%d has known holes: install 4.3.3 or newer (apt-get install libzmq3-dev)",
             a, b, c);
     else say(VERDICT_OK, "libzmq %d.%d.%d", a, b, c);
 }
 
 static void check_stages(void) {
-    static const char *const name[] = { "qerl-rollout", "qerl-reward", "qerl-learner", "qerl-eval" };
+    static const char *const name[] = { "qerl-rollout", "qerl-reward", "qerl-learner",
+                                        "qerl-eval" };
     struct str bad;
     str_init(&bad);
     for (size_t i = 0; i < COUNT_OF(name); i++) {
         char path[FS_PATH_MAX];
         struct about a;
         struct err e = { 0 };
-        if (proc_find(path, sizeof path, name[i]) < 0) str_printf(&bad, "%s%s is not built", bad.len ? ", " : "",
-                                                                  name[i]);
+        if (proc_find(path, sizeof path, name[i]) < 0)
+            str_printf(&bad, "%s%s is not built", bad.len ? ", " : "", name[i]);
         else if (about_ask(&a, path, &e) < 0) str_printf(&bad, "%s%s", bad.len ? ", " : "", e.text);
         else about_release(&a);
     }
@@ -105,15 +111,18 @@ static void check_sockets(void) {
     char dir[] = "/tmp/qerl-XXXXXX";
     size_t room = sizeof ((struct sockaddr_un *)0)->sun_path;
     if (!mkdtemp(dir)) {
-        say(VERDICT_FAIL, "sockets: cannot make a folder in /tmp: %s; make /tmp writable", strerror(errno));
+        say(VERDICT_FAIL, "sockets: cannot make a folder in /tmp: %s; make /tmp writable",
+            strerror(errno));
         return;
     }
     void *ctx = zmq_ctx_new(), *socket = zmq_socket(ctx, ZMQ_PULL);
     char url[200];
     snprintf(url, sizeof url, "ipc://%s/probe", dir);
     int rc = zmq_bind(socket, url);
-    if (rc < 0) say(VERDICT_FAIL, "sockets: cannot bind in /tmp: %s; a file system with sockets is needed there",
-                    zmq_strerror(errno));
+    if (rc < 0)
+        say(VERDICT_FAIL,
+            "sockets: cannot bind in /tmp: %s; a file system with sockets is needed there",
+            zmq_strerror(errno));
     else say(VERDICT_OK, "sockets: /tmp takes them, paths up to %zu bytes", room - 1);
     zmq_close(socket);
     zmq_ctx_term(ctx);
@@ -139,14 +148,19 @@ static void check_files(void) {
     bool data = fs_exists("data/gsm8k/test.jsonl") && fs_exists("data/gsm8k/train.jsonl");
     recorded_hash(asked);
     if (sha256_file(model, is, NULL) < 0)
-        say(VERDICT_WARN, "files: '%s' is not here; run in the folder of the clone, or git checkout models/tiny",
+        say(VERDICT_WARN,
+            "files: '%s' is not here; run in the folder of the clone, or git checkout models/tiny",
             model);
     else if (*asked && strcmp(asked, is) != 0)
         say(VERDICT_FAIL, "files: '%s' is altered: git checkout models/tiny", model);
     else if (!data)
-        say(VERDICT_WARN, "files: models/tiny is intact (sha256 %.12s...); no GSM8K in data/gsm8k: tools/fetch "
-            "gsm8k", is);
-    else say(VERDICT_OK, "files: models/tiny is intact (sha256 %.12s...), GSM8K is in data/gsm8k", is);
+        say(VERDICT_WARN,
+            "files: models/tiny is intact (sha256 %.12s...); no GSM8K in data/gsm8k: tools/fetch "
+            "gsm8k",
+            is);
+    else
+        say(VERDICT_OK, "files: models/tiny is intact (sha256 %.12s...), GSM8K is in data/gsm8k",
+            is);
 }
 
 static void check_gpu(void) {
@@ -155,8 +169,10 @@ static void check_gpu(void) {
     place_machine(&m);
     place_gpus_text(gpus, sizeof gpus, m.gpus);
     bool plugin = proc_find(path, sizeof path, "qerl-cuda.so") == 0;
-    if (!m.gpus) say(VERDICT_OK, "GPU: none here; places 'gpu:N' fall back to their next alternative");
-    else if (!plugin) say(VERDICT_WARN, "GPU: %s, but no qerl-cuda.so: build it with make CUDA=1", gpus);
+    if (!m.gpus)
+        say(VERDICT_OK, "GPU: none here; places 'gpu:N' fall back to their next alternative");
+    else if (!plugin)
+        say(VERDICT_WARN, "GPU: %s, but no qerl-cuda.so: build it with make CUDA=1", gpus);
     else say(VERDICT_OK, "GPU: %s, and qerl-cuda.so is built", gpus);
 }
 
@@ -167,14 +183,15 @@ static void check_stale(const char *runs_dir) {
     int n = folder_list(runs_dir, &ids);
     for (int i = 0; i < n; i++) {
         struct folder f;
-        if (folder_find(&f, runs_dir, ids[i], NULL) == 0 && folder_state(&f, NULL, 0) == RUN_STATE_RUNNING &&
-            !folder_holder(&f))
+        if (folder_find(&f, runs_dir, ids[i], NULL) == 0 &&
+            folder_state(&f, NULL, 0) == RUN_STATE_RUNNING && !folder_holder(&f))
             str_printf(&stale, "%s%s", stale.len ? ", " : "", ids[i]);
         free(ids[i]);
     }
     free(ids);
-    if (stale.len) say(VERDICT_WARN, "runs: %s say 'running', but no process works on them: qerl-pipe resume RUN",
-                       stale.s);
+    if (stale.len)
+        say(VERDICT_WARN,
+            "runs: %s say 'running', but no process works on them: qerl-pipe resume RUN", stale.s);
     else say(VERDICT_OK, "runs: %d in '%s', none abandoned", n, runs_dir);
     str_release(&stale);
 }

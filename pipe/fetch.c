@@ -29,7 +29,8 @@ bool fetch_find(struct fetch_row *r, const char *path) {
         snprintf(full, sizeof full, "%s/%s", field[DEST], field[FILE_NAME]);
         bool folder = strcmp(path, field[DEST]) == 0;
         if (!folder && strcmp(path, full) != 0) continue;
-        *r = (struct fetch_row){ .bytes = folder ? -1 : number(field[BYTES]), .lines = folder ? -1 : number(field[LINES]) };
+        *r = (struct fetch_row){ .bytes = folder ? -1 : number(field[BYTES]),
+                                 .lines = folder ? -1 : number(field[LINES]) };
         snprintf(r->name, sizeof r->name, "%s", field[NAME]);
         snprintf(r->status, sizeof r->status, "%s", field[STATUS]);
         if (!folder) snprintf(r->sha256, sizeof r->sha256, "%s", field[SHA256]);
@@ -44,12 +45,16 @@ void fetch_hint(struct str *out, const char *path, const char *role, const char 
     if (!fetch_find(&r, path)) {
         if (str_starts(asked, "tools/fetch "))
             str_printf(out, "tools/fetch has no '%s'; set %s%s to what you have", path,
-                       strcmp(role, "model") == 0 ? "model.path" : "data.", strcmp(role, "model") == 0 ? "" : role);
+                       strcmp(role, "model") == 0 ? "model.path" : "data.",
+                       strcmp(role, "model") == 0 ? "" : role);
         else str_puts(out, asked);
         return;
     }
     str_printf(out, "tools/fetch %s", r.name);
-    if (r.lines >= 0) str_printf(out, " (%lld lines, %lld bytes, sha256 %.12s...)", (long long)r.lines, (long long)r.bytes, r.sha256);
-    else if (r.bytes >= 0) str_printf(out, " (%lld bytes, sha256 %.12s...)", (long long)r.bytes, r.sha256);
+    if (r.lines >= 0)
+        str_printf(out, " (%lld lines, %lld bytes, sha256 %.12s...)", (long long)r.lines,
+                   (long long)r.bytes, r.sha256);
+    else if (r.bytes >= 0)
+        str_printf(out, " (%lld bytes, sha256 %.12s...)", (long long)r.bytes, r.sha256);
     else if (strcmp(r.status, "untested") == 0) str_puts(out, " (untested)");
 }

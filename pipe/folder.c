@@ -14,7 +14,8 @@
 
 #include "lib/base/fs.h"
 
-const char *const run_state_name[] = { "running", "done", "stopped", "failed", "incomplete", "unknown" };
+const char *const run_state_name[] = { "running", "done",       "stopped",
+                                       "failed",  "incomplete", "unknown" };
 
 /* "e6b-0012" of name "e6b" -> 12; 0 if it is not one. */
 static int number_of(const char *id, const char *name) {
@@ -55,16 +56,20 @@ int folder_create(struct folder *f, const char *runs_dir, const char *name, stru
         return err_wrap(e, "no place for runs");
     }
     int number = newest(runs_dir, name) + 1;
-    for (;; number++) {                                      /* two launchers at once: one of them gets the next number */
+    /* two launchers at once: one of them gets the next number */
+    for (;; number++) {
         if (set_name(f, runs_dir, name, number) < 0)
             return err_code(e, EXIT_CONFIG, "the path of the run folder is too long");
         if (mkdir(f->dir, 0755) == 0) break;
-        if (errno != EEXIST) return err_code(e, EXIT_ENV, "cannot make run folder '%s': %s", f->dir, strerror(errno));
+        if (errno != EEXIST)
+            return err_code(e, EXIT_ENV, "cannot make run folder '%s': %s", f->dir,
+                            strerror(errno));
     }
     for (size_t i = 0; i < COUNT_OF(sub); i++) {
         char path[FS_PATH_MAX];
         fs_join(path, sizeof path, f->dir, sub[i]);
-        if (mkdir(path, 0755) < 0) return err_code(e, EXIT_ENV, "cannot make folder '%s': %s", path, strerror(errno));
+        if (mkdir(path, 0755) < 0)
+            return err_code(e, EXIT_ENV, "cannot make folder '%s': %s", path, strerror(errno));
     }
     return folder_lock(f, e);
 }
@@ -100,15 +105,20 @@ int folder_find(struct folder *f, const char *runs_dir, const char *run, struct 
     char **ids;
     int n = folder_list(runs_dir, &ids);
     const char *near = str_nearest(run, (const char *const *)ids, (size_t)n);
-    err_code(e, EXIT_USAGE, "there is no run '%s': neither a run folder nor a name in '%s'%s%s%s", run, runs_dir,
-             near ? "; did you mean '" : n ? "; qerl-pipe status lists them" : "", near ? near : "", near
-                 ? "'?" : "");
+    err_code(e, EXIT_USAGE, "there is no run '%s': neither a run folder nor a name in '%s'%s%s%s",
+             run, runs_dir,
+             near ? "; did you mean '"
+             : n  ? "; qerl-pipe status lists them"
+                  : "",
+             near ? near : "", near ? "'?" : "");
     for (int i = 0; i < n; i++) free(ids[i]);
     free(ids);
     return -1;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 int folder_list(const char *runs_dir, char ***ids) {
     int n = 0;
@@ -116,7 +126,8 @@ int folder_list(const char *runs_dir, char ***ids) {
     DIR *d = opendir(runs_dir);
     for (struct dirent *entry; d && (entry = readdir(d));) {
         char path[600];
-        if ((size_t)snprintf(path, sizeof path, "%s/%s", runs_dir, entry->d_name) >= sizeof path || !is_run(path))
+        if ((size_t)snprintf(path, sizeof path, "%s/%s", runs_dir, entry->d_name) >= sizeof path ||
+            !is_run(path))
             continue;
         *ids = mem_grow(*ids, (size_t)(n + 1) * sizeof **ids);
         (*ids)[n++] = mem_dup(entry->d_name);
@@ -130,7 +141,8 @@ int folder_list(const char *runs_dir, char ***ids) {
 
 static const char sockets_prefix[] = "/tmp/qerl-";
 
-/* The second line of the lock names the folder of the sockets; a launcher that was killed could not remove it. */
+/* The second line of the lock names the folder of the sockets; a launcher that was killed could not
+ * remove it. */
 static void remove_left_sockets(int fd) {
     char text[300];
     ssize_t n = pread(fd, text, sizeof text - 1, 0);
@@ -138,13 +150,16 @@ static void remove_left_sockets(int fd) {
     char *dir = strchr(text, '\n'), *end = dir ? strchr(++dir, '\n') : NULL;
     if (!end || !str_starts(dir, sockets_prefix)) return;
     *end = 0;
-    if (strlen(dir) == sizeof sockets_prefix - 1 + 6 && !strchr(dir + sizeof sockets_prefix - 1, '/')) fs_remove_tree(dir, NULL);
+    if (strlen(dir) == sizeof sockets_prefix - 1 + 6 &&
+        !strchr(dir + sizeof sockets_prefix - 1, '/'))
+        fs_remove_tree(dir, NULL);
 }
 
 void folder_note_sockets(const struct folder *f, const char *dir) {
     char text[300];
     int n = snprintf(text, sizeof text, "%d\n%s\n", (int)getpid(), dir);
-    if (pwrite(f->lock_fd, text, (size_t)n, 0) != n) return;                 /* only a courtesy to /tmp */
+    /* only a courtesy to /tmp */
+    if (pwrite(f->lock_fd, text, (size_t)n, 0) != n) return;
 }
 
 int folder_lock(struct folder *f, struct err *e) {
@@ -156,8 +171,9 @@ int folder_lock(struct folder *f, struct err *e) {
         int64_t holder = folder_holder(f);
         if (tries == 50 || (holder > 1 && tries == 5)) {
             close(fd);
-            return err_code(e, EXIT_FAILED, "run '%s' is being worked on by process %lld: qerl-pipe stop %s", f->dir,
-                            (long long)holder, f->dir);
+            return err_code(e, EXIT_FAILED,
+                            "run '%s' is being worked on by process %lld: qerl-pipe stop %s",
+                            f->dir, (long long)holder, f->dir);
         }
         nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);
     }
@@ -195,8 +211,8 @@ int64_t folder_holder(const struct folder *f) {
 int folder_set_state(const struct folder *f, enum run_state s, const char *reason, struct err *e) {
     char path[FS_PATH_MAX], line[1200];
     fs_join(path, sizeof path, f->dir, "state");
-    int n = snprintf(line, sizeof line - 1, "%s%s%.1000s", run_state_name[s], reason && *reason ? ": " : "",
-                     reason ? reason : "");
+    int n = snprintf(line, sizeof line - 1, "%s%s%.1000s", run_state_name[s],
+                     reason && *reason ? ": " : "", reason ? reason : "");
     for (int i = 0; i < n; i++)
         if (line[i] == '\n') line[i] = ' ';
     line[n++] = '\n';
@@ -214,7 +230,8 @@ enum run_state folder_state(const struct folder *f, char *reason, size_t size) {
         for (size_t n = text.len; n && text.s[n - 1] == '\n';) text.s[--n] = 0;
         for (int i = 0; i < RUN_STATE_UNKNOWN; i++) {
             size_t n = strlen(run_state_name[i]);
-            if (strncmp(text.s, run_state_name[i], n) != 0 || (text.s[n] && text.s[n] != ':')) continue;
+            if (strncmp(text.s, run_state_name[i], n) != 0 || (text.s[n] && text.s[n] != ':'))
+                continue;
             s = (enum run_state)i;
             if (size && text.s[n]) snprintf(reason, size, "%s", text.s + n + 2);
         }

@@ -1,7 +1,8 @@
 /* lang.c - see lang.h.
  *
- * Order: memory and errors, one statement of each kind, a file, --set. A statement is one line; a comment starts with '#'
- * at the start of a line or after a blank, so that "####" inside a value survives.
+ * Order: memory and errors, one statement of each kind, a file, --set. A statement is one line; a
+ * comment starts with '#' at the start of a line or after a blank, so that "####" inside a value
+ * survives.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/lang.h"
 
@@ -31,7 +32,9 @@ const char *lang_keep(struct lang *l, const char *text, size_t bytes) {
     return l->kept[l->kepts++] = copy;
 }
 
-static const char *keep(struct lang *l, const char *text) { return lang_keep(l, text, strlen(text)); }
+static const char *keep(struct lang *l, const char *text) {
+    return lang_keep(l, text, strlen(text));
+}
 
 void origin_text(char *out, size_t size, struct origin at) {
     if (at.line > 0) snprintf(out, size, "%s:%d", at.file, at.line);
@@ -59,7 +62,8 @@ static int file_rank(const struct lang *l, const char *file) {
 }
 
 void lang_print_errors(struct lang *l, struct str *out) {
-    for (int i = 1; i < l->errors; i++)                      /* insertion sort: stable, and the list is short */
+    /* insertion sort: stable, and the list is short */
+    for (int i = 1; i < l->errors; i++)
         for (int j = i; j > 0; j--) {
             struct lang_error *a = &l->error[j - 1], *b = &l->error[j];
             int ra = file_rank(l, a->at.file), rb = file_rank(l, b->at.file);
@@ -73,8 +77,8 @@ void lang_print_errors(struct lang *l, struct str *out) {
         origin_text(at, sizeof at, l->error[i].at);
         str_printf(out, "%s: %s\n", at, l->error[i].text);
     }
-    if (l->errors >= LANG_ERRORS_MAX) str_printf(out, "(more than %d errors; the rest is not shown)\n",
-                                                 LANG_ERRORS_MAX);
+    if (l->errors >= LANG_ERRORS_MAX)
+        str_printf(out, "(more than %d errors; the rest is not shown)\n", LANG_ERRORS_MAX);
 }
 
 const struct lang_value *lang_get(const struct lang *l, const char *name) {
@@ -127,12 +131,15 @@ static void cut_comment(char *s) {
         }
 }
 
-static void value_set(struct lang *l, const char *name, const char *text, struct origin at, bool append) {
+static void value_set(struct lang *l, const char *name, const char *text, struct origin at,
+                      bool append) {
     for (int i = 0; i < l->values; i++) {
         struct lang_value *v = &l->value[i];
         if (strcmp(v->name, name) != 0) continue;
-        if (!append && v->at.line > 0 && v->at.file == at.file)      /* same reader, hence the same pointer */
-            lang_error(l, at, "'%s' is set twice in this file, first in line %d: keep one", name, v->at.line);
+        /* same reader, hence the same pointer */
+        if (!append && v->at.line > 0 && v->at.file == at.file)
+            lang_error(l, at, "'%s' is set twice in this file, first in line %d: keep one", name,
+                       v->at.line);
         struct str both;
         str_init(&both);
         if (append && *v->text) str_printf(&both, "%s ", v->text);
@@ -142,7 +149,8 @@ static void value_set(struct lang *l, const char *name, const char *text, struct
         str_release(&both);
         return;
     }
-    if (l->values % 32 == 0) l->value = mem_grow(l->value, (size_t)(l->values + 32) * sizeof *l->value);
+    if (l->values % 32 == 0)
+        l->value = mem_grow(l->value, (size_t)(l->values + 32) * sizeof *l->value);
     l->value[l->values++] = (struct lang_value){ keep(l, name), keep(l, text), at };
 }
 
@@ -157,7 +165,9 @@ static void value_unset(struct lang *l, const char *name, struct origin at) {
     size_t n = 0;
     for (int i = 0; i < l->values && n < 512; i++) names[n++] = l->value[i].name;
     const char *near = str_nearest(name, names, n);
-    if (near) lang_error(l, at, "cannot unset '%s': nothing before set it; did you mean '%s'?", name, near);
+    if (near)
+        lang_error(l, at, "cannot unset '%s': nothing before set it; did you mean '%s'?", name,
+                   near);
     else lang_error(l, at, "cannot unset '%s': nothing before set it", name);
 }
 
@@ -176,8 +186,10 @@ static void read_section(struct reader *r, char *s) {
     } else if (strncmp(s, "stage", 5) == 0 && (s[5] == ' ' || s[5] == '\t' || !s[5])) {
         s = trim(s + 5);
         if (!word_ok(s) || strchr(s, '.')) {
-            lang_error(l, here(r), "'%s' cannot name a stage: write [stage NAME] with letters, digits, '_' and "
-                       "'-'", s);
+            lang_error(l, here(r),
+                       "'%s' cannot name a stage: write [stage NAME] with letters, digits, '_' and "
+                       "'-'",
+                       s);
             return;
         }
         r->kind = SECTION_STAGE;
@@ -208,7 +220,9 @@ static bool split_port(struct reader *r, char *s, const char **stage, const char
 static bool read_link_options(struct reader *r, struct lang_link *k, char *s) {
     char *save = NULL, *word = strtok_r(s, " \t", &save), *slash = word ? strchr(word, '/') : NULL;
     if (!slash) {
-        lang_error(r->l, here(r), "link without socket kinds: write ': router/dealer', ': push/pull' or ': pub/sub'");
+        lang_error(
+            r->l, here(r),
+            "link without socket kinds: write ': router/dealer', ': push/pull' or ': pub/sub'");
         return false;
     }
     k->from_kind = lang_keep(r->l, word, (size_t)(slash - word));
@@ -216,9 +230,11 @@ static bool read_link_options(struct reader *r, struct lang_link *k, char *s) {
     while ((word = strtok_r(NULL, " \t", &save))) {
         char *eq = strchr(word, '=');
         int64_t n = 0;
-        bool credit = eq && strncmp(word, "credit=", 7) == 0, hwm = eq && strncmp(word, "hwm=", 4) == 0;
-        if (!credit && !hwm) lang_error(r->l, here(r), "unknown link option '%s'; a link has credit=N and hwm=N",
-                                        word);
+        bool credit = eq && strncmp(word, "credit=", 7) == 0,
+             hwm = eq && strncmp(word, "hwm=", 4) == 0;
+        if (!credit && !hwm)
+            lang_error(r->l, here(r), "unknown link option '%s'; a link has credit=N and hwm=N",
+                       word);
         else if (!str_to_i64(eq + 1, &n) || n < 1 || n > 4096)
             lang_error(r->l, here(r), "'%s' is not a whole number from 1 to 4096", word);
         else if (credit) k->credit = (int)n;
@@ -230,8 +246,8 @@ static bool read_link_options(struct reader *r, struct lang_link *k, char *s) {
 static int link_find(const struct lang *l, const struct lang_link *k) {
     for (int i = 0; i < l->links; i++) {
         const struct lang_link *o = &l->link[i];
-        if (!strcmp(o->from, k->from) && !strcmp(o->from_port, k->from_port) && !strcmp(o->to, k->to) &&
-            !strcmp(o->to_port, k->to_port))
+        if (!strcmp(o->from, k->from) && !strcmp(o->from_port, k->from_port) &&
+            !strcmp(o->to, k->to) && !strcmp(o->to_port, k->to_port))
             return i;
     }
     return -1;
@@ -243,7 +259,8 @@ static void read_link(struct reader *r, char *s, bool unset) {
     struct lang_link k = { .credit = -1, .hwm = -1, .at = here(r) };
     char *arrow = strstr(s, "->");
     if (!arrow) {
-        lang_error(l, here(r), "'%s' is not a link: write 'a.port -> b.port : push/pull hwm=64'", s);
+        lang_error(l, here(r), "'%s' is not a link: write 'a.port -> b.port : push/pull hwm=64'",
+                   s);
         return;
     }
     *arrow = 0;
@@ -253,8 +270,9 @@ static void read_link(struct reader *r, char *s, bool unset) {
     if (!split_port(r, trim(arrow + 2), &k.to, &k.to_port) || !ok) return;
     int at = link_find(l, &k);
     if (unset) {
-        if (at < 0) lang_error(l, here(r), "cannot unset link '%s.%s -> %s.%s': there is none", k.from,
-                               k.from_port, k.to, k.to_port);
+        if (at < 0)
+            lang_error(l, here(r), "cannot unset link '%s.%s -> %s.%s': there is none", k.from,
+                       k.from_port, k.to, k.to_port);
         else memmove(&l->link[at], &l->link[at + 1], (size_t)(--l->links - at) * sizeof *l->link);
         return;
     }
@@ -270,14 +288,18 @@ static void read_link(struct reader *r, char *s, bool unset) {
 static void read_key(struct reader *r, char *s) {
     struct lang *l = r->l;
     char *eq = strchr(s, '=');
-    bool unset = strncmp(s, "unset", 5) == 0 && (s[5] == ' ' || s[5] == '\t') && !eq, append = false;
-    if (r->kind == SECTION_BAD) return;                      /* its header was reported; do not report every line of it */
+    bool unset = strncmp(s, "unset", 5) == 0 && (s[5] == ' ' || s[5] == '\t') && !eq,
+         append = false;
+    /* its header was reported; do not report every line of it */
+    if (r->kind == SECTION_BAD) return;
     if (r->kind == SECTION_NONE) {
         lang_error(l, here(r), "'%s' stands before any section: start one, as in [run]", s);
         return;
     }
     if (!unset && !eq) {
-        lang_error(l, here(r), "'%s' is not a statement: write 'key = value', 'key += value' or 'unset key'", s);
+        lang_error(l, here(r),
+                   "'%s' is not a statement: write 'key = value', 'key += value' or 'unset key'",
+                   s);
         return;
     }
     char *key = s, *text = NULL;
@@ -309,7 +331,8 @@ static void read_base(struct reader *r, char *s) {
     char path[FS_PATH_MAX];
     const char *slash = strrchr(r->file, '/');
     s = trim(s);
-    if (r->kind != SECTION_NONE) lang_error(r->l, here(r), "'base' must stand before the first section");
+    if (r->kind != SECTION_NONE)
+        lang_error(r->l, here(r), "'base' must stand before the first section");
     else if (!*s) lang_error(r->l, here(r), "'base' without a file");
     else {
         if (*s == '/' || !slash) snprintf(path, sizeof path, "%s", s);
@@ -325,13 +348,17 @@ static void read_line(struct reader *r, char *s) {
     if (!r->versioned) {
         r->versioned = true;
         if (strcmp(s, "pipe 1") == 0) return;
-        if (strncmp(s, "pipe ", 5) == 0) lang_error(r->l, here(r), "'%s': this program reads 'pipe 1'", s);
-        else lang_error(r->l, here(r), "a .pipe file starts with the line 'pipe 1', not with '%s'", s);
+        if (strncmp(s, "pipe ", 5) == 0)
+            lang_error(r->l, here(r), "'%s': this program reads 'pipe 1'", s);
+        else
+            lang_error(r->l, here(r), "a .pipe file starts with the line 'pipe 1', not with '%s'",
+                       s);
         if (strncmp(s, "pipe", 4) == 0) return;
     }
     if (strncmp(s, "base", 4) == 0 && (s[4] == ' ' || s[4] == '\t' || !s[4])) read_base(r, s + 4);
     else if (*s == '[') read_section(r, s);
-    else if (r->kind == SECTION_LINKS && strncmp(s, "unset ", 6) == 0) read_link(r, trim(s + 6), true);
+    else if (r->kind == SECTION_LINKS && strncmp(s, "unset ", 6) == 0)
+        read_link(r, trim(s + 6), true);
     else if (r->kind == SECTION_LINKS) read_link(r, s, false);
     else read_key(r, s);
 }
@@ -361,13 +388,15 @@ static void read_path(struct lang *l, const char *path, const struct reader *inc
     if (includer) r.depth = includer->depth + 1;
     struct origin at = includer ? here(includer) : (struct origin){ r.file, 0 };
     if (!realpath(path, r.real)) {
-        lang_error(l, at, includer ? "cannot read base file '%s': %s" : "cannot read '%s': %s", path,
-                   strerror(errno));
+        lang_error(l, at, includer ? "cannot read base file '%s': %s" : "cannot read '%s': %s",
+                   path, strerror(errno));
         return;
     }
     for (const struct reader *up = includer; up; up = up->includer)
         if (strcmp(up->real, r.real) == 0) {
-            lang_error(l, at, "'base %s' leads back to a file that is being read: remove the circle", path);
+            lang_error(l, at,
+                       "'base %s' leads back to a file that is being read: remove the circle",
+                       path);
             return;
         }
     if (r.depth > LANG_DEPTH_MAX) {
@@ -400,7 +429,8 @@ static void apply_set(struct lang *l, const char *set) {
     if (!word_ok(key) || !strchr(key, '.')) lang_error(l, at, "'%s' is not section.key", key);
     else if (strpbrk(value, "\n\r")) lang_error(l, at, "the value of '%s' holds a line break", key);
     else if (*value == '#' || strstr(value, " #") || strstr(value, "\t#"))
-        lang_error(l, at, "the value of '%s' holds ' #', which a .pipe file reads as a comment", key);
+        lang_error(l, at, "the value of '%s' holds ' #', which a .pipe file reads as a comment",
+                   key);
     else value_set(l, key, value, at, false);
     free(text);
 }

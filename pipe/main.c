@@ -18,17 +18,20 @@ static const struct command {
     int least, most, takes;                      /* words after the name, options */
 } commands[] = {
     { "run", "run FILE.pipe [--set KEY=VALUE]...", "run an experiment in a new run folder",
-      "Checks everything as `check` does, makes runs/NAME-0001 (a new number each time), starts the stages, "
-          "shows how it\n"
-      "goes on stderr and the scores on stdout. Ctrl-C stops cleanly; `resume` goes on. `qerl-pipe FILE.pipe` "
-          "is the same.\n\n"
+      "Checks everything as `check` does, makes runs/NAME-0001 (a new number each time), starts "
+      "the stages, "
+      "shows how it\n"
+      "goes on stderr and the scores on stdout. Ctrl-C stops cleanly; `resume` goes on. `qerl-pipe "
+      "FILE.pipe` "
+      "is the same.\n\n"
       "examples:\n"
       "  qerl-pipe pipelines/quickstart.pipe\n"
       "  qerl-pipe run pipelines/e6b_qerl.pipe --set model.path=models/tiny --set run.steps=20\n",
       command_run, 1, 1, TAKES_SET },
     { "check", "check FILE.pipe [--set KEY=VALUE]...", "print the plan of a run; start nothing",
-      "Every error of the file in one pass, each with file and line; then steps, scored steps, the noise "
-          "schedule, memory,\n"
+      "Every error of the file in one pass, each with file and line; then steps, scored steps, the "
+      "noise "
+      "schedule, memory,\n"
       "disk, hours, and each file with its hash or the command that gets it.\n\n"
       "examples:\n"
       "  qerl-pipe check pipelines/e6b_qerl.pipe\n"
@@ -39,9 +42,11 @@ static const struct command {
       "  qerl-pipe describe\n"
       "  qerl-pipe describe learner\n",
       command_describe, 0, 1, 0 },
-    { "resume", "resume RUN [--force-different]", "go on with a run that was stopped, killed or failed",
-      "RUN is a run folder, its id (NAME-0001) or a name (the newest of that name). Programs, model and data "
-          "must be those\n"
+    { "resume", "resume RUN [--force-different]",
+      "go on with a run that was stopped, killed or failed",
+      "RUN is a run folder, its id (NAME-0001) or a name (the newest of that name). Programs, "
+      "model and data "
+      "must be those\n"
       "the run started with; --force-different goes on all the same and says which differ.\n\n"
       "examples:\n"
       "  qerl-pipe resume runs/e6b_qerl-0001\n"
@@ -61,8 +66,10 @@ static const struct command {
       "examples:\n"
       "  qerl-pipe stop e6b_qerl\n",
       command_stop, 1, 1, 0 },
-    { "rescore", "rescore RUN|FILE [--rule strict|flexible]", "score recorded answers again, without a model",
-      "Reads RUN/tape/answers.tape, or a file of answers, and prints accuracy with n and its 95 % interval.\n\n"
+    { "rescore", "rescore RUN|FILE [--rule strict|flexible]",
+      "score recorded answers again, without a model",
+      "Reads RUN/tape/answers.tape, or a file of answers, and prints accuracy with n and its 95 % "
+      "interval.\n\n"
       "examples:\n"
       "  qerl-pipe rescore e6b_qerl\n"
       "  qerl-pipe rescore runs/e6b_qerl-0001 --rule flexible\n",
@@ -74,22 +81,25 @@ static const struct command {
 };
 
 static void help(FILE *to) {
-    fprintf(to, "qerl-pipe runs an experiment that one .pipe file describes.\n\nusage: qerl-pipe FILE.pipe "
-            "[--set KEY=VALUE]...\n");
-    for (size_t i = 0; i < COUNT_OF(commands); i++) fprintf(to, "       qerl-pipe %-44s %s\n", commands[i].usage,
-                                                            commands[i].what);
-    fprintf(to,
-            "\noptions\n"
-            "  --set KEY=VALUE   wins over the file: --set learner.lr=1e-5\n"
-            "  --runs DIR        where named runs are looked for (default runs)\n"
-            "  --help            after a command: about that command, with examples\n"
-            "  --version\n"
-            "\nexamples\n"
-            "  qerl-pipe pipelines/quickstart.pipe\n"
-            "  qerl-pipe check pipelines/e6b_qerl.pipe --set model.path=models/tiny\n"
-            "\nexit codes: 0 done, 1 failed or incomplete, 2 command line, 3 wrong .pipe file, 4 the machine "
+    fprintf(
+        to,
+        "qerl-pipe runs an experiment that one .pipe file describes.\n\nusage: qerl-pipe FILE.pipe "
+        "[--set KEY=VALUE]...\n");
+    for (size_t i = 0; i < COUNT_OF(commands); i++)
+        fprintf(to, "       qerl-pipe %-44s %s\n", commands[i].usage, commands[i].what);
+    fprintf(to, "\noptions\n"
+                "  --set KEY=VALUE   wins over the file: --set learner.lr=1e-5\n"
+                "  --runs DIR        where named runs are looked for (default runs)\n"
+                "  --help            after a command: about that command, with examples\n"
+                "  --version\n"
+                "\nexamples\n"
+                "  qerl-pipe pipelines/quickstart.pipe\n"
+                "  qerl-pipe check pipelines/e6b_qerl.pipe --set model.path=models/tiny\n"
+                "\nexit codes: 0 done, 1 failed or incomplete, 2 command line, 3 wrong .pipe file, "
+                "4 the machine "
                 "lacks something,\n"
-            "5 no progress. Results go to stdout, talk to stderr. The language: docs/pipe-language.md\n");
+                "5 no progress. Results go to stdout, talk to stderr. The language: "
+                "docs/pipe-language.md\n");
 }
 
 int complain_once(const struct err *e, int code) {
@@ -97,7 +107,8 @@ int complain_once(const struct err *e, int code) {
     return e->code ? e->code : code;
 }
 
-static int usage_error(const struct command *k, const char *fmt, const char *what) PRINTF_LIKE(2, 0);
+static int usage_error(const struct command *k, const char *fmt, const char *what)
+    PRINTF_LIKE(2, 0);
 static int usage_error(const struct command *k, const char *fmt, const char *what) {
     fprintf(stderr, "qerl-pipe: ");
     fprintf(stderr, fmt, what);
@@ -124,9 +135,10 @@ static bool is_option(const char *arg, const char *name) {
     return strncmp(arg, name, n) == 0 && (!arg[n] || arg[n] == '=');
 }
 
-static int take_option(struct command_line *c, const struct command *k, int argc, char **argv, int *i) {
-    static const struct { const char *name; int needs; } table[] = { { "--set", TAKES_SET },
-                                                                     { "--rule", TAKES_RULE }, { "--runs", 0 } };
+static int take_option(struct command_line *c, const struct command *k, int argc, char **argv,
+                       int *i) {
+    static const struct { const char *name; int needs;
+    } table[] = { { "--set", TAKES_SET }, { "--rule", TAKES_RULE }, { "--runs", 0 } };
     const char *arg = argv[*i];
     for (size_t t = 0; t < COUNT_OF(table); t++) {
         if (!is_option(arg, table[t].name)) continue;
@@ -151,11 +163,13 @@ static int command_help(const struct command *k) {
     return EXIT_DONE;
 }
 
-/* Where the command's name stands: behind options that came before it, as in "--runs DIR status". */
+/* Where the command's name stands: behind options that came before it, as in "--runs DIR
+ * status". */
 static int command_at(int argc, char **argv) {
     int i = 1;
     for (; i < argc && argv[i][0] == '-'; i++)
-        if (!strcmp(argv[i], "--set") || !strcmp(argv[i], "--runs") || !strcmp(argv[i], "--rule")) i++;
+        if (!strcmp(argv[i], "--set") || !strcmp(argv[i], "--runs") || !strcmp(argv[i], "--rule"))
+            i++;
     return i < argc && find(argv[i]) ? i : 1;
 }
 
@@ -185,8 +199,9 @@ static const struct command *choose(int argc, char **argv, int *named, int *code
     const char *names[COUNT_OF(commands)], *near;
     for (size_t i = 0; i < COUNT_OF(commands); i++) names[i] = commands[i].name;
     near = str_nearest(argv[1], names, COUNT_OF(commands));
-    fprintf(stderr, "qerl-pipe: '%s' is neither a command nor a .pipe file%s%s%s\nsee: qerl-pipe --help\n", argv[1],
-            near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+    fprintf(stderr,
+            "qerl-pipe: '%s' is neither a command nor a .pipe file%s%s%s\nsee: qerl-pipe --help\n",
+            argv[1], near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
     *code = EXIT_USAGE;
     return NULL;
 }

@@ -1,4 +1,5 @@
-/* manifest.c - what is written into a new run folder, and whether a later start still has the same things.
+/* manifest.c - what is written into a new run folder, and whether a later start still has the same
+ * things.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/folder.h"
 
@@ -16,9 +17,9 @@
 const char *cpu_flags(void) {
     static char out[200];
     size_t used = 0;
-    static const char *const wanted[] = { "sse4_2", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_bf16",
-                                          "avx512_vnni",
-                                          "amx_bf16", "amx_int8", "asimd", "sve" };
+    static const char *const wanted[] = { "sse4_2",   "avx2",     "fma",         "f16c",
+                                          "avx512f",  "avx512bw", "avx512_bf16", "avx512_vnni",
+                                          "amx_bf16", "amx_int8", "asimd",       "sve" };
     FILE *f = fopen("/proc/cpuinfo", "re");
     char *line = NULL;
     size_t cap = 0;
@@ -29,7 +30,8 @@ const char *cpu_flags(void) {
         for (char *w = strtok_r(line, " \t\n:", &save); w; w = strtok_r(NULL, " \t\n:", &save))
             for (size_t i = 0; i < COUNT_OF(wanted); i++)
                 if (strcmp(w, wanted[i]) == 0 && used + strlen(w) + 2 < sizeof out)
-                    used += (size_t)snprintf(out + used, sizeof out - used, "%s%s", used ? " " : "", w);
+                    used += (size_t)snprintf(out + used, sizeof out - used, "%s%s", used ? " " : "",
+                                             w);
         break;
     }
     free(line);
@@ -94,7 +96,8 @@ static json_t *treatment(const struct pipeline *p) {
     return text;
 }
 
-static json_t *manifest(const struct folder *f, const struct pipeline *p, const struct plan *pl, char **argv) {
+static json_t *manifest(const struct folder *f, const struct pipeline *p, const struct plan *pl,
+                        char **argv) {
     json_t *o = json_object(), *words = json_array();
     char host[200] = "", cores[400], cwd[FS_PATH_MAX] = "";
     struct utsname u;
@@ -135,12 +138,15 @@ int folder_write_conf(const struct folder *f, struct pipeline *p, struct err *e)
         char path[FS_PATH_MAX], name[200];
         snprintf(name, sizeof name, "conf/%.150s.conf", p->stage[i].name);
         fs_join(path, sizeof path, f->dir, name);
-        if (fs_replace(path, p->stage[i].conf.s ? p->stage[i].conf.s : "", p->stage[i].conf.len, e) < 0) return -1;
+        if (fs_replace(path, p->stage[i].conf.s ? p->stage[i].conf.s : "", p->stage[i].conf.len,
+                       e) < 0)
+            return -1;
     }
     return 0;
 }
 
-int folder_write(const struct folder *f, struct pipeline *p, const struct plan *pl, char **argv, struct err *e) {
+int folder_write(const struct folder *f, struct pipeline *p, const struct plan *pl, char **argv,
+                 struct err *e) {
     char path[FS_PATH_MAX];
     struct str text;
     str_init(&text);
@@ -158,10 +164,12 @@ int folder_write(const struct folder *f, struct pipeline *p, const struct plan *
 static void compare_programs(const json_t *old, const struct pipeline *p, struct str *out) {
     for (int i = 0; i < p->stages; i++) {
         const struct pipe_stage *s = &p->stage[i];
-        const char *was = json_string_value(json_object_get(json_object_get(old, s->name), "sha256"));
+        const char *was = json_string_value(
+            json_object_get(json_object_get(old, s->name), "sha256"));
         char sha[SHA256_HEX];
         if (sha256_file(s->exec, sha, NULL) < 0 || (was && strcmp(was, sha) == 0)) continue;
-        str_printf(out, "program '%s' of stage '%s' is not the one this run started with\n", s->exec, s->name);
+        str_printf(out, "program '%s' of stage '%s' is not the one this run started with\n",
+                   s->exec, s->name);
     }
 }
 
@@ -175,7 +183,8 @@ static void compare_files(const json_t *old, const struct plan *pl, struct str *
             if (!path || strcmp(path, f->path) != 0 || !was) continue;
             if (!f->sha256) str_printf(out, "%s file '%s' is absent now\n", f->role, f->path);
             else if (strcmp(was, f->sha256) != 0)
-                str_printf(out, "%s file '%s' has changed since this run started\n", f->role, f->path);
+                str_printf(out, "%s file '%s' has changed since this run started\n", f->role,
+                           f->path);
         }
     }
 }

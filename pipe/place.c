@@ -14,7 +14,8 @@ void place_machine(struct place_machine *m) {
     DIR *d = opendir("/dev");
     for (struct dirent *entry; d && (entry = readdir(d));) {
         int64_t n;
-        if (str_starts(entry->d_name, "nvidia") && str_to_i64(entry->d_name + 6, &n) && n >= 0 && n < 64)
+        if (str_starts(entry->d_name, "nvidia") && str_to_i64(entry->d_name + 6, &n) && n >= 0 &&
+            n < 64)
             m->gpus |= 1ull << n;
     }
     if (d) closedir(d);
@@ -32,7 +33,8 @@ void place_cores_text(char *out, size_t size, const cpu_set_t *cores) {
         if (!CPU_ISSET(i, cores)) continue;
         int last = i;
         while (last + 1 < CPU_SETSIZE && CPU_ISSET(last + 1, cores)) last++;
-        used += (size_t)snprintf(out + used, size - used, last > i ? "%s%d-%d" : "%s%d", used ? "," : "", i, last);
+        used += (size_t)snprintf(out + used, size - used, last > i ? "%s%d-%d" : "%s%d",
+                                 used ? "," : "", i, last);
         i = last;
     }
 }
@@ -41,7 +43,8 @@ void place_gpus_text(char *out, size_t size, uint64_t gpus) {
     size_t used = 0;
     out[0] = 0;
     for (int i = 0; i < 64 && used < size; i++)
-        if (gpus >> i & 1) used += (size_t)snprintf(out + used, size - used, "%s%d", used ? "," : "", i);
+        if (gpus >> i & 1)
+            used += (size_t)snprintf(out + used, size - used, "%s%d", used ? "," : "", i);
 }
 
 void place_text(char *out, size_t size, const struct place_choice *c) {
@@ -66,7 +69,8 @@ static int read_range(const char **s, long *first, long *last) {
     return *last >= *first ? 0 : -1;
 }
 
-static int read_choice(struct place_choice *c, const char *s, const struct place_machine *m, struct err *e) {
+static int read_choice(struct place_choice *c, const char *s, const struct place_machine *m,
+                       struct err *e) {
     memset(c, 0, sizeof *c);
     c->gpu = str_starts(s, "gpu:");
     if (!c->gpu && !str_starts(s, "cpu:"))
@@ -80,7 +84,8 @@ static int read_choice(struct place_choice *c, const char *s, const struct place
     do {
         long first, last, most = c->gpu ? 63 : CPU_SETSIZE - 1;
         if (read_range(&ids, &first, &last) < 0 || last > most)
-            return err_set(e, "place '%s': write numbers up to %ld and ranges, as in 'cpu:0-3,8'", s, most);
+            return err_set(e, "place '%s': write numbers up to %ld and ranges, as in 'cpu:0-3,8'",
+                           s, most);
         for (long i = first; i <= last; i++) {
             if (c->gpu) c->gpus |= 1ull << i;
             else CPU_SET((size_t)i, &c->cores);
@@ -92,13 +97,14 @@ static int read_choice(struct place_choice *c, const char *s, const struct place
 int place_read(struct place *p, const char *text, const struct place_machine *m, struct err *e) {
     char copy[400];
     *p = (struct place){ .taken = -1 };
-    if ((size_t)snprintf(copy, sizeof copy, "%s", text) >= sizeof copy) return err_set(e, "place is too long");
+    if ((size_t)snprintf(copy, sizeof copy, "%s", text) >= sizeof copy)
+        return err_set(e, "place is too long");
     char *save = NULL;
     for (char *s = strtok_r(copy, "|", &save); s; s = strtok_r(NULL, "|", &save)) {
         while (*s == ' ') s++;
         for (size_t n = strlen(s); n && s[n - 1] == ' ';) s[--n] = 0;
-        if (p->choices == PLACE_ALTERNATIVES_MAX) return err_set(e, "place has more than %d alternatives",
-                                                                 PLACE_ALTERNATIVES_MAX);
+        if (p->choices == PLACE_ALTERNATIVES_MAX)
+            return err_set(e, "place has more than %d alternatives", PLACE_ALTERNATIVES_MAX);
         if (read_choice(&p->choice[p->choices++], s, m, e) < 0) return -1;
     }
     return p->choices ? 0 : err_set(e, "place is empty: write 'cpu:*' for all cores");
@@ -108,7 +114,8 @@ int place_take(struct place *p, const char *text, const struct place_machine *m,
     for (int i = 0; i < p->choices; i++) {
         cpu_set_t both;
         CPU_AND(&both, &p->choice[i].cores, &m->cores);
-        bool has = p->choice[i].gpu ? (p->choice[i].gpus & ~m->gpus) == 0 : CPU_EQUAL(&both, &p->choice[i].cores);
+        bool has = p->choice[i].gpu ? (p->choice[i].gpus & ~m->gpus) == 0
+                                    : CPU_EQUAL(&both, &p->choice[i].cores);
         if (!has) continue;
         p->taken = i;
         return 0;
@@ -116,7 +123,8 @@ int place_take(struct place *p, const char *text, const struct place_machine *m,
     char cores[400], gpus[200];
     place_cores_text(cores, sizeof cores, &m->cores);
     place_gpus_text(gpus, sizeof gpus, m->gpus);
-    return err_code(e, EXIT_ENV, "place '%s': this machine has cores %s and %s%s; add '| cpu:*' or choose among "
-                    "these", text,
-                    cores, m->gpus ? "GPUs " : "no GPU", gpus);
+    return err_code(e, EXIT_ENV,
+                    "place '%s': this machine has cores %s and %s%s; add '| cpu:*' or choose among "
+                    "these",
+                    text, cores, m->gpus ? "GPUs " : "no GPU", gpus);
 }

@@ -1,7 +1,7 @@
 /* place.h - where a stage runs: `gpu:0,1 | cpu:0-1 | cpu:*`, alternatives in order of preference.
  *
- * The first alternative that the machine has is taken: a GPU that the driver shows, cores that this process may use.
- * Cores may be shared between stages (they take turns), a GPU may not.
+ * The first alternative that the machine has is taken: a GPU that the driver shows, cores that this
+ * process may use. Cores may be shared between stages (they take turns), a GPU may not.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_PLACE_H
 #define QERL_PLACE_H

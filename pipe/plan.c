@@ -10,8 +10,10 @@
 #include "lib/base/fs.h"
 #include "pipe/proc.h"
 
-/* "CONF:7: text" of a stage becomes "e6b.pipe:41: text", because line 7 of the configuration came from there. */
-static void add_talk(struct str *out, const struct pipe_stage *s, const char *conf, const struct str *talk) {
+/* "CONF:7: text" of a stage becomes "e6b.pipe:41: text", because line 7 of the configuration came
+ * from there. */
+static void add_talk(struct str *out, const struct pipe_stage *s, const char *conf,
+                     const struct str *talk) {
     char copy[4096];
     size_t n = strlen(conf);
     snprintf(copy, sizeof copy, "%s", talk->s ? talk->s : "");
@@ -29,7 +31,8 @@ static void add_talk(struct str *out, const struct pipe_stage *s, const char *co
     }
 }
 
-static int ask_one(struct plan *pl, struct pipeline *p, int i, const char *dir, struct str *talk, struct err *e) {
+static int ask_one(struct plan *pl, struct pipeline *p, int i, const char *dir, struct str *talk,
+                   struct err *e) {
     struct pipe_stage *s = &p->stage[i];
     char conf[FS_PATH_MAX], name[200];
     struct str out, said;
@@ -93,20 +96,24 @@ static void join(struct plan *pl, json_t *o, const struct pipe_stage *s) {
     pl->seconds_per_step += seconds;
     json_t *scored = json_object_get(o, "scored"), *sigma = json_object_get(o, "sigma"),
         *files = json_object_get(o, "files");
-    if (json_is_array(scored) && (!pl->scored || json_array_size(scored) > json_array_size(pl->scored)))
+    if (json_is_array(scored) &&
+        (!pl->scored || json_array_size(scored) > json_array_size(pl->scored)))
         pl->scored = scored;
     if (json_is_array(sigma) && !pl->sigma) pl->sigma = sigma;
-    for (size_t i = 0; i < json_array_size(files); i++) add_file(pl, json_array_get(files, i), s->name);
+    for (size_t i = 0; i < json_array_size(files); i++)
+        add_file(pl, json_array_get(files, i), s->name);
 }
 
-int plan_ask(struct plan *pl, struct pipeline *p, const char *run_dir, const char *run_id, struct str *talk,
-             struct err *e) {
+int plan_ask(struct plan *pl, struct pipeline *p, const char *run_dir, const char *run_id,
+             struct str *talk, struct err *e) {
     char dir[] = "/tmp/qerl-plan-XXXXXX";
     *pl = (struct plan){ .steps = -1, .prompts_least = -1, .prompts_most = -1, .scored_last = -1 };
-    if (!mkdtemp(dir)) return err_code(e, EXIT_ENV, "cannot make a folder in /tmp: %s", strerror(errno));
+    if (!mkdtemp(dir))
+        return err_code(e, EXIT_ENV, "cannot make a folder in /tmp: %s", strerror(errno));
     pipeline_conf(p, run_dir, run_id, dir);
     int rc = 0;
-    for (int i = 0; i < p->stages; i++) {                    /* all stages are asked, so that all errors come at once */
+    /* all stages are asked, so that all errors come at once */
+    for (int i = 0; i < p->stages; i++) {
         struct err one = { 0 };
         if (ask_one(pl, p, i, dir, talk, &one) == 0) continue;
         if (rc == 0) *e = one;

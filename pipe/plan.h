@@ -1,18 +1,21 @@
 /* plan.h - what the stages say about the run before it starts (--plan), joined into one.
  *
  * Knows: how to ask, which sums and which agreements make one plan, what an absent file means.
- * Does not know: what a step or a model is; the numbers come from the programs that will do the work.
+ * Does not know: what a step or a model is; the numbers come from the programs that will do the
+ * work.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_PLAN_H
 #define QERL_PLAN_H
 #include "pipe/resolve.h"
 
 struct plan_file {
-    const char *path, *role, *sha256, *absent, *stage;       /* absent: the command that gets it, NULL = there */
+    /* absent: the command that gets it, NULL = there */
+    const char *path, *role, *sha256, *absent, *stage;
     int64_t bytes, lines;                                    /* -1 unknown */
 };
 struct plan {
-    json_t *of[PIPELINE_STAGES_MAX];         /* each stage's own answer, owned; strings below are lent by it */
+    /* each stage's own answer, owned; strings below are lent by it */
+    json_t *of[PIPELINE_STAGES_MAX];
     int64_t steps, prompts_least, prompts_most;              /* -1 = no stage said */
     const json_t *scored, *sigma;                            /* arrays, or NULL */
     int64_t scored_last;                                     /* -1 = nothing is scored */
@@ -20,9 +23,10 @@ struct plan {
     double seconds_per_step;
     struct plan_file *file; int files;
 };
-/* Asks every stage with a throw-away configuration. -1 with e->code when a stage refuses: its lines, each with the place in
- * the .pipe file that caused it, are in *talk. */
-int plan_ask(struct plan *pl, struct pipeline *p, const char *run_dir, const char *run_id, struct str *talk, struct err *e);
+/* Asks every stage with a throw-away configuration. -1 with e->code when a stage refuses: its
+ * lines, each with the place in the .pipe file that caused it, are in *talk. */
+int plan_ask(struct plan *pl, struct pipeline *p, const char *run_dir, const char *run_id,
+             struct str *talk, struct err *e);
 void plan_release(struct plan *pl);
 bool plan_absent(const struct plan *pl);
 /* The readable plan of `check`. */

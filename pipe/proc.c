@@ -14,7 +14,9 @@
 
 #include "lib/base/fs.h"
 
-int proc_status(int w) { return WIFEXITED(w) ? WEXITSTATUS(w) : WIFSIGNALED(w) ? 128 + WTERMSIG(w) : 255; }
+int proc_status(int w) {
+    return WIFEXITED(w) ? WEXITSTATUS(w) : WIFSIGNALED(w) ? 128 + WTERMSIG(w) : 255;
+}
 
 void proc_self_dir(char *out, size_t size) {
     ssize_t n = readlink("/proc/self/exe", out, size - 1);
@@ -53,7 +55,8 @@ static void child_exec(const char *const *argv, int said) {
     _exit(127);
 }
 
-/* The parent's end of the pipe over which a child reports that exec failed: 0 bytes mean success (close-on-exec). */
+/* The parent's end of the pipe over which a child reports that exec failed: 0 bytes mean success
+ * (close-on-exec). */
 static int exec_verdict(int fd, pid_t pid, const char *program, struct err *e) {
     int failed = 0;
     ssize_t n;
@@ -71,7 +74,8 @@ static double now(void) {
 }
 
 /* Reads both pipes until both end. */
-static int drain(int out_fd, int talk_fd, struct str *out, struct str *talk, double until, struct err *e) {
+static int drain(int out_fd, int talk_fd, struct str *out, struct str *talk, double until,
+                 struct err *e) {
     struct pollfd p[2] = { { out_fd, POLLIN, 0 }, { talk_fd, POLLIN, 0 } };
     struct str *to[2] = { out, talk };
     char buf[1 << 14];
@@ -83,14 +87,15 @@ static int drain(int out_fd, int talk_fd, struct str *out, struct str *talk, dou
             ssize_t n = read(p[i].fd, buf, sizeof buf);
             if (n > 0) str_add(to[i], buf, (size_t)n);
             else if (n == 0 || errno != EINTR) p[i].fd = -1;
-            if (to[i]->len > PROC_OUT_BYTES_MAX) return err_set(e, "said more than %d bytes", PROC_OUT_BYTES_MAX);
+            if (to[i]->len > PROC_OUT_BYTES_MAX)
+                return err_set(e, "said more than %d bytes", PROC_OUT_BYTES_MAX);
         }
     }
     return 0;
 }
 
-int proc_capture(const char *const *argv, struct str *out, struct str *talk, int timeout_s, int *status,
-                 struct err *e) {
+int proc_capture(const char *const *argv, struct str *out, struct str *talk, int timeout_s,
+                 int *status, struct err *e) {
     int o[2], t[2], x[2], w = 0;
     if (pipe2(o, O_CLOEXEC) < 0 || pipe2(t, O_CLOEXEC) < 0 || pipe2(x, O_CLOEXEC) < 0)
         return err_code(e, EXIT_ENV, "pipe: %s", strerror(errno));
@@ -107,7 +112,8 @@ int proc_capture(const char *const *argv, struct str *out, struct str *talk, int
     close(x[1]);
     str_add(out, "", 0);
     str_add(talk, "", 0);
-    int rc = pid < 0 ? err_code(e, EXIT_ENV, "fork: %s", strerror(failed)) : exec_verdict(x[0], pid, argv[0], e);
+    int rc = pid < 0 ? err_code(e, EXIT_ENV, "fork: %s", strerror(failed))
+                     : exec_verdict(x[0], pid, argv[0], e);
     if (rc == 0) {
         rc = drain(o[0], t[0], out, talk, now() + timeout_s, e);
         if (rc < 0) {
@@ -199,7 +205,8 @@ pid_t proc_start(const struct proc_spec *s, int *pidfd, struct err *e) {
         failed = errno;
         kill(pid, SIGKILL);
         waitpid(pid, NULL, 0);
-        return err_code(e, EXIT_ENV, "pidfd_open: %s (Linux 5.3 or newer is needed)", strerror(failed));
+        return err_code(e, EXIT_ENV, "pidfd_open: %s (Linux 5.3 or newer is needed)",
+                        strerror(failed));
     }
     fcntl(*pidfd, F_SETFD, FD_CLOEXEC);
     return pid;

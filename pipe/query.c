@@ -25,9 +25,8 @@ static void print_key(const struct about_key *k) {
 }
 
 static void print_port(const struct about_port *p) {
-    printf("  %-3s %-10s %-8s %s%s%s  %s\n", p->output ? "out" : "in", p->name, p->record, p->kind, p->bind
-           ? ", binds" : "",
-           p->required ? ", required" : "", p->help);
+    printf("  %-3s %-10s %-8s %s%s%s  %s\n", p->output ? "out" : "in", p->name, p->record, p->kind,
+           p->bind ? ", binds" : "", p->required ? ", required" : "", p->help);
 }
 
 static int describe_stage(const char *name) {
@@ -36,8 +35,11 @@ static int describe_stage(const char *name) {
     char guess[300], path[FS_PATH_MAX];
     snprintf(guess, sizeof guess, strchr(name, '/') ? "%s" : "qerl-%s", name);
     if (proc_find(path, sizeof path, guess) < 0) {
-        fprintf(stderr, "qerl-pipe: there is no stage program '%s': qerl-pipe describe lists those that are "
-                "built\n", guess);
+        fprintf(
+            stderr,
+            "qerl-pipe: there is no stage program '%s': qerl-pipe describe lists those that are "
+            "built\n",
+            guess);
         return EXIT_ENV;
     }
     if (about_ask(&a, path, &e) < 0) return complain_once(&e, EXIT_FAILED);
@@ -51,13 +53,17 @@ static int describe_stage(const char *name) {
 
 static void describe_launcher(void) {
     printf("\nkeys of the launcher\n"
-           "  [run]         name (default: the file's), exp_id, tensorboard, question, hypothesis, source: text\n"
-           "                runs_dir (default runs), stall_seconds (default 300: no progress that long means a "
-               "hang)\n"
+           "  [run]         name (default: the file's), exp_id, tensorboard, question, hypothesis, "
+           "source: text\n"
+           "                runs_dir (default runs), stall_seconds (default 300: no progress that "
+           "long means a "
+           "hang)\n"
            "  [stage NAME]  exec (default qerl-NAME beside this program)\n"
-           "                place (default cpu:*): gpu:0,1 | cpu:0-1 | cpu:*, the first that the machine has\n"
+           "                place (default cpu:*): gpu:0,1 | cpu:0-1 | cpu:*, the first that the "
+           "machine has\n"
            "                replicas (default 1), restarts (default 3 per completed step)\n"
-           "                in.PORT, out.PORT: zmq+ipc://PATH, zmq+tcp://HOST:PORT, tape:FILE, file:FILE.jsonl\n"
+           "                in.PORT, out.PORT: zmq+ipc://PATH, zmq+tcp://HOST:PORT, tape:FILE, "
+           "file:FILE.jsonl\n"
            "\nall keys of a stage: qerl-pipe describe STAGE\n");
 }
 
@@ -82,7 +88,9 @@ static int describe_all(void) {
     return EXIT_DONE;
 }
 
-int command_describe(const struct command_line *c) { return c->words ? describe_stage(c->word[0]) : describe_all(); }
+int command_describe(const struct command_line *c) {
+    return c->words ? describe_stage(c->word[0]) : describe_all();
+}
 
 /* ---- status ---- */
 
@@ -101,7 +109,9 @@ int command_status(const struct command_line *c) {
         free(ids[i]);
     }
     free(ids);
-    if (!n) fprintf(stderr, "no runs in '%s'; start one: qerl-pipe pipelines/quickstart.pipe\n", c->runs_dir);
+    if (!n)
+        fprintf(stderr, "no runs in '%s'; start one: qerl-pipe pipelines/quickstart.pipe\n",
+                c->runs_dir);
     return EXIT_DONE;
 }
 
@@ -111,14 +121,17 @@ enum { LOGS_MAX = 64 };
 
 static int compare_names(const void *a, const void *b) { return strcmp(a, b); }
 
-/* Names of the log files, "learner.log"; of one stage only if asked ("rollout" also means "rollout-1"). */
+/* Names of the log files, "learner.log"; of one stage only if asked ("rollout" also means
+ * "rollout-1"). */
 static int list_logs(const char *dir, const char *stage, char name[LOGS_MAX][200]) {
     DIR *d = opendir(dir);
     int n = 0;
     for (struct dirent *entry; d && n < LOGS_MAX && (entry = readdir(d));) {
         size_t len = strlen(entry->d_name), want = stage ? strlen(stage) : 0;
         if (!str_ends(entry->d_name, ".log") || len >= 200) continue;
-        if (stage && (strncmp(entry->d_name, stage, want) != 0 || !strchr(".-", entry->d_name[want]))) continue;
+        if (stage &&
+            (strncmp(entry->d_name, stage, want) != 0 || !strchr(".-", entry->d_name[want])))
+            continue;
         memcpy(name[n++], entry->d_name, len + 1);
     }
     if (d) closedir(d);
@@ -136,8 +149,8 @@ int command_logs(const struct command_line *c) {
     fs_join(dir, sizeof dir, f.dir, "log");
     int n = list_logs(dir, c->words > 1 ? c->word[1] : NULL, name);
     if (!n) {
-        fprintf(stderr, "qerl-pipe: no log%s%s in '%s'\n", c->words > 1 ? " of stage " : "", c->words > 1
-                ? c->word[1] : "", dir);
+        fprintf(stderr, "qerl-pipe: no log%s%s in '%s'\n", c->words > 1 ? " of stage " : "",
+                c->words > 1 ? c->word[1] : "", dir);
         return EXIT_USAGE;
     }
     for (int i = 0; i < n; i++) {
@@ -146,10 +159,12 @@ int command_logs(const struct command_line *c) {
         name[i][strlen(name[i]) - 4] = 0;
     }
     for (bool more = true; more;) {
-        bool held = folder_holder(&f) != 0;                  /* asked before reading: nothing is missed at the end */
+        /* asked before reading: nothing is missed at the end */
+        bool held = folder_holder(&f) != 0;
         for (int i = 0; i < n; i++)
-            while (tail_next(&tail[i])) printf("%s%s%s\n", n > 1 ? name[i] : "", n > 1 ? ": " : "", tail[i].line.s
-                                               ? tail[i].line.s : "");
+            while (tail_next(&tail[i]))
+                printf("%s%s%s\n", n > 1 ? name[i] : "", n > 1 ? ": " : "",
+                       tail[i].line.s ? tail[i].line.s : "");
         fflush(stdout);
         more = c->follow && held;
         if (more) nanosleep(&(struct timespec){ .tv_nsec = 200000000 }, NULL);
@@ -171,12 +186,15 @@ int command_stop(const struct command_line *c) {
         return EXIT_FAILED;
     }
     if (kill((pid_t)pid, SIGTERM) < 0) {
-        fprintf(stderr, "qerl-pipe: cannot stop process %lld: %s\n", (long long)pid, strerror(errno));
+        fprintf(stderr, "qerl-pipe: cannot stop process %lld: %s\n", (long long)pid,
+                strerror(errno));
         return EXIT_FAILED;
     }
-    for (int i = 0; i < 600 && folder_holder(&f); i++) nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);
+    for (int i = 0; i < 600 && folder_holder(&f); i++)
+        nanosleep(&(struct timespec){ .tv_nsec = 100000000 }, NULL);
     if (folder_holder(&f)) {
-        fprintf(stderr, "qerl-pipe: '%s' is still worked on after 60 s; see: qerl-pipe logs %s\n", f.dir, f.dir);
+        fprintf(stderr, "qerl-pipe: '%s' is still worked on after 60 s; see: qerl-pipe logs %s\n",
+                f.dir, f.dir);
         return EXIT_FAILED;
     }
     enum run_state s = folder_state(&f, reason, sizeof reason);

@@ -1,7 +1,7 @@
 /* report.c - see report.h.
  *
- * Order: scores, the table at the end of a run, runs/SUMMARY.md, status. Every accuracy is printed with n and its 95 %
- * interval; a difference is called one only where the intervals are apart.
+ * Order: scores, the table at the end of a run, runs/SUMMARY.md, status. Every accuracy is printed
+ * with n and its 95 % interval; a difference is called one only where the intervals are apart.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/report.h"
 
@@ -17,7 +17,8 @@
 void wilson(double *low, double *high, int64_t right, int64_t n) {
     const double z = 1.959963984540054;
     double m = (double)n, p = n ? (double)right / m : 0, d = 1 + z * z / m;
-    double centre = (p + z * z / (2 * m)) / d, half = z * sqrt(p * (1 - p) / m + z * z / (4 * m * m)) / d;
+    double centre = (p + z * z / (2 * m)) / d,
+           half = z * sqrt(p * (1 - p) / m + z * z / (4 * m * m)) / d;
     *low = n ? fmax(0, centre - half) : 0;
     *high = n ? fmin(1, centre + half) : 1;
 }
@@ -46,8 +47,8 @@ int score_from_json(struct score *s, const char *line, size_t bytes) {
 }
 
 static bool same_series(const struct score *a, const struct score *b) {
-    return !strcmp(a->split, b->split) && !strcmp(a->rule, b->rule) && !strcmp(a->quant, b->quant) &&
-        !strcmp(a->noise, b->noise);
+    return !strcmp(a->split, b->split) && !strcmp(a->rule, b->rule) &&
+           !strcmp(a->quant, b->quant) && !strcmp(a->noise, b->noise);
 }
 
 static int by_step(const void *a, const void *b) {
@@ -90,9 +91,13 @@ bool scores_has_step(const struct scores *s, int64_t step) {
 }
 
 /* "none" is how a record says it; a reader calls it clean. */
-static const char *noise_label(const struct score *s) { return *s->noise && strcmp(s->noise, "none") ? s->noise : "clean"; }
+static const char *noise_label(const struct score *s) {
+    return *s->noise && strcmp(s->noise, "none") ? s->noise : "clean";
+}
 
-static double percent(const struct score *s) { return s->n ? 100.0 * (double)s->right / (double)s->n : 0; }
+static double percent(const struct score *s) {
+    return s->n ? 100.0 * (double)s->right / (double)s->n : 0;
+}
 
 bool scores_ends(const struct scores *s, struct score *first, struct score *last) {
     if (!s->n) return false;
@@ -102,8 +107,9 @@ bool scores_ends(const struct scores *s, struct score *first, struct score *last
 }
 
 void score_text(char *out, size_t size, const struct score *s) {
-    snprintf(out, size, "%lld/%lld = %.1f %% [%.1f, %.1f] %s, %s, %s", (long long)s->right, (long long)s->n, percent(s),
-             100 * s->low, 100 * s->high, s->rule, s->quant, noise_label(s));
+    snprintf(out, size, "%lld/%lld = %.1f %% [%.1f, %.1f] %s, %s, %s", (long long)s->right,
+             (long long)s->n, percent(s), 100 * s->low, 100 * s->high, s->rule, s->quant,
+             noise_label(s));
 }
 
 /* ---- the end of a run ---- */
@@ -113,15 +119,19 @@ static void print_series(const struct score *v, int n, FILE *to) {
     fprintf(to, "%s, %s rule, %s, %s\n", v->split, v->rule, v->quant, noise_label(v));
     fprintf(to, "  %8s %8s %8s %9s   %s\n", "step", "right", "n", "accuracy", "95 % interval");
     for (int i = 0; i < n; i++)
-        fprintf(to, "  %8lld %8lld %8lld %7.1f %%   [%.1f, %.1f]\n", (long long)v[i].step, (long long)v[i].right,
-                (long long)v[i].n, percent(&v[i]), 100 * v[i].low, 100 * v[i].high);
+        fprintf(to, "  %8lld %8lld %8lld %7.1f %%   [%.1f, %.1f]\n", (long long)v[i].step,
+                (long long)v[i].right, (long long)v[i].n, percent(&v[i]), 100 * v[i].low,
+                100 * v[i].high);
     if (n < 2) return;
     const struct score *a = &v[0], *b = &v[n - 1];
     double gain = percent(b) - percent(a);
     bool apart = b->low > a->high || b->high < a->low;
-    snprintf(text, sizeof text, apart ? "the 95 %% intervals are apart" : "the 95 %% intervals overlap: not "
-             "distinguishable this way");
-    fprintf(to, "  step %lld to %lld: %+.1f points; %s\n", (long long)a->step, (long long)b->step, gain, text);
+    snprintf(text, sizeof text,
+             apart ? "the 95 %% intervals are apart"
+                   : "the 95 %% intervals overlap: not "
+                     "distinguishable this way");
+    fprintf(to, "  step %lld to %lld: %+.1f points; %s\n", (long long)a->step, (long long)b->step,
+            gain, text);
 }
 
 /* Newest adapter of the run, or "". */
@@ -130,7 +140,8 @@ static void last_adapter(const char *dir, char out[FS_PATH_MAX]) {
     fs_join(parent, sizeof parent, dir, "adapters");
     DIR *d = opendir(parent);
     for (struct dirent *entry; d && (entry = readdir(d));)
-        if (entry->d_name[0] == 'v' && !strchr(entry->d_name, '.') && strcmp(entry->d_name, best) > 0)
+        if (entry->d_name[0] == 'v' && !strchr(entry->d_name, '.') &&
+            strcmp(entry->d_name, best) > 0)
             snprintf(best, sizeof best, "%.60s", entry->d_name);
     if (d) closedir(d);
     *out = 0;
@@ -158,7 +169,8 @@ static void print_next(const char *dir, FILE *to) {
     last_adapter(dir, adapter);
     if (!*adapter) return;
     fprintf(to, "\ntry next\n  %s rescore %s --rule flexible\n", me, dir);
-    fprintf(to, "  %.*sqerl-eval -c %s/conf/eval.conf --in adapter= --set eval.adapter=%s\n", bin, me, dir, adapter);
+    fprintf(to, "  %.*sqerl-eval -c %s/conf/eval.conf --in adapter= --set eval.adapter=%s\n", bin,
+            me, dir, adapter);
     fprintf(to, "  %s check pipelines/e6b_qerl.pipe --set model.path=models/tiny\n", me);
 }
 
@@ -186,8 +198,8 @@ static void cell(struct str *out, const char *text) {
 }
 
 static void summary_score(struct str *out, const struct score *s) {
-    str_printf(out, " %lld | %.1f %% (%lld/%lld) | %.1f - %.1f |", (long long)s->step, percent(s), (long long)s->right,
-               (long long)s->n, 100 * s->low, 100 * s->high);
+    str_printf(out, " %lld | %.1f %% (%lld/%lld) | %.1f - %.1f |", (long long)s->step, percent(s),
+               (long long)s->right, (long long)s->n, 100 * s->low, 100 * s->high);
 }
 
 static json_t *read_manifest(const struct folder *f) {
@@ -217,7 +229,8 @@ static void summary_run(struct str *out, const char *runs_dir, const char *id) {
     if (scores_ends(&s, &first, &last)) {
         summary_score(out, &first);
         summary_score(out, &last);
-        str_printf(out, " %s, %s, %s, %s |\n", last.split, last.rule, last.quant, noise_label(&last));
+        str_printf(out, " %s, %s, %s, %s |\n", last.split, last.rule, last.quant,
+                   noise_label(&last));
     } else {
         str_puts(out, " - | - | - | - | - | - | - |\n");
     }
@@ -229,12 +242,14 @@ int report_summary(const char *runs_dir, struct err *e) {
     char **ids, path[FS_PATH_MAX];
     struct str out;
     str_init(&out);
-    str_puts(&out, "# Runs\n\nWritten by qerl-pipe from the run records after each run. Intervals are 95 % "
-             "(Wilson); overlapping ones\n"
-                   "show no difference.\n\n"
-                   "| run | experiment | state | treatment | steps | first step | score | interval, % | last "
-                       "step | score | interval, % "
-                   "| measured |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+    str_puts(
+        &out,
+        "# Runs\n\nWritten by qerl-pipe from the run records after each run. Intervals are 95 % "
+        "(Wilson); overlapping ones\n"
+        "show no difference.\n\n"
+        "| run | experiment | state | treatment | steps | first step | score | interval, % | last "
+        "step | score | interval, % "
+        "| measured |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     int n = folder_list(runs_dir, &ids);
     for (int i = 0; i < n; i++) {
         summary_run(&out, runs_dir, ids[i]);
@@ -267,21 +282,23 @@ static void last_metrics(const struct folder *f, struct str *out) {
 
 /* The few metrics a reader asks for first; all of them are in metrics.jsonl. */
 static void status_metrics(const json_t *o, FILE *to) {
-    static const char *const key[] = { "critic/rewards/mean", "actor/pg_loss", "actor/entropy", "actor/grad_norm",
-                                       "response_length/mean",
-                                       "noise/sigma_intended", "noise/sigma_realised",
-                                           "training/rollout_logp_differ", "perf/throughput" };
+    static const char *const key[] = { "critic/rewards/mean",  "actor/pg_loss",
+                                       "actor/entropy",        "actor/grad_norm",
+                                       "response_length/mean", "noise/sigma_intended",
+                                       "noise/sigma_realised", "training/rollout_logp_differ",
+                                       "perf/throughput" };
     for (size_t i = 0; i < COUNT_OF(key); i++) {
         const json_t *v = json_object_get(o, key[i]);
         if (json_is_number(v)) fprintf(to, "  %-30s %.6g\n", key[i], json_number_value(v));
     }
 }
 
-static void status_details(const struct folder *f, const json_t *m, const json_t *metrics, const struct scores *s,
-                           FILE *to) {
+static void status_details(const struct folder *f, const json_t *m, const json_t *metrics,
+                           const struct scores *s, FILE *to) {
     char text[300];
     fprintf(to, "  folder     %s\n", f->dir);
-    static const char *const key[] = { "exp_id", "question", "treatment", "started", "host", "commit" };
+    static const char *const key[] = { "exp_id",  "question", "treatment",
+                                       "started", "host",     "commit" };
     for (size_t i = 0; i < COUNT_OF(key); i++) {
         const char *v = json_string_value(json_object_get(m, key[i]));
         if (v && *v) fprintf(to, "  %-10s %s\n", key[i], v);
@@ -308,11 +325,12 @@ void report_status(const struct folder *f, bool details, FILE *to) {
     json_t *o = line.len ? json_parse(line.s, line.len, "metrics.jsonl", NULL) : NULL;
     json_may_int(o, "step", &step, 0, INT64_MAX, "metrics", NULL);
     fprintf(to, "%s  %s%s%s", f->id, run_state_name[state], *reason ? ": " : "", reason);
-    if (state == RUN_STATE_RUNNING && !holder) fprintf(to, " (but no process works on it: qerl-pipe resume %s)",
-                                                       f->dir);
+    if (state == RUN_STATE_RUNNING && !holder)
+        fprintf(to, " (but no process works on it: qerl-pipe resume %s)", f->dir);
     if (holder > 1) fprintf(to, " (process %lld)", (long long)holder);
     int64_t steps = json_integer_value(json_object_get(m, "steps"));
-    if (steps >= 0) fprintf(to, "; step %lld of %lld", (long long)(step < 0 ? 0 : step), (long long)steps);
+    if (steps >= 0)
+        fprintf(to, "; step %lld of %lld", (long long)(step < 0 ? 0 : step), (long long)steps);
     fprintf(to, "; %s\n", text);
     if (details) status_details(f, m, o, &s, to);
     json_decref(o);

@@ -1,7 +1,7 @@
 /* rescore.c - scores recorded answers again: qerl-eval reads them, no model is needed.
  *
- * The evaluator's configuration comes from the run itself, so that nothing but the rule changes; for a bare file only the
- * evaluator's defaults hold.
+ * The evaluator's configuration comes from the run itself, so that nothing but the rule changes;
+ * for a bare file only the evaluator's defaults hold.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/commands.h"
 
@@ -43,7 +43,9 @@ int command_rescore(const struct command_line *c) {
     bool known = !c->rule;
     for (size_t i = 0; i < COUNT_OF(rule); i++) known = known || strcmp(c->rule, rule[i]) == 0;
     if (!known) {
-        fprintf(stderr, "qerl-pipe: unknown rule '%s': strict, flexible, lm-strict or lm-flexible\n", c->rule);
+        fprintf(stderr,
+                "qerl-pipe: unknown rule '%s': strict, flexible, lm-strict or lm-flexible\n",
+                c->rule);
         return EXIT_USAGE;
     }
     if (proc_find(exec, sizeof exec, "qerl-eval") < 0) exec[0] = 0;
@@ -53,12 +55,15 @@ int command_rescore(const struct command_line *c) {
         eval_of_run(&f, exec, sizeof exec);
         fs_join(path, sizeof path, f.dir, "tape/answers.tape");
         if (!fs_exists(path)) {
-            fprintf(stderr, "qerl-pipe: run '%s' has no answers in '%s': was anything scored?\n", f.id, path);
+            fprintf(stderr, "qerl-pipe: run '%s' has no answers in '%s': was anything scored?\n",
+                    f.id, path);
             return EXIT_FAILED;
         }
     }
     if (!exec[0]) {
-        fprintf(stderr, "qerl-pipe: there is no program 'qerl-eval' beside this one: build it with 'make'\n");
+        fprintf(
+            stderr,
+            "qerl-pipe: there is no program 'qerl-eval' beside this one: build it with 'make'\n");
         return EXIT_ENV;
     }
     return eval_answers(exec, file ? c->word[0] : path, c->rule);

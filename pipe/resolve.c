@@ -1,6 +1,7 @@
 /* resolve.c - see resolve.h.
  *
- * Order: which value belongs to whom, the launcher's own keys, the stages, the check of every value, the whole.
+ * Order: which value belongs to whom, the launcher's own keys, the stages, the check of every
+ * value, the whole.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/resolve.h"
 
@@ -9,9 +10,11 @@
 #include "lib/base/fs.h"
 #include "pipe/proc.h"
 
-static const char *const run_keys[] = { "run.name", "run.exp_id", "run.tensorboard", "run.question", "run.hypothesis",
-                                        "run.source", "run.runs_dir", "run.stall_seconds" };
-static const char *const given_keys[] = { "run.dir", "run.id" };     /* by the launcher to stages that declare them */
+static const char *const run_keys[] = { "run.name",     "run.exp_id",       "run.tensorboard",
+                                        "run.question", "run.hypothesis",   "run.source",
+                                        "run.runs_dir", "run.stall_seconds" };
+/* by the launcher to stages that declare them */
+static const char *const given_keys[] = { "run.dir", "run.id" };
 static const char *const stage_keys[] = { "exec", "place", "replicas", "restarts" };
 
 static bool among(const char *name, const char *const *list, size_t n) {
@@ -34,9 +37,11 @@ struct pipe_stage *pipeline_stage(struct pipeline *p, const char *name) {
 /* ---- which value belongs to whom ---- */
 
 /* "learner.lr" of a stage that the file calls "second" is written "second.lr" there. */
-static const struct lang_value *value_of(const struct pipeline *p, const struct pipe_stage *s, const char *key) {
+static const struct lang_value *value_of(const struct pipeline *p, const struct pipe_stage *s,
+                                         const char *key) {
     size_t n = strlen(s->about.name);
-    if (strncmp(key, s->about.name, n) == 0 && key[n] == '.' && strcmp(s->name, s->about.name) != 0) {
+    if (strncmp(key, s->about.name, n) == 0 && key[n] == '.' &&
+        strcmp(s->name, s->about.name) != 0) {
         char own[600];
         snprintf(own, sizeof own, "%s%s", s->name, key + n);
         const struct lang_value *v = lang_get(&p->lang, own);
@@ -45,8 +50,8 @@ static const struct lang_value *value_of(const struct pipeline *p, const struct 
     return lang_get(&p->lang, key);
 }
 
-const char *pipeline_value(const struct pipeline *p, const struct pipe_stage *s, const struct about_key *k,
-                           struct origin *at) {
+const char *pipeline_value(const struct pipeline *p, const struct pipe_stage *s,
+                           const struct about_key *k, struct origin *at) {
     const struct lang_value *v = value_of(p, s, k->name);
     *at = v ? v->at : (struct origin){ "default", 0 };
     if (v) return v->text;
@@ -67,14 +72,17 @@ static struct pipe_stage *stage_of(struct pipeline *p, const char *name, const c
     return NULL;
 }
 
-static bool port_key(const char *rest) { return str_starts(rest, "in.") || str_starts(rest, "out."); }
+static bool port_key(const char *rest) {
+    return str_starts(rest, "in.") || str_starts(rest, "out.");
+}
 
 static bool declared(struct pipeline *p, const struct lang_value *v) {
     for (int i = 0; i < p->stages; i++) {
         struct pipe_stage *s = &p->stage[i];
         for (int j = 0; j < s->about.keys; j++)
             if (value_of(p, s, s->about.key[j].name) == v) return true;
-        for (int j = 0; j < s->about.keys; j++)                        /* [reward] beside [stage second]: still read */
+        /* [reward] beside [stage second]: still read */
+        for (int j = 0; j < s->about.keys; j++)
             if (strcmp(s->about.key[j].name, v->name) == 0) return true;
     }
     return false;
@@ -114,13 +122,17 @@ static void unknown_key(struct pipeline *p, const struct lang_value *v) {
     char what[700];
     if (s) snprintf(what, sizeof what, "unknown key '%.200s' of stage '%s'", rest, s->name);
     else if (!section_known(v->name, names, n))
-        snprintf(what, sizeof what, "unknown section [%.*s] with key '%.200s': no stage of this file reads it",
+        snprintf(what, sizeof what,
+                 "unknown section [%.*s] with key '%.200s': no stage of this file reads it",
                  (int)(dot - v->name), v->name, dot + 1);
-    else snprintf(what, sizeof what, "unknown key '%.200s' in [%.*s]: no stage of this file reads it", dot + 1,
-                  (int)(dot - v->name), v->name);
+    else
+        snprintf(what, sizeof what,
+                 "unknown key '%.200s' in [%.*s]: no stage of this file reads it", dot + 1,
+                 (int)(dot - v->name), v->name);
     if (near) lang_error(&p->lang, v->at, "%s; did you mean '%s'?", what, near);
-    else if (s) lang_error(&p->lang, v->at, "%s; all keys: qerl-pipe describe %s", what, s->about.name
-                           ? s->about.name : s->name);
+    else if (s)
+        lang_error(&p->lang, v->at, "%s; all keys: qerl-pipe describe %s", what,
+                   s->about.name ? s->about.name : s->name);
     else lang_error(&p->lang, v->at, "%s; all keys: qerl-pipe describe", what);
     free(names);
 }
@@ -131,7 +143,8 @@ static void check_names(struct pipeline *p) {
         const char *rest = "";
         struct pipe_stage *s = stage_of(p, v->name, &rest);
         if (among(v->name, given_keys, COUNT_OF(given_keys)))
-            lang_error(&p->lang, v->at, "'%s' is set by the launcher for each run: remove it", v->name);
+            lang_error(&p->lang, v->at, "'%s' is set by the launcher for each run: remove it",
+                       v->name);
         else if (among(v->name, run_keys, COUNT_OF(run_keys))) continue;
         else if (s && (among(rest, stage_keys, COUNT_OF(stage_keys)) || port_key(rest))) continue;
         else if (!declared(p, v)) unknown_key(p, v);
@@ -158,12 +171,17 @@ static void read_run(struct pipeline *p) {
     p->runs_dir = pipeline_text(p, "run.runs_dir", "runs");
     for (const char *c = p->name; *c || c == p->name; c++)
         if (!isalnum((unsigned char)*c) && (c == p->name || !strchr("._-", *c))) {
-            lang_error(&p->lang, at_of(p, "run.name"),
-                       "'%s' cannot name a run: letters, digits, '.', '_' and '-', as it names a folder", p->name);
+            lang_error(
+                &p->lang, at_of(p, "run.name"),
+                "'%s' cannot name a run: letters, digits, '.', '_' and '-', as it names a folder",
+                p->name);
             break;
         }
-    if (strlen(p->name) > 100) lang_error(&p->lang, at_of(p, "run.name"), "run.name is longer than 100 bytes");
-    const struct about_key stall = { .name = "run.stall_seconds", .type = ABOUT_NUM, .least = 1, .most = 86400 };
+    if (strlen(p->name) > 100)
+        lang_error(&p->lang, at_of(p, "run.name"), "run.name is longer than 100 bytes");
+    const struct about_key stall = {
+        .name = "run.stall_seconds", .type = ABOUT_NUM, .least = 1, .most = 86400
+    };
     struct str plain;
     struct err e = { 0 };
     str_init(&plain);
@@ -185,14 +203,14 @@ static const char *stage_text(const struct pipeline *p, const struct pipe_stage 
     return v ? v->text : def;
 }
 
-static int stage_count(struct pipeline *p, struct pipe_stage *s, const char *key, const char *def, int least,
-                       int most) {
+static int stage_count(struct pipeline *p, struct pipe_stage *s, const char *key, const char *def,
+                       int least, int most) {
     struct origin at;
     int64_t n = least;
     const char *text = stage_text(p, s, key, def, &at);
     if (!str_to_i64(text, &n) || n < least || n > most) {
-        lang_error(&p->lang, at, "'%s' for '%s.%s' is not a whole number from %d to %d", text, s->name, key,
-                   least, most);
+        lang_error(&p->lang, at, "'%s' for '%s.%s' is not a whole number from %d to %d", text,
+                   s->name, key, least, most);
         return least;
     }
     return (int)n;
@@ -206,7 +224,8 @@ static void ask_stage(struct pipeline *p, struct pipe_stage *s) {
     s->exec_asked = lang_keep(&p->lang, guess, strlen(guess));
     s->exec_asked = stage_text(p, s, "exec", s->exec_asked, &at);
     if (proc_find(path, sizeof path, s->exec_asked) < 0) {
-        lang_error(&p->lang, at, "stage '%s': there is no program '%s': build it with 'make', or set exec",
+        lang_error(&p->lang, at,
+                   "stage '%s': there is no program '%s': build it with 'make', or set exec",
                    s->name, s->exec_asked);
         p->env_errors++;
         return;
@@ -239,11 +258,14 @@ static void read_stage(struct pipeline *p, const struct lang_stage *from) {
     }
     const struct place_choice *first = &s->place.choice[0];
     if (s->replicas > 1 && s->place.choices && first->gpu)
-        lang_error(&p->lang, at, "stage '%s' has %d replicas on one GPU: give each its own stage or place = "
-                   "cpu:*", s->name, s->replicas);
+        lang_error(&p->lang, at,
+                   "stage '%s' has %d replicas on one GPU: give each its own stage or place = "
+                   "cpu:*",
+                   s->name, s->replicas);
 }
 
-/* The first GPU alternative of each stage must be its own, on every machine: falling back would hide the mistake here. */
+/* The first GPU alternative of each stage must be its own, on every machine: falling back would
+ * hide the mistake here. */
 static void check_gpus(struct pipeline *p) {
     for (int i = 0; i < p->stages; i++)
         for (int j = i + 1; j < p->stages; j++) {
@@ -253,9 +275,9 @@ static void check_gpus(struct pipeline *p) {
             char ids[200];
             stage_text(p, &p->stage[j], "place", "", &at);
             place_gpus_text(ids, sizeof ids, a->choice[0].gpus & b->choice[0].gpus);
-            lang_error(&p->lang, at, "stages '%s' and '%s' are both placed on GPU %s: one stage per GPU",
-                       p->stage[i].name,
-                       p->stage[j].name, ids);
+            lang_error(&p->lang, at,
+                       "stages '%s' and '%s' are both placed on GPU %s: one stage per GPU",
+                       p->stage[i].name, p->stage[j].name, ids);
         }
 }
 
@@ -272,10 +294,13 @@ static bool checked_before(const struct pipeline *p, int stage, const struct lan
 static void check_defaults(struct pipeline *p, int stage, const struct about_key *k) {
     for (int i = 0; i < stage; i++) {
         const struct about_key *o = about_key(&p->stage[i].about, k->name);
-        if (!o || (!o->def && !k->def) || (o->def && k->def && strcmp(o->def, k->def) == 0)) continue;
-        lang_error(&p->lang, p->stage[stage].at, "stages '%s' and '%s' have different defaults for '%s' (%s, "
-                   "%s): set it", p->stage[i].name,
-                   p->stage[stage].name, k->name, o->def ? o->def : "none", k->def ? k->def : "none");
+        if (!o || (!o->def && !k->def) || (o->def && k->def && strcmp(o->def, k->def) == 0))
+            continue;
+        lang_error(&p->lang, p->stage[stage].at,
+                   "stages '%s' and '%s' have different defaults for '%s' (%s, "
+                   "%s): set it",
+                   p->stage[i].name, p->stage[stage].name, k->name, o->def ? o->def : "none",
+                   k->def ? k->def : "none");
         return;
     }
 }
@@ -294,8 +319,9 @@ static void check_values(struct pipeline *p) {
             if (!v && !pipeline_value(p, s, k, &at)) {
                 bool again = false;
                 for (int o = 0; o < i; o++) again = again || about_key(&p->stage[o].about, k->name);
-                if (!again) lang_error(&p->lang, s->at, "stage '%s' needs '%s' (%s): set it", s->name, k->name,
-                                       k->help);
+                if (!again)
+                    lang_error(&p->lang, s->at, "stage '%s' needs '%s' (%s): set it", s->name,
+                               k->name, k->help);
                 continue;
             }
             if (!v || checked_before(p, i, v)) continue;
@@ -313,14 +339,18 @@ void pipeline_load(struct pipeline *p, const char *path, const char *const *sets
     if (p->lang.files) {
         read_run(p);
         if (!p->lang.stages)
-            lang_error(&p->lang, (struct origin){ path, 1 }, "no [stage NAME] section: nothing to run");
+            lang_error(&p->lang, (struct origin){ path, 1 },
+                       "no [stage NAME] section: nothing to run");
         if (p->lang.stages > PIPELINE_STAGES_MAX)
-            lang_error(&p->lang, (struct origin){ path, 1 }, "more than %d stages", PIPELINE_STAGES_MAX);
+            lang_error(&p->lang, (struct origin){ path, 1 }, "more than %d stages",
+                       PIPELINE_STAGES_MAX);
         bool all = true;
-        for (int i = 0; i < p->lang.stages && i < PIPELINE_STAGES_MAX; i++) read_stage(p, &p->lang.stage[i]);
+        for (int i = 0; i < p->lang.stages && i < PIPELINE_STAGES_MAX; i++)
+            read_stage(p, &p->lang.stage[i]);
         for (int i = 0; i < p->stages; i++) all = all && p->stage[i].about.json;
         check_gpus(p);
-        if (all) {                                           /* else every key of the silent stage would look unknown */
+        /* else every key of the silent stage would look unknown */
+        if (all) {
             check_names(p);
             check_values(p);
             pipeline_wire(p);

@@ -1,11 +1,13 @@
-/* resolve.h - one experiment, understood: the .pipe file joined with what its stages say about themselves.
+/* resolve.h - one experiment, understood: the .pipe file joined with what its stages say about
+ * themselves.
  *
- * Knows: which keys and ports exist and where, types and ranges, which link fits, where each stage runs.
- * Does not know: what any key means. A key is right because some stage declares it.
- * Every value reaches every stage that declares it, so two stages cannot disagree; a value that none declares is an error.
- * Launcher keys: [run] name exp_id tensorboard question hypothesis source runs_dir stall_seconds, and in each stage exec,
- * place, replicas, restarts, in.PORT, out.PORT. The launcher gives run.dir and run.id to stages that declare them.
- * Ownership: everything lent by a struct pipeline lives until pipeline_release.
+ * Knows: which keys and ports exist and where, types and ranges, which link fits, where each stage
+ * runs. Does not know: what any key means. A key is right because some stage declares it.
+ * Every value reaches every stage that declares it, so two stages cannot disagree; a value that
+ * none declares is an error. Launcher keys: [run] name exp_id tensorboard question hypothesis
+ * source runs_dir stall_seconds, and in each stage exec, place, replicas, restarts, in.PORT,
+ * out.PORT. The launcher gives run.dir and run.id to stages that declare them. Ownership:
+ * everything lent by a struct pipeline lives until pipeline_release.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_RESOLVE_H
 #define QERL_RESOLVE_H
@@ -24,7 +26,8 @@ struct pipe_stage {
     const char *place_asked;
     struct place place;
     int replicas, restarts;
-    const char *url[PIPELINE_PORTS_MAX];     /* by index of about.port: from in.PORT / out.PORT, NULL = not written */
+    /* by index of about.port: from in.PORT / out.PORT, NULL = not written */
+    const char *url[PIPELINE_PORTS_MAX];
     const struct lang_link *link[PIPELINE_PORTS_MAX];
     /* filled by pipeline_conf */
     struct str conf;
@@ -45,15 +48,21 @@ void pipeline_release(struct pipeline *p);
 /* Value of a launcher key, or `def`. */
 const char *pipeline_text(const struct pipeline *p, const char *name, const char *def);
 struct pipe_stage *pipeline_stage(struct pipeline *p, const char *name);
-/* The value a stage gets for one of its keys: what the file says, else the default (origin "default"), else NULL. */
-const char *pipeline_value(const struct pipeline *p, const struct pipe_stage *s, const struct about_key *k, struct origin *at);
+/* The value a stage gets for one of its keys: what the file says, else the default (origin
+ * "default"), else NULL. */
+const char *pipeline_value(const struct pipeline *p, const struct pipe_stage *s,
+                           const struct about_key *k, struct origin *at);
 
 /* wire.c */
-void pipeline_wire(struct pipeline *p);      /* links, kinds, records, required ports; part of pipeline_load */
-/* Fills conf of every stage: all keys with their values, run.dir, run.id, and the URL of each port. Sockets lie in ipc_dir. */
-void pipeline_conf(struct pipeline *p, const char *run_dir, const char *run_id, const char *ipc_dir);
+/* links, kinds, records, required ports; part of pipeline_load */
+void pipeline_wire(struct pipeline *p);
+/* Fills conf of every stage: all keys with their values, run.dir, run.id, and the URL of each port.
+ * Sockets lie in ipc_dir. */
+void pipeline_conf(struct pipeline *p, const char *run_dir, const char *run_id,
+                   const char *ipc_dir);
 /* One .pipe file without base that says the same, each line with its origin; defaults included. */
 void pipeline_resolved(const struct pipeline *p, struct str *out);
-/* value.c: is `text` a value for k? 0 and the plain form (units applied) in `out`, else -1 and a sentence. */
+/* value.c: is `text` a value for k? 0 and the plain form (units applied) in `out`, else -1 and a
+ * sentence. */
 int value_check(const struct about_key *k, const char *text, struct str *out, struct err *e);
 #endif

@@ -17,8 +17,8 @@ static int load(struct pipeline *p, const char *path, const char *const *sets, i
     str_init(&text);
     lang_print_errors(&p->lang, &text);
     fputs(text.s, stderr);
-    fprintf(stderr, "qerl-pipe: %d error%s in '%s'; nothing was started\n", p->lang.errors, p->lang.errors == 1
-            ? "" : "s", path);
+    fprintf(stderr, "qerl-pipe: %d error%s in '%s'; nothing was started\n", p->lang.errors,
+            p->lang.errors == 1 ? "" : "s", path);
     str_release(&text);
     return p->code;
 }
@@ -57,22 +57,27 @@ static int enough_disk(const struct pipeline *p, const struct plan *pl) {
     if (have < 0 || pl->disk_bytes <= have) return 0;
     bytes_text(need, sizeof need, (double)pl->disk_bytes);
     bytes_text(is, sizeof is, (double)have);
-    fprintf(stderr, "qerl-pipe: the disk of '%s' has %s free, the run needs about %s: make room, or set "
-            "run.runs_dir\n", p->runs_dir, is, need);
+    fprintf(stderr,
+            "qerl-pipe: the disk of '%s' has %s free, the run needs about %s: make room, or set "
+            "run.runs_dir\n",
+            p->runs_dir, is, need);
     return EXIT_ENV;
 }
 
 static void tell_state(const struct folder *f, const struct outcome *o) {
-    fprintf(stderr, "run %s is %s%s%s\n", f->dir, run_state_name[o->state], *o->reason ? ": " : "", o->reason);
+    fprintf(stderr, "run %s is %s%s%s\n", f->dir, run_state_name[o->state], *o->reason ? ": " : "",
+            o->reason);
     if (o->state != RUN_STATE_DONE) fprintf(stderr, "go on with: qerl-pipe resume %s\n", f->dir);
 }
 
 /* The part that run and resume share: sockets, processes, state, report. f is locked. */
-static int work(const struct folder *f, struct pipeline *p, const struct plan *pl, const char *runs_dir) {
+static int work(const struct folder *f, struct pipeline *p, const struct plan *pl,
+                const char *runs_dir) {
     char ipc[] = "/tmp/qerl-XXXXXX";
     struct outcome o = { RUN_STATE_FAILED, EXIT_ENV, "" };
     struct err e = { 0 };
-    if (!mkdtemp(ipc)) {                                     /* mode 0700: nobody else reaches the sockets */
+    /* mode 0700: nobody else reaches the sockets */
+    if (!mkdtemp(ipc)) {
         err_code(&e, EXIT_ENV, "cannot make a folder in /tmp: %s", strerror(errno));
         return complain_once(&e, EXIT_ENV);
     }
@@ -107,8 +112,8 @@ int command_run(const struct command_line *c) {
     if (!code) code = enough_disk(&p, &pl);
     if (!code && folder_create(&f, p.runs_dir, p.name, &e) < 0) code = complain_once(&e, EXIT_ENV);
     if (!code) {
-        fprintf(stderr, "run %s: %lld steps, %d stages; stop with Ctrl-C or: qerl-pipe stop %s\n", f.dir,
-                (long long)(pl.steps < 0 ? 0 : pl.steps), p.stages, f.dir);
+        fprintf(stderr, "run %s: %lld steps, %d stages; stop with Ctrl-C or: qerl-pipe stop %s\n",
+                f.dir, (long long)(pl.steps < 0 ? 0 : pl.steps), p.stages, f.dir);
         if (folder_write(&f, &p, &pl, c->argv, &e) < 0) {
             code = complain_once(&e, EXIT_ENV);
             folder_set_state(&f, RUN_STATE_FAILED, e.text, NULL);
@@ -131,8 +136,8 @@ static void go_where_it_started(struct folder *f) {
     json_t *o = json_parse_file(path, 1 << 22, NULL);
     const char *cwd = json_string_value(json_object_get(o, "cwd"));
     char here[FS_PATH_MAX] = "";
-    if (real && strlen(real) < sizeof f->dir && cwd && getcwd(here, sizeof here) && strcmp(here, cwd) != 0 &&
-        chdir(cwd) == 0) {
+    if (real && strlen(real) < sizeof f->dir && cwd && getcwd(here, sizeof here) &&
+        strcmp(here, cwd) != 0 && chdir(cwd) == 0) {
         fprintf(stderr, "qerl-pipe: working in '%s', where the run was started\n", cwd);
         snprintf(f->dir, sizeof f->dir, "%s", real);
     }
@@ -140,8 +145,8 @@ static void go_where_it_started(struct folder *f) {
     free(real);
 }
 
-static int same_things(const struct command_line *c, const struct folder *f, const struct pipeline *p,
-                       const struct plan *pl) {
+static int same_things(const struct command_line *c, const struct folder *f,
+                       const struct pipeline *p, const struct plan *pl) {
     struct str differences;
     struct err e = { 0 };
     int code = 0;
@@ -150,8 +155,10 @@ static int same_things(const struct command_line *c, const struct folder *f, con
     if (!code && differences.len) {
         fputs(differences.s, stderr);
         if (!c->force) {
-            fprintf(stderr, "qerl-pipe: going on would mix two experiments; --force-different does it all the "
-                    "same\n");
+            fprintf(
+                stderr,
+                "qerl-pipe: going on would mix two experiments; --force-different does it all the "
+                "same\n");
             code = EXIT_FAILED;
         }
     }

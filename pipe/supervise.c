@@ -1,7 +1,8 @@
 /* supervise.c - see supervise.h.
  *
- * One thread, one loop: poll on the ends of processes (pidfd), ready lines and signals, at most 100 ms; then beats; then
- * what is due. Order: small things, start, death, beats, endings, hangs, the loop.
+ * One thread, one loop: poll on the ends of processes (pidfd), ready lines and signals, at most 100
+ * ms; then beats; then what is due. Order: small things, start, death, beats, endings, hangs, the
+ * loop.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/supervise.h"
 
@@ -63,7 +64,9 @@ static int rank_of(const char *name) {
 }
 enum { RANK_ROLLOUT = 0, RANK_REWARD = 1, RANK_LEARNER = 2 };
 
-static bool lives(const struct member *m) { return m->phase == PHASE_STARTING || m->phase == PHASE_READY; }
+static bool lives(const struct member *m) {
+    return m->phase == PHASE_STARTING || m->phase == PHASE_READY;
+}
 
 static void set_mode(struct super *s, enum mode mode) {
     s->mode = mode;
@@ -71,10 +74,12 @@ static void set_mode(struct super *s, enum mode mode) {
 }
 
 /* The first reason stays: what follows are its consequences. */
-static void give_up(struct super *s, enum run_state state, int code, const char *fmt, ...) PRINTF_LIKE(4, 5);
+static void give_up(struct super *s, enum run_state state, int code, const char *fmt, ...)
+    PRINTF_LIKE(4, 5);
 static void give_up(struct super *s, enum run_state state, int code, const char *fmt, ...) {
     if (s->mode == MODE_STOP) return;
-    if (s->mode == MODE_ENDING && state == RUN_STATE_FAILED) state = RUN_STATE_INCOMPLETE;   /* trained, but not scored */
+    /* trained, but not scored */
+    if (s->mode == MODE_ENDING && state == RUN_STATE_FAILED) state = RUN_STATE_INCOMPLETE;
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(s->o->reason, sizeof s->o->reason, fmt, ap);
@@ -101,7 +106,8 @@ static void member_start(struct super *s, struct member *m) {
     }
     snprintf(ready, sizeof ready, "%d", fd[1]);
     place_gpus_text(gpus, sizeof gpus, where->gpus);
-    const char *argv[] = { m->s->exec, "-c", conf, "--id", m->id, "--beat", s->beat_url, "--ready-fd", ready, NULL };
+    const char *argv[] = { m->s->exec, "-c",        conf,         "--id", m->id,
+                           "--beat",   s->beat_url, "--ready-fd", ready,  NULL };
     const struct proc_spec spec = { argv, log, &where->cores, gpus, fd[1], s->f->lock_fd };
     m->pid = proc_start(&spec, &m->pidfd, &e);
     close(fd[1]);
@@ -126,7 +132,8 @@ static void member_look_ready(struct super *s, struct member *m) {
     if (n < 0) return;                                       /* nothing yet, or no descriptor */
     close(m->ready_fd);
     m->ready_fd = -1;
-    if (n == 0) return;                                      /* it ended, or closed it without a word */
+    /* it ended, or closed it without a word */
+    if (n == 0) return;
     m->was_ready = true;
     m->phase = PHASE_READY;
     m->beat_at = m->progress_at = mono_seconds();
@@ -136,8 +143,8 @@ static void member_look_ready(struct super *s, struct member *m) {
 /* ---- death ---- */
 
 static void how_it_died(char *out, size_t size, int status) {
-    if (status > 128 && status < 128 + 65) snprintf(out, size, "was killed by signal %d (%s)", status - 128,
-                                                    strsignal(status - 128));
+    if (status > 128 && status < 128 + 65)
+        snprintf(out, size, "was killed by signal %d (%s)", status - 128, strsignal(status - 128));
     else snprintf(out, size, "ended with exit code %d", status);
 }
 
@@ -176,17 +183,19 @@ static void died_badly(struct super *s, struct member *m, int status) {
     }
     if (m->deaths >= m->s->restarts || m->stalls >= STALLS_MAX) {
         bool stalled = m->stalls >= STALLS_MAX;
-        view_event(&s->view, "%s %s; it was restarted %d times in this step already", m->id, how, m->deaths);
+        view_event(&s->view, "%s %s; it was restarted %d times in this step already", m->id, how,
+                   m->deaths);
         show_log(s, m);
-        give_up(s, RUN_STATE_FAILED, stalled ? EXIT_STALLED : EXIT_FAILED, "stage '%s' %s %d times in step %lld",
-                m->s->name,
+        give_up(s, RUN_STATE_FAILED, stalled ? EXIT_STALLED : EXIT_FAILED,
+                "stage '%s' %s %d times in step %lld", m->s->name,
                 stalled ? "made no progress" : how, m->deaths + 1, (long long)s->step);
         return;
     }
     m->deaths++;
     m->restart_at = mono_seconds() + m->backoff;
     m->phase = PHASE_RESTART;
-    view_event(&s->view, "%s %s; restart %d of %d in %.1f s", m->id, how, m->deaths, m->s->restarts, m->backoff);
+    view_event(&s->view, "%s %s; restart %d of %d in %.1f s", m->id, how, m->deaths, m->s->restarts,
+               m->backoff);
     m->backoff = m->backoff < 15 ? m->backoff * 2 : 30;
     if (m->rank == RANK_LEARNER) wake_feeders(s);
 }
@@ -257,7 +266,8 @@ static void terminate(struct member *m) {
     if (m->term_at <= 0) {
         m->term_at = mono_seconds();
         kill(m->pid, SIGTERM);
-        kill(m->pid, SIGCONT);                               /* a stopped process cannot hear the first one */
+        /* a stopped process cannot hear the first one */
+        kill(m->pid, SIGCONT);
     } else if (mono_seconds() - m->term_at > GRACE_SECONDS) {
         kill(-m->pid, SIGKILL);
         kill(m->pid, SIGKILL);
@@ -266,12 +276,14 @@ static void terminate(struct member *m) {
 
 static void end_feeders(struct super *s) {
     bool rollouts = false;
-    for (int i = 0; i < s->members; i++) rollouts = rollouts || (lives(&s->m[i]) && s->m[i].rank == RANK_ROLLOUT);
+    for (int i = 0; i < s->members; i++)
+        rollouts = rollouts || (lives(&s->m[i]) && s->m[i].rank == RANK_ROLLOUT);
     bool late = mono_seconds() - s->mode_at > SELF_END_SECONDS;
     for (int i = 0; i < s->members; i++) {
         struct member *m = &s->m[i];
         if (m->phase == PHASE_RESTART && m->rank < RANK_LEARNER) m->phase = PHASE_ENDED;
-        if ((m->rank == RANK_ROLLOUT && late) || (m->rank == RANK_REWARD && (late || !rollouts))) terminate(m);
+        if ((m->rank == RANK_ROLLOUT && late) || (m->rank == RANK_REWARD && (late || !rollouts)))
+            terminate(m);
     }
 }
 
@@ -290,8 +302,10 @@ static void take_signal(struct super *s) {
     if (read(s->signal_fd, &info, sizeof info) != sizeof info) return;
     if (info.ssi_signo == SIGCHLD) return;
     if (s->mode != MODE_STOP) {
-        view_event(&s->view, "stopping (%s); once more to stop at once", strsignal((int)info.ssi_signo));
-        give_up(s, RUN_STATE_STOPPED, EXIT_FAILED, "by signal %s", sigabbrev_np((int)info.ssi_signo));
+        view_event(&s->view, "stopping (%s); once more to stop at once",
+                   strsignal((int)info.ssi_signo));
+        give_up(s, RUN_STATE_STOPPED, EXIT_FAILED, "by signal %s",
+                sigabbrev_np((int)info.ssi_signo));
         return;
     }
     s->hurry = true;
@@ -301,7 +315,9 @@ static void take_signal(struct super *s) {
 
 /* ---- hangs ---- */
 
-static bool working(const struct member *m) { return !*m->waits_for && strcmp(m->doing, "wait") != 0; }
+static bool working(const struct member *m) {
+    return !*m->waits_for && strcmp(m->doing, "wait") != 0;
+}
 
 static void look_for_hangs(struct super *s) {
     double now = mono_seconds(), most = s->p->stall_seconds;
@@ -311,8 +327,8 @@ static void look_for_hangs(struct super *s) {
         struct member *m = &s->m[i];
         if (m->phase == PHASE_STARTING) {
             if (now - m->said_at > READY_SAY_SECONDS) {
-                view_event(&s->view, "%s is not ready yet after %.0f s%s%s", m->id, now - m->started,
-                           *m->waits_for ? ": waits for " : "", m->waits_for);
+                view_event(&s->view, "%s is not ready yet after %.0f s%s%s", m->id,
+                           now - m->started, *m->waits_for ? ": waits for " : "", m->waits_for);
                 m->said_at = now;
             }
             if (now - m->started > READY_SECONDS && !m->killed_for_stall) {
@@ -321,7 +337,8 @@ static void look_for_hangs(struct super *s) {
                 kill(m->pid, SIGKILL);
             }
         }
-        bool beats = m->progress >= 0;                       /* one that never beat gets the time of a slow start */
+        /* one that never beat gets the time of a slow start */
+        bool beats = m->progress >= 0;
         bool silent = now - m->beat_at > (beats || most > READY_SECONDS ? most : READY_SECONDS);
         bool stuck = beats && working(m) && now - m->progress_at > most;
         if (m->phase == PHASE_READY && (silent || stuck) && !m->killed_for_stall) {
@@ -333,13 +350,14 @@ static void look_for_hangs(struct super *s) {
         }
         if (m->phase == PHASE_ENDED) continue;
         alive++;
-        all_wait = all_wait && m->phase == PHASE_READY && !working(m) && now - m->progress_at > most;
+        all_wait = all_wait && m->phase == PHASE_READY && !working(m) &&
+                   now - m->progress_at > most;
     }
     if (!all_wait || !alive) return;
     for (int i = 0; i < s->members; i++)
         if (lives(&s->m[i])) view_event(&s->view, "%s waits for %s", s->m[i].id, s->m[i].waits_for);
-    give_up(s, RUN_STATE_FAILED, EXIT_STALLED, "every stage waits for another since %.0f s, in step %lld", most,
-            (long long)s->step);
+    give_up(s, RUN_STATE_FAILED, EXIT_STALLED,
+            "every stage waits for another since %.0f s, in step %lld", most, (long long)s->step);
 }
 
 /* ---- the loop ---- */
@@ -361,7 +379,8 @@ static void show(struct super *s) {
     for (int i = 0; i < s->members; i++) {
         const struct member *m = &s->m[i];
         bool waits = m->phase == PHASE_READY && !working(m);
-        v[i] = (struct view_stage){ m->id, waits ? "idle" : phase[m->phase], lives(m) ? m->waits_for : "" };
+        v[i] = (struct view_stage){ m->id, waits ? "idle" : phase[m->phase],
+                                    lives(m) ? m->waits_for : "" };
     }
     view_tick(&s->view, v, s->members);
     curves_tick(&s->curves);
@@ -380,7 +399,8 @@ static void turn(struct super *s) {
         struct member *m = &s->m[i];
         if (lives(m)) member_look_ready(s, m);
         if (lives(m)) member_reap(s, m);
-        if (m->phase == PHASE_RESTART && s->mode != MODE_STOP && mono_seconds() >= m->restart_at) member_start(s, m);
+        if (m->phase == PHASE_RESTART && s->mode != MODE_STOP && mono_seconds() >= m->restart_at)
+            member_start(s, m);
     }
     if (s->mode == MODE_ENDING) end_feeders(s);
     if (s->mode == MODE_STOP) stop_members(s);
@@ -402,8 +422,9 @@ static void members_make(struct super *s) {
 }
 
 static int open_beats(struct super *s, const char *ipc_dir, struct err *e) {
-    const struct link_opts o = { .name = "beat", .kind = LINK_KIND_ROUTER, .bind = true, .expected = REC_BEAT,
-                                 .hwm = 1000 };
+    const struct link_opts o = {
+        .name = "beat", .kind = LINK_KIND_ROUTER, .bind = true, .expected = REC_BEAT, .hwm = 1000
+    };
     snprintf(s->beat_url, sizeof s->beat_url, "zmq+ipc://%s/beat", ipc_dir);
     return link_open(&s->beats, s->beat_url, &o, e);
 }
@@ -420,7 +441,8 @@ static int open_signals(sigset_t *before) {
     return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-/* Done means scored: a run whose stages all ended well but whose last step has no score is incomplete. */
+/* Done means scored: a run whose stages all ended well but whose last step has no score is
+ * incomplete. */
 static void judge(struct super *s, const struct plan *pl) {
     struct outcome *o = s->o;
     struct scores scores;
@@ -429,7 +451,9 @@ static void judge(struct super *s, const struct plan *pl) {
     bool scored = pl->scored_last < 0 || scores_has_step(&scores, pl->scored_last);
     o->state = scored ? RUN_STATE_DONE : RUN_STATE_INCOMPLETE;
     o->code = scored ? EXIT_DONE : EXIT_FAILED;
-    if (!scored) snprintf(o->reason, sizeof o->reason, "no score of the last step %lld", (long long)pl->scored_last);
+    if (!scored)
+        snprintf(o->reason, sizeof o->reason, "no score of the last step %lld",
+                 (long long)pl->scored_last);
     scores_release(&scores);
 }
 
@@ -444,10 +468,12 @@ void supervise(struct outcome *o, struct pipeline *p, const struct plan *pl, con
     view_open(&s.view, f, pl->steps);
     curves_open(&s.curves, f->dir, pipeline_text(p, "run.tensorboard", p->name));
     members_make(&s);
-    if (open_beats(&s, ipc_dir, &e) < 0) give_up(&s, RUN_STATE_FAILED, e.code ? e.code : EXIT_ENV, "%s", e.text);
+    if (open_beats(&s, ipc_dir, &e) < 0)
+        give_up(&s, RUN_STATE_FAILED, e.code ? e.code : EXIT_ENV, "%s", e.text);
     for (int i = 0; i < s.members && s.mode == MODE_RUN; i++) member_start(&s, &s.m[i]);
     for (int i = 0; i < s.members; i++)
-        if (s.m[i].pid < 0) s.m[i].phase = PHASE_DEAD;       /* not started: an earlier one could not be */
+        /* not started: an earlier one could not be */
+        if (s.m[i].pid < 0) s.m[i].phase = PHASE_DEAD;
     while (!over(&s)) turn(&s);
     show(&s);
     judge(&s, pl);

@@ -9,8 +9,10 @@ struct tail {
     int64_t read_bytes;                      /* so far */
     struct str part, line;                   /* an unfinished line waits in part */
 };
-void tail_open(struct tail *t, const char *path, bool from_end);     /* the file may not exist yet */
-/* 1 and t->line (without '\n') if a whole line has come, else 0. A file that became shorter is followed from its new end. */
+/* the file may not exist yet */
+void tail_open(struct tail *t, const char *path, bool from_end);
+/* 1 and t->line (without '\n') if a whole line has come, else 0. A file that became shorter is
+ * followed from its new end. */
 int tail_next(struct tail *t);
 void tail_close(struct tail *t);
 /* The last `lines` lines of a file, each with `before` in front of it. */

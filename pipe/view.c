@@ -21,8 +21,8 @@ double mono_seconds(void) {
 void view_open(struct view *v, const struct folder *f, int64_t steps) {
     char path[FS_PATH_MAX];
     const char *no_colour = getenv("NO_COLOR"), *term = getenv("TERM");
-    *v = (struct view){ .steps = steps, .title = f->id, .reward = NAN, .sigma = NAN, .tokens_per_second = NAN,
-                        .step_at_start = -1 };
+    *v = (struct view){ .steps = steps, .title = f->id, .reward = NAN, .sigma = NAN,
+                        .tokens_per_second = NAN, .step_at_start = -1 };
     v->terminal = isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
     v->colour = v->terminal && !(no_colour && *no_colour);
     v->started = mono_seconds();
@@ -80,7 +80,9 @@ static double metric(const json_t *o, const char *const *name, size_t n) {
 
 static void take_metrics(struct view *v, const char *line, size_t bytes) {
     static const char *const reward[] = { "critic/rewards/mean", "critic/score/mean" };
-    static const char *const sigma[] = { "noise/sigma_intended" }, *const realised[] = { "noise/sigma_realised" };
+    static const char *const sigma[] = { "noise/sigma_intended" }, *const realised[] = {
+        "noise/sigma_realised"
+    };
     static const char *const speed[] = { "perf/throughput" };
     int64_t step = -1;
     json_t *o = json_parse(line, bytes, "metrics.jsonl", NULL);
@@ -88,7 +90,8 @@ static void take_metrics(struct view *v, const char *line, size_t bytes) {
     if (step >= 0) {
         double r = metric(o, reward, COUNT_OF(reward)), s = metric(o, sigma, COUNT_OF(sigma)),
             t = metric(o, speed, COUNT_OF(speed));
-        if (v->step_at_start < 0 || step < v->step) {        /* the first, or a learner that went back to its checkpoint */
+        /* the first, or a learner that went back to its checkpoint */
+        if (v->step_at_start < 0 || step < v->step) {
             v->step_at_start = step;
             v->started = mono_seconds();
         }
@@ -107,7 +110,8 @@ static void eta_text(const struct view *v, char *out, size_t size) {
     snprintf(out, size, "-");
     if (v->step_at_start < 0 || made < 1 || v->steps <= v->step) return;
     double left = seconds / (double)made * (double)(v->steps - v->step);
-    if (left >= 3600) snprintf(out, size, "%d h %02d min", (int)(left / 3600), (int)(left / 60) % 60);
+    if (left >= 3600)
+        snprintf(out, size, "%d h %02d min", (int)(left / 3600), (int)(left / 60) % 60);
     else if (left >= 60) snprintf(out, size, "%d min %02d s", (int)(left / 60), (int)left % 60);
     else snprintf(out, size, "%.0f s", left);
 }
@@ -129,11 +133,12 @@ static void draw(struct view *v, const struct view_stage *s, int n) {
     const char *bold = v->colour ? "\033[1m" : "", *plain = v->colour ? "\033[0m" : "";
     erase(v);
     step_text(v, text, sizeof text);
-    fprintf(stderr, "\033[?7l%s%s%s  %s\n", bold, v->title, plain, text);      /* no wrapping: a line stays a line */
+    /* no wrapping: a line stays a line */
+    fprintf(stderr, "\033[?7l%s%s%s  %s\n", bold, v->title, plain, text);
     fprintf(stderr, "  last score %s\n", *v->score ? v->score : "not yet");
     for (int i = 0; i < n; i++)
-        fprintf(stderr, "  %-12s %s%s%s\n", s[i].id, s[i].phase, *s[i].waits_for ? ", waits for " : "",
-                s[i].waits_for);
+        fprintf(stderr, "  %-12s %s%s%s\n", s[i].id, s[i].phase,
+                *s[i].waits_for ? ", waits for " : "", s[i].waits_for);
     fprintf(stderr, "\033[?7h");
     fflush(stderr);
     v->drawn = n + 2;
@@ -151,7 +156,8 @@ void view_tick(struct view *v, const struct view_stage *s, int n) {
     }
     while (tail_next(&v->metrics)) take_metrics(v, v->metrics.line.s, v->metrics.line.len);
     double now = mono_seconds();
-    if (!v->terminal && v->step != before && (now - v->shown_at >= EVENT_SECONDS || v->step == v->steps)) {
+    if (!v->terminal && v->step != before &&
+        (now - v->shown_at >= EVENT_SECONDS || v->step == v->steps)) {
         step_text(v, text, sizeof text);
         view_event(v, "%s", text);
         v->shown_at = now;

@@ -1,6 +1,8 @@
-/* view.h - what a user sees while a run works: a block that is redrawn on a terminal, one-line events elsewhere.
+/* view.h - what a user sees while a run works: a block that is redrawn on a terminal, one-line
+ * events elsewhere.
  *
- * Reads metrics.jsonl and scores.jsonl as the stages write them; everything goes to stderr, and to log/launcher.log.
+ * Reads metrics.jsonl and scores.jsonl as the stages write them; everything goes to stderr, and to
+ * log/launcher.log.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_VIEW_H
 #define QERL_VIEW_H

@@ -1,4 +1,5 @@
-/* wire.c - links between ports, and what each stage is told: its configuration file and the URL of each port.
+/* wire.c - links between ports, and what each stage is told: its configuration file and the URL of
+ * each port.
  *
  * Order: which port a link means, whether both ends fit, open ports, conf files, the resolved file.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -10,18 +11,23 @@ static int port_index(const struct pipe_stage *s, const char *name) {
     return -1;
 }
 
-static struct pipe_stage *find_stage(struct pipeline *p, const struct lang_link *k, const char *name) {
+static struct pipe_stage *find_stage(struct pipeline *p, const struct lang_link *k,
+                                     const char *name) {
     struct pipe_stage *s = pipeline_stage(p, name);
     if (s) return s;
     const char *names[PIPELINE_STAGES_MAX];
     for (int i = 0; i < p->stages; i++) names[i] = p->stage[i].name;
     const char *near = str_nearest(name, names, (size_t)p->stages);
-    if (near) lang_error(&p->lang, k->at, "unknown stage '%s' in a link; did you mean '%s'?", name, near);
-    else lang_error(&p->lang, k->at, "unknown stage '%s' in a link: there is no [stage %s]", name, name);
+    if (near)
+        lang_error(&p->lang, k->at, "unknown stage '%s' in a link; did you mean '%s'?", name, near);
+    else
+        lang_error(&p->lang, k->at, "unknown stage '%s' in a link: there is no [stage %s]", name,
+                   name);
     return NULL;
 }
 
-static void unknown_port(struct pipeline *p, struct origin at, const struct pipe_stage *s, const char *port) {
+static void unknown_port(struct pipeline *p, struct origin at, const struct pipe_stage *s,
+                         const char *port) {
     const char *names[PIPELINE_PORTS_MAX];
     struct str all;
     str_init(&all);
@@ -30,59 +36,71 @@ static void unknown_port(struct pipeline *p, struct origin at, const struct pipe
         str_printf(&all, "%s%s", i ? ", " : "", names[i]);
     }
     const char *near = str_nearest(port, names, (size_t)s->about.ports);
-    if (near) lang_error(&p->lang, at, "stage '%s' has no port '%s'; did you mean '%s'?", s->name, port, near);
-    else lang_error(&p->lang, at, "stage '%s' has no port '%s'; it has %s", s->name, port, all.len ? all.s : "none");
+    if (near)
+        lang_error(&p->lang, at, "stage '%s' has no port '%s'; did you mean '%s'?", s->name, port,
+                   near);
+    else
+        lang_error(&p->lang, at, "stage '%s' has no port '%s'; it has %s", s->name, port,
+                   all.len ? all.s : "none");
     str_release(&all);
 }
 
-static int find_port(struct pipeline *p, const struct lang_link *k, const struct pipe_stage *s, const char *port) {
+static int find_port(struct pipeline *p, const struct lang_link *k, const struct pipe_stage *s,
+                     const char *port) {
     int i = port_index(s, port);
     if (i < 0) unknown_port(p, k->at, s, port);
     return i;
 }
 
 static bool kinds_fit(const char *a, const char *b) {
-    static const char *const pair[][2] = { { "push", "pull" }, { "router", "dealer" }, { "pub", "sub" } };
+    static const char *const pair[][2] = { { "push", "pull" },
+                                           { "router", "dealer" },
+                                           { "pub", "sub" } };
     for (size_t i = 0; i < COUNT_OF(pair); i++)
-        if ((!strcmp(a, pair[i][0]) && !strcmp(b, pair[i][1])) || (!strcmp(a, pair[i][1]) && !strcmp(b, pair[i][0])))
+        if ((!strcmp(a, pair[i][0]) && !strcmp(b, pair[i][1])) ||
+            (!strcmp(a, pair[i][1]) && !strcmp(b, pair[i][0])))
             return true;
     return false;
 }
 
-/* Both ends are known: do direction, record, socket kinds and binding fit each other and what the file says? */
+/* Both ends are known: do direction, record, socket kinds and binding fit each other and what the
+ * file says? */
 static void check_ends(struct pipeline *p, const struct lang_link *k, const struct pipe_stage *a,
                        const struct about_port *out,
                        const struct pipe_stage *b, const struct about_port *in) {
     struct lang *l = &p->lang;
-    if (!out->output) lang_error(l, k->at, "'%s.%s' is an input: a link goes from an output to an input", a->name,
-                                 out->name);
-    if (in->output) lang_error(l, k->at, "'%s.%s' is an output: a link goes from an output to an input", b->name,
-                               in->name);
+    if (!out->output)
+        lang_error(l, k->at, "'%s.%s' is an input: a link goes from an output to an input", a->name,
+                   out->name);
+    if (in->output)
+        lang_error(l, k->at, "'%s.%s' is an output: a link goes from an output to an input",
+                   b->name, in->name);
     bool any = strcmp(out->record, "any") == 0 || strcmp(in->record, "any") == 0;
     if (!any && strcmp(out->record, in->record) != 0)
-        lang_error(l, k->at, "'%s.%s' carries %s, '%s.%s' reads %s: these ports cannot be linked", a->name,
-                   out->name, out->record,
-                   b->name, in->name, in->record);
+        lang_error(l, k->at, "'%s.%s' carries %s, '%s.%s' reads %s: these ports cannot be linked",
+                   a->name, out->name, out->record, b->name, in->name, in->record);
     else if (!kinds_fit(out->kind, in->kind) || out->bind == in->bind)
-        lang_error(l, k->at, "'%s.%s' (%s) and '%s.%s' (%s) cannot talk to each other", a->name, out->name,
-                   out->kind, b->name,
-                   in->name, in->kind);
+        lang_error(l, k->at, "'%s.%s' (%s) and '%s.%s' (%s) cannot talk to each other", a->name,
+                   out->name, out->kind, b->name, in->name, in->kind);
     else if (strcmp(k->from_kind, out->kind) != 0 || strcmp(k->to_kind, in->kind) != 0)
-        lang_error(l, k->at, "the link says %s/%s, but these ports are %s/%s", k->from_kind, k->to_kind,
-                   out->kind, in->kind);
+        lang_error(l, k->at, "the link says %s/%s, but these ports are %s/%s", k->from_kind,
+                   k->to_kind, out->kind, in->kind);
     const struct pipe_stage *binder = out->bind ? a : b;
     if (binder->replicas > 1)
-        lang_error(l, k->at, "stage '%s' waits for connections on '%s', so it cannot have %d replicas", binder->name,
-                   out->bind ? out->name : in->name, binder->replicas);
+        lang_error(l, k->at,
+                   "stage '%s' waits for connections on '%s', so it cannot have %d replicas",
+                   binder->name, out->bind ? out->name : in->name, binder->replicas);
 }
 
-static void take_port(struct pipeline *p, const struct lang_link *k, struct pipe_stage *s, int port) {
+static void take_port(struct pipeline *p, const struct lang_link *k, struct pipe_stage *s,
+                      int port) {
     const struct about_port *q = &s->about.port[port];
-    if (s->url[port]) lang_error(&p->lang, k->at, "port '%s.%s' has a link and an %s.%s", s->name, q->name,
-                                 q->output ? "out" : "in", q->name);
+    if (s->url[port])
+        lang_error(&p->lang, k->at, "port '%s.%s' has a link and an %s.%s", s->name, q->name,
+                   q->output ? "out" : "in", q->name);
     else if (s->link[port] && !q->bind)
-        lang_error(&p->lang, k->at, "port '%s.%s' is linked twice, first in line %d", s->name, q->name,
-                   s->link[port]->at.line);
+        lang_error(&p->lang, k->at, "port '%s.%s' is linked twice, first in line %d", s->name,
+                   q->name, s->link[port]->at.line);
     s->link[port] = k;
 }
 
@@ -98,14 +116,14 @@ static void read_ports(struct pipeline *p, struct pipe_stage *s) {
         int at = port_index(s, port);
         if (at < 0) unknown_port(p, v->at, s, port);
         else if (s->about.port[at].output != out)
-            lang_error(&p->lang, v->at, "port '%s' of stage '%s' is an %s: write %s.%s", port, s->name, out
-                       ? "input" : "output",
-                       out ? "in" : "out", port);
+            lang_error(&p->lang, v->at, "port '%s' of stage '%s' is an %s: write %s.%s", port,
+                       s->name, out ? "input" : "output", out ? "in" : "out", port);
         else s->url[at] = v->text;
     }
 }
 
-/* credit and hwm are keys of one of the two stages, if one declares them; an option that nobody reads is an error. */
+/* credit and hwm are keys of one of the two stages, if one declares them; an option that nobody
+ * reads is an error. */
 static void link_option(struct pipeline *p, const struct lang_link *k, const char *option, int n,
                         struct pipe_stage *a, struct pipe_stage *b) {
     struct pipe_stage *both[2] = { a, b };
@@ -118,16 +136,20 @@ static void link_option(struct pipeline *p, const struct lang_link *k, const cha
         const struct lang_value *v = lang_get(&p->lang, name);
         snprintf(text, sizeof text, "%d", n);
         if (v && strcmp(v->text, text) != 0)
-            lang_error(&p->lang, k->at, "'%s=%d' differs from '%s = %s': keep one", option, n, name, v->text);
+            lang_error(&p->lang, k->at, "'%s=%d' differs from '%s = %s': keep one", option, n, name,
+                       v->text);
         if (v) return;
         if (p->lang.values % 32 == 0)
-            p->lang.value = mem_grow(p->lang.value, (size_t)(p->lang.values + 32) * sizeof *p->lang.value);
-        p->lang.value[p->lang.values++] = (struct lang_value){ lang_keep(&p->lang, name, strlen(name)),
-                                                               lang_keep(&p->lang, text, strlen(text)), k->at };
+            p->lang.value = mem_grow(p->lang.value,
+                                     (size_t)(p->lang.values + 32) * sizeof *p->lang.value);
+        p->lang.value[p->lang.values++] = (struct lang_value){
+            lang_keep(&p->lang, name, strlen(name)), lang_keep(&p->lang, text, strlen(text)), k->at
+        };
         return;
     }
     if (strcmp(option, "hwm") == 0 && n == 64) return;       /* what every socket has */
-    lang_error(&p->lang, k->at, "'%s=%d' is read by neither '%s' nor '%s': remove it", option, n, a->name, b->name);
+    lang_error(&p->lang, k->at, "'%s=%d' is read by neither '%s' nor '%s': remove it", option, n,
+               a->name, b->name);
 }
 
 void pipeline_wire(struct pipeline *p) {
@@ -149,9 +171,9 @@ void pipeline_wire(struct pipeline *p) {
             const struct pipe_stage *s = &p->stage[i];
             const struct about_port *q = &s->about.port[j];
             if (q->required && !s->url[j] && !s->link[j])
-                lang_error(&p->lang, s->at, "port '%s.%s' is open: link it in [links], or set %s.%s = URL",
-                           s->name, q->name,
-                           q->output ? "out" : "in", q->name);
+                lang_error(&p->lang, s->at,
+                           "port '%s.%s' is open: link it in [links], or set %s.%s = URL", s->name,
+                           q->name, q->output ? "out" : "in", q->name);
         }
 }
 
@@ -175,8 +197,8 @@ static void socket_url(char *out, size_t size, const struct pipeline *p, const s
     snprintf(out, size, "zmq+ipc://%s/%s.%s", ipc_dir, stage, port);
 }
 
-static void stage_conf(struct pipeline *p, struct pipe_stage *s, const char *run_dir, const char *run_id,
-                       const char *ipc_dir) {
+static void stage_conf(struct pipeline *p, struct pipe_stage *s, const char *run_dir,
+                       const char *run_id, const char *ipc_dir) {
     const struct origin given = { "launcher", 0 };
     str_clear(&s->conf);
     s->conf_lines = 0;
@@ -190,7 +212,8 @@ static void stage_conf(struct pipeline *p, struct pipe_stage *s, const char *run
             struct err e = { 0 };
             const char *text = pipeline_value(p, s, k, &at);
             str_init(&plain);
-            if (text && value_check(k, text, &plain, &e) == 0) conf_line(s, at, k->name, plain.s ? plain.s : "");
+            if (text && value_check(k, text, &plain, &e) == 0)
+                conf_line(s, at, k->name, plain.s ? plain.s : "");
             str_release(&plain);
         }
     }
@@ -204,7 +227,8 @@ static void stage_conf(struct pipeline *p, struct pipe_stage *s, const char *run
     }
 }
 
-void pipeline_conf(struct pipeline *p, const char *run_dir, const char *run_id, const char *ipc_dir) {
+void pipeline_conf(struct pipeline *p, const char *run_dir, const char *run_id,
+                   const char *ipc_dir) {
     for (int i = 0; i < p->stages; i++) stage_conf(p, &p->stage[i], run_dir, run_id, ipc_dir);
 }
 
@@ -212,14 +236,16 @@ void pipeline_conf(struct pipeline *p, const char *run_dir, const char *run_id, 
 
 static void resolved_line(struct str *out, const char *key, const char *text, struct origin at) {
     char from[700], line[LANG_LINE_MAX];
-    if (*text == '#' || strstr(text, " #") || strchr(text, '\n')) return;   /* a default that the language cannot write */
+    /* a default that the language cannot write */
+    if (*text == '#' || strstr(text, " #") || strchr(text, '\n')) return;
     origin_text(from, sizeof from, at);
     snprintf(line, sizeof line, "%s = %s", key, text);
     str_printf(out, "%-44s # %s\n", line, from);
 }
 
 /* Values of one section as the language writes it; `done` marks names already written. */
-static void resolved_section(const struct pipeline *p, struct str *out, const char *section, const char *title) {
+static void resolved_section(const struct pipeline *p, struct str *out, const char *section,
+                             const char *title) {
     size_t n = strlen(section);
     str_printf(out, "\n[%s]\n", title);
     for (int i = 0; i < p->lang.values; i++) {
@@ -232,8 +258,12 @@ static void resolved_section(const struct pipeline *p, struct str *out, const ch
             const struct about_key *k = &p->stage[i].about.key[j];
             struct origin at;
             bool before = false;
-            if (strncmp(k->name, section, n) != 0 || k->name[n] != '.' || strchr(k->name + n + 1, '.')) continue;
-            if (!strcmp(k->name, "run.dir") || !strcmp(k->name, "run.id") || lang_get(&p->lang, k->name)) continue;
+            if (strncmp(k->name, section, n) != 0 || k->name[n] != '.' ||
+                strchr(k->name + n + 1, '.'))
+                continue;
+            if (!strcmp(k->name, "run.dir") || !strcmp(k->name, "run.id") ||
+                lang_get(&p->lang, k->name))
+                continue;
             for (int o = 0; o < i; o++) before = before || about_key(&p->stage[o].about, k->name);
             const char *text = before ? NULL : pipeline_value(p, &p->stage[i], k, &at);
             if (text) resolved_line(out, k->name + n + 1, text, at);
@@ -252,7 +282,11 @@ static void resolved_stage(const struct pipeline *p, struct str *out, const stru
         snprintf(name, sizeof name, "%s.%s", s->name, own[i]);
         if (lang_get(&p->lang, name)) continue;
         snprintf(number, sizeof number, "%d", i == 2 ? s->replicas : s->restarts);
-        resolved_line(out, own[i], i == 0 ? s->exec_asked : i == 1 ? s->place_asked : number, by_default);
+        resolved_line(out, own[i],
+                      i == 0   ? s->exec_asked
+                      : i == 1 ? s->place_asked
+                               : number,
+                      by_default);
     }
     for (int i = 0; i < p->lang.values; i++) {
         const struct lang_value *v = &p->lang.value[i];
@@ -264,7 +298,8 @@ static void resolved_stage(const struct pipeline *p, struct str *out, const stru
         struct origin at;
         if (strncmp(k->name, s->about.name, m) != 0 || k->name[m] != '.') continue;
         const char *text = pipeline_value(p, s, k, &at);
-        if (text && at.line == 0 && strcmp(at.file, "default") == 0) resolved_line(out, k->name + m + 1, text, at);
+        if (text && at.line == 0 && strcmp(at.file, "default") == 0)
+            resolved_line(out, k->name + m + 1, text, at);
     }
 }
 
@@ -275,7 +310,8 @@ static bool is_stage(const struct pipeline *p, const char *name, size_t n) {
 }
 
 /* Adds the section of a full name to the list unless it is there or belongs to a stage. */
-static int add_section(const struct pipeline *p, char section[][200], int n, int most, const char *name) {
+static int add_section(const struct pipeline *p, char section[][200], int n, int most,
+                       const char *name) {
     const char *dot = strrchr(name, '.'), *first = strchr(name, '.');
     if (n == most || is_stage(p, name, (size_t)(first - name))) return n;
     char text[200];
@@ -290,9 +326,11 @@ void pipeline_resolved(const struct pipeline *p, struct str *out) {
     enum { SECTIONS = 64 };
     char section[SECTIONS][200] = { "run" };
     int n = 1;
-    str_puts(out, "pipe 1\n# what this run was told: every value with the file and line, option or default that "
-             "said so\n");
-    for (int i = 0; i < p->lang.values; i++) n = add_section(p, section, n, SECTIONS, p->lang.value[i].name);
+    str_puts(out, "pipe 1\n# what this run was told: every value with the file and line, option or "
+                  "default that "
+                  "said so\n");
+    for (int i = 0; i < p->lang.values; i++)
+        n = add_section(p, section, n, SECTIONS, p->lang.value[i].name);
     for (int i = 0; i < p->stages; i++)
         for (int j = 0; j < p->stage[i].about.keys; j++)
             n = add_section(p, section, n, SECTIONS, p->stage[i].about.key[j].name);
@@ -300,7 +338,8 @@ void pipeline_resolved(const struct pipeline *p, struct str *out) {
         resolved_section(p, out, section[i], section[i]);
         if (i == 0 && !lang_get(&p->lang, "run.name")) {
             bool read = false;
-            for (int j = 0; j < p->stages; j++) read = read || about_key(&p->stage[j].about, "run.name");
+            for (int j = 0; j < p->stages; j++)
+                read = read || about_key(&p->stage[j].about, "run.name");
             if (!read) resolved_line(out, "name", p->name, (struct origin){ "file name", 0 });
         }
     }
@@ -310,7 +349,8 @@ void pipeline_resolved(const struct pipeline *p, struct str *out) {
         const struct lang_link *k = &p->lang.link[i];
         char from[700];
         origin_text(from, sizeof from, k->at);
-        str_printf(out, "%s.%s -> %s.%s : %s/%s", k->from, k->from_port, k->to, k->to_port, k->from_kind, k->to_kind);
+        str_printf(out, "%s.%s -> %s.%s : %s/%s", k->from, k->from_port, k->to, k->to_port,
+                   k->from_kind, k->to_kind);
         if (k->credit > 0) str_printf(out, " credit=%d", k->credit);
         if (k->hwm > 0) str_printf(out, " hwm=%d", k->hwm);
         str_printf(out, "   # %s\n", from);

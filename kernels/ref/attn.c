@@ -14,8 +14,10 @@ void ref_kv_put(struct kern *k, const struct kern_kv_put *a) {
             size_t to_k = cpu_kv_at(kv, a->layer, slots[r], pos[r], h, 0);
             size_t to_v = cpu_kv_at(kv, a->layer, slots[r], pos[r], h, 1);
             for (int i = 0; i < kv->head_dim; i++) {
-                cpu_put(kv->pages, kv->type, to_k + (size_t)i, cpu_get(a->k, a->k_type, from + (size_t)i));
-                cpu_put(kv->pages, kv->type, to_v + (size_t)i, ((const float *)a->v.p)[from + (size_t)i]);
+                cpu_put(kv->pages, kv->type, to_k + (size_t)i,
+                        cpu_get(a->k, a->k_type, from + (size_t)i));
+                cpu_put(kv->pages, kv->type, to_v + (size_t)i,
+                        ((const float *)a->v.p)[from + (size_t)i]);
             }
         }
 }
@@ -27,7 +29,8 @@ static void row_get(float *to, kptr from, enum kern_type t, size_t at, int n) {
 /* One query vector; o, key and q are buffers of head_dim floats. */
 static void attn_one(const struct kern_attn *a, int r, int h, float *q, float *key, float *o) {
     const struct kern_kv *kv = &a->kv;
-    int dim = kv->head_dim, slot = ((const int32_t *)a->slots.p)[r], keys = ((const int32_t *)a->pos.p)[r] + 1;
+    int dim = kv->head_dim, slot = ((const int32_t *)a->slots.p)[r],
+        keys = ((const int32_t *)a->pos.p)[r] + 1;
     int kvh = (int)((int64_t)h * kv->kv_heads / a->heads);
     size_t at = ((size_t)r * (size_t)a->heads + (size_t)h) * (size_t)dim;
     float m = -INFINITY, l = 0.0f;
@@ -67,7 +70,8 @@ void ref_attn(struct kern *k, const struct kern_attn *a) {
         for (int h = 0; h < a->heads; h++) attn_one(a, r, h, buf, buf + dim, buf + 2 * dim);
 }
 
-/* Adds the share of query (row r, head h), which sees `keys` keys of the sequence that starts at row `first`. */
+/* Adds the share of query (row r, head h), which sees `keys` keys of the sequence that starts at
+ * row `first`. */
 static void attn_bwd_one(const struct kern_attn_bwd *a, int first, int r, int h, float *buf) {
     const struct kern_kv *kv = &a->kv;
     int dim = kv->head_dim, slot = ((const int32_t *)a->slots.p)[first], keys = r - first + 1;
@@ -75,7 +79,8 @@ static void attn_bwd_one(const struct kern_attn_bwd *a, int first, int r, int h,
     size_t at = ((size_t)r * (size_t)a->heads + (size_t)h) * (size_t)dim;
     float *q = buf, *y = buf + dim, *key = buf + 2 * dim, *val = buf + 3 * dim;
     const float *dy = (const float *)a->dy.p + at;
-    float *dq = (float *)a->dq.p + at, lse = ((const float *)a->lse.p)[(size_t)r * (size_t)a->heads + (size_t)h];
+    float *dq = (float *)a->dq.p + at,
+          lse = ((const float *)a->lse.p)[(size_t)r * (size_t)a->heads + (size_t)h];
     row_get(q, a->q, a->q_type, at, dim);
     row_get(y, a->y, a->y_type, at, dim);
     float delta = kern_dotf(dy, y, dim);

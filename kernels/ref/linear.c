@@ -28,7 +28,8 @@ void ref_linear(struct kern *k, const struct kern_linear *a) {
         for (int r = 0; r < a->rows; r++) {
             float acc = 0.0f;
             for (int i = 0; i < a->w.in; i++)
-                acc = fmaf(cpu_get(a->x, a->x_type, (size_t)r * (size_t)a->x_ld + (size_t)i), w[i], acc);
+                acc = fmaf(cpu_get(a->x, a->x_type, (size_t)r * (size_t)a->x_ld + (size_t)i), w[i],
+                           acc);
             size_t at = (size_t)r * (size_t)a->y_ld + (size_t)o;
             acc *= scale;
             if (bias) acc += bias[o];
@@ -47,7 +48,8 @@ void ref_linear_t(struct kern *k, const struct kern_linear_t *a) {
     for (int o = 0; o < out; o++) {
         weight_row(w, &a->w, o);
         for (int r = 0; r < a->rows; r++) {
-            float dy = cpu_round(((const float *)a->dy.p)[(size_t)r * (size_t)a->dy_ld + (size_t)o], a->round);
+            float dy = cpu_round(((const float *)a->dy.p)[(size_t)r * (size_t)a->dy_ld + (size_t)o],
+                                 a->round);
             float *to = acc + (size_t)r * (size_t)in;
             for (int i = 0; i < in; i++) to[i] = fmaf(dy, w[i], to[i]);
         }
@@ -71,7 +73,8 @@ void ref_outer(struct kern *k, const struct kern_outer *a) {
                     int end = t + 32 < a->seq_start[s + 1] ? t + 32 : a->seq_start[s + 1];
                     float tile = 0.0f;
                     for (int r = t; r < end; r++) {
-                        float x = a->scale * ((const float *)a->a.p)[(size_t)r * (size_t)a->a_ld + (size_t)i];
+                        float x = a->scale *
+                                  ((const float *)a->a.p)[(size_t)r * (size_t)a->a_ld + (size_t)i];
                         float y = cpu_get(a->b, a->b_type, (size_t)r * (size_t)a->b_ld + (size_t)j);
                         tile = fmaf(cpu_round(x, a->round), y, tile);
                     }

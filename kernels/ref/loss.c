@@ -1,4 +1,5 @@
-/* loss.c - the reference for what follows the logits (log-probs, their backward) and what follows the gradient (AdamW).
+/* loss.c - the reference for what follows the logits (log-probs, their backward) and what follows
+ * the gradient (AdamW).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu.h"
 
@@ -8,7 +9,8 @@ static float ref_row_most(const float *logits, int vocab) {
     return most;
 }
 
-static float ref_row_sum(const float *logits, int vocab, float inv_temp, float most, float *blocks, float *tilt) {
+static float ref_row_sum(const float *logits, int vocab, float inv_temp, float most, float *blocks,
+                         float *tilt) {
     float all[16] = { 0 }, turn[16] = { 0 }, zmost = most * inv_temp;
     for (int b = 0; b < vocab; b += CPU_BLOCK) {
         int end = vocab - b < CPU_BLOCK ? vocab : b + CPU_BLOCK;
@@ -30,7 +32,8 @@ void ref_logprob(struct kern *k, const struct kern_logprob *a) {
     for (int r = 0; r < a->rows; r++) {
         const float *logits = (const float *)a->logits.p + (size_t)r * (size_t)a->vocab;
         float most = ref_row_most(logits, a->vocab), tilt;
-        float sum = ref_row_sum(logits, a->vocab, a->inv_temp, most, NULL, &tilt), log_sum = kern_logf(sum);
+        float sum = ref_row_sum(logits, a->vocab, a->inv_temp, most, NULL, &tilt),
+              log_sum = kern_logf(sum);
         float lse = most * a->inv_temp + log_sum;
         ((float *)a->lp.p)[r] = logits[((const int32_t *)a->targets.p)[r]] * a->inv_temp - lse;
         if (a->lse.p) ((float *)a->lse.p)[r] = lse;
@@ -42,7 +45,8 @@ void ref_logprob_bwd(struct kern *k, const struct kern_logprob_bwd *a) {
     (void)k;
     for (int r = 0; r < a->rows; r++) {
         float *logits = (float *)a->logits.p + (size_t)r * (size_t)a->vocab;
-        float lse = ((const float *)a->lse.p)[r], coef = ((const float *)a->coef.p)[r] * a->inv_temp;
+        float lse = ((const float *)a->lse.p)[r],
+              coef = ((const float *)a->coef.p)[r] * a->inv_temp;
         int target = ((const int32_t *)a->targets.p)[r];
         for (int i = 0; i < a->vocab; i++) {
             float p = kern_expf(logits[i] * a->inv_temp - lse);
@@ -70,17 +74,20 @@ void ref_adamw(struct kern *k, const struct kern_adamw *a) {
     }
 }
 
-/* Windows of blocks, so that the sums of a window fit on the stack and its blocks can be shared out. */
+/* Windows of blocks, so that the sums of a window fit on the stack and its blocks can be shared
+ * out. */
 enum { SQUARES_BLOCK = 4096, SQUARES_WINDOW = 256 };
 struct squares { const float *x; size_t n; double sum[SQUARES_WINDOW]; };
 
 static void squares_block(void *arg, int part, int parts) {
     (void)parts;
     struct squares *s = arg;
-    size_t from = (size_t)part * SQUARES_BLOCK, to = s->n - from < SQUARES_BLOCK ? s->n : from + SQUARES_BLOCK;
+    size_t from = (size_t)part * SQUARES_BLOCK,
+           to = s->n - from < SQUARES_BLOCK ? s->n : from + SQUARES_BLOCK;
     double lane[8] = { 0 };
     for (size_t i = from; i < to; i++) lane[i & 7] += (double)s->x[i] * (double)s->x[i];
-    s->sum[part] = ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    s->sum[part] = ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+                   ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
 double ref_sum_squares(struct kern *k, kptr x, size_t n) {

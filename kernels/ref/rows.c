@@ -93,7 +93,8 @@ void ref_gather(struct kern *k, const struct kern_gather *a) {
     const int32_t *index = a->index.p;
     size_t bytes = (size_t)a->dim * (a->type == KERN_F32 ? 4 : 2);
     for (int r = 0; r < a->rows; r++)
-        memcpy((char *)a->y.p + (size_t)r * bytes, (const char *)a->x.p + (size_t)index[r] * bytes, bytes);
+        memcpy((char *)a->y.p + (size_t)r * bytes, (const char *)a->x.p + (size_t)index[r] * bytes,
+               bytes);
 }
 
 void ref_scatter_add(struct kern *k, const struct kern_scatter_add *a) {

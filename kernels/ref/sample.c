@@ -1,8 +1,10 @@
-/* sample.c - one draw from one row of logits; the same code for every CPU path, which lends its max and its sum.
+/* sample.c - one draw from one row of logits; the same code for every CPU path, which lends its max
+ * and its sum.
  *
- * Knows: temperature, top-k, top-p, and how a CDF is inverted so that the same u gives the same token everywhere.
- * Weights are e[i] = exp(z[i] - zmax), f32; masses of kept tokens are summed in double.
- * Order: greedy, statistics, cuts, inversion, log-probs. Logits that are not finite give the largest one and a NaN lp.
+ * Knows: temperature, top-k, top-p, and how a CDF is inverted so that the same u gives the same
+ * token everywhere. Weights are e[i] = exp(z[i] - zmax), f32; masses of kept tokens are summed in
+ * double. Order: greedy, statistics, cuts, inversion, log-probs. Logits that are not finite give
+ * the largest one and a NaN lp.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu.h"
 
@@ -11,7 +13,9 @@ struct row {
     int vocab;
     float inv_temp, zmost;
 };
-static float weight(const struct row *r, int i) { return kern_expf(r->logits[i] * r->inv_temp - r->zmost); }
+static float weight(const struct row *r, int i) {
+    return kern_expf(r->logits[i] * r->inv_temp - r->zmost);
+}
 
 static int first_of(const float *logits, int vocab, float value) {
     for (int i = 0; i < vocab; i++)
@@ -30,11 +34,13 @@ static int draw_whole(const struct row *r, const float *blocks, int count, float
         if (seen + (double)blocks[at] > want) break;
         seen += (double)blocks[at];
     }
-    if (at == count) {                                            /* u * mass rounded up to the mass */
+    /* u * mass rounded up to the mass */
+    if (at == count) {
         at = last;
         seen -= (double)blocks[last];
     }
-    int end = r->vocab - at * CPU_BLOCK < CPU_BLOCK ? r->vocab : (at + 1) * CPU_BLOCK, token = at * CPU_BLOCK;
+    int end = r->vocab - at * CPU_BLOCK < CPU_BLOCK ? r->vocab : (at + 1) * CPU_BLOCK,
+        token = at * CPU_BLOCK;
     for (int i = at * CPU_BLOCK; i < end; i++) {
         float e = weight(r, i);
         if (!(e > 0.0f)) continue;
@@ -82,10 +88,11 @@ static void front_least(uint64_t *key, int n, int count) {
     }
 }
 
-/* How many of the n candidates in `key` (the n first of the whole row by rank; all = that is the row) survive top-k and
- * top-p, moved to the front by rank; -1 when the answer needs more candidates. mass: of the whole row, read when top-k is
- * off. */
-static int keep(const struct row *r, const struct kern_sampler *s, uint64_t *key, int n, bool all, double mass) {
+/* How many of the n candidates in `key` (the n first of the whole row by rank; all = that is the
+ * row) survive top-k and top-p, moved to the front by rank; -1 when the answer needs more
+ * candidates. mass: of the whole row, read when top-k is off. */
+static int keep(const struct row *r, const struct kern_sampler *s, uint64_t *key, int n, bool all,
+                double mass) {
     int top_k = s->top_k > 0 && s->top_k < r->vocab ? s->top_k : 0, sorted = 0;
     if (top_k > n) return -1;
     if (top_k) {
@@ -99,7 +106,8 @@ static int keep(const struct row *r, const struct kern_sampler *s, uint64_t *key
     if (!(s->top_p < 1.0f)) return n;
     double want = (double)s->top_p * mass, seen = 0.0;
     for (int i = 0, more = 64; i < n; i++) {
-        if (i == sorted) {                                        /* sort only as far as the mass asks for */
+        /* sort only as far as the mass asks for */
+        if (i == sorted) {
             int take = n - i < more ? n - i : more;
             front_least(key + i, n - i, take);
             qsort(key + i, (size_t)take, sizeof *key, key_cmp);
@@ -113,7 +121,8 @@ static int keep(const struct row *r, const struct kern_sampler *s, uint64_t *key
 }
 
 static int draw_cut(const struct row *r, const struct kern_sampler *s, double mass, float *lp) {
-    static const float depth[] = { 6.0f, 14.0f, INFINITY };    /* candidates: so far below the largest z */
+    /* candidates: so far below the largest z */
+    static const float depth[] = { 6.0f, 14.0f, INFINITY };
     uint64_t *key = cpu_scratch((size_t)r->vocab * sizeof *key);
     int n = -1;
     for (int turn = 0; n < 0; turn++) {
@@ -139,16 +148,19 @@ static int draw_cut(const struct row *r, const struct kern_sampler *s, double ma
     return token;
 }
 
-void cpu_sample_row(const struct kern_sample *a, int row, cpu_row_most *most_of, cpu_row_sum *sum_of) {
+void cpu_sample_row(const struct kern_sample *a, int row, cpu_row_most *most_of,
+                    cpu_row_sum *sum_of) {
     const float *logits = (const float *)a->logits.p + (size_t)row * (size_t)a->vocab;
     const struct kern_sampler *s = &a->sampler[row];
     float blocks[CPU_VOCAB_MAX / CPU_BLOCK], most = most_of(logits, a->vocab);
     int count = (a->vocab + CPU_BLOCK - 1) / CPU_BLOCK, token;
     assert(a->vocab > 0 && a->vocab <= CPU_VOCAB_MAX);
-    bool greedy = !(s->temperature > 0.0f), cut = (s->top_k > 0 && s->top_k < a->vocab) || s->top_p < 1.0f;
+    bool greedy = !(s->temperature > 0.0f),
+         cut = (s->top_k > 0 && s->top_k < a->vocab) || s->top_p < 1.0f;
     struct row r = { logits, a->vocab, greedy ? 1.0f : 1.0f / s->temperature, 0.0f };
     r.zmost = most * r.inv_temp;
-    float sum = sum_of(logits, a->vocab, r.inv_temp, most, blocks, NULL), lse = r.zmost + kern_logf(sum);
+    float sum = sum_of(logits, a->vocab, r.inv_temp, most, blocks, NULL),
+          lse = r.zmost + kern_logf(sum);
     bool sound = lse - lse == 0.0f;                                       /* finite */
     float lp_cut = 0.0f;
     if (greedy || !sound) {
@@ -162,7 +174,9 @@ void cpu_sample_row(const struct kern_sample *a, int row, cpu_row_most *most_of,
     }
     float lp = logits[token] * r.inv_temp - lse;
     if (r.inv_temp == 1.0f) a->lp_raw[row] = lp;
-    else a->lp_raw[row] = logits[token] - (most + kern_logf(sum_of(logits, a->vocab, 1.0f, most, NULL, NULL)));
+    else
+        a->lp_raw[row] = logits[token] -
+                         (most + kern_logf(sum_of(logits, a->vocab, 1.0f, most, NULL, NULL)));
     a->lp[row] = cut && !greedy && sound ? lp_cut : lp;
     a->token[row] = token;
 }

@@ -6,8 +6,8 @@
 
 static int cpu_alloc(struct kern *k, kptr *out, size_t bytes, struct err *e) {
     (void)k;
-    /* calloc gives pages that are zero without being touched: memory planned for the worst case costs nothing until it
-     * is used. The block's own address lies just before the aligned one. */
+    /* calloc gives pages that are zero without being touched: memory planned for the worst case
+     * costs nothing until it is used. The block's own address lies just before the aligned one. */
     char *block = calloc(1, bytes + 128);
     if (!block) return err_code(e, EXIT_ENV, "out of memory: %zu bytes for tensors", bytes);
     char *aligned = (char *)(((uintptr_t)block + 127) & ~(uintptr_t)63);
@@ -45,7 +45,8 @@ static int cpu_sync(struct kern *k, struct err *e) {
     return err_code(e, first.code, "%s", first.text);
 }
 
-/* One buffer a thread, freed when the thread ends. The header keeps its size; data follow 64 bytes later. */
+/* One buffer a thread, freed when the thread ends. The header keeps its size; data follow 64 bytes
+ * later. */
 static pthread_key_t scratch_key;
 static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
 

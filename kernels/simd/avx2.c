@@ -1,4 +1,5 @@
-/* avx2.c - the vector text of this folder compiled for AVX2; empty where the compiler has no such machine.
+/* avx2.c - the vector text of this folder compiled for AVX2; empty where the compiler has no such
+ * machine.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu.h"
 

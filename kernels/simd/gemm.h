@@ -1,8 +1,9 @@
 /* gemm.h - linear, linear_t and outer: packed weights unpacked to f32 in L1, multiplied by tile.h.
  *
- * linear and linear_t are one driver: lanes are outputs and k the inputs, or lanes are inputs and k the outputs (then the
- * records are transposed while they are unpacked). A part owns rows x lanes of the result; k is cut in blocks of TILE_K so
- * that a block of weights stays in L1, and partial sums go through memory, which keeps their bits.
+ * linear and linear_t are one driver: lanes are outputs and k the inputs, or lanes are inputs and k
+ * the outputs (then the records are transposed while they are unpacked). A part owns rows x lanes
+ * of the result; k is cut in blocks of TILE_K so that a block of weights stays in L1, and partial
+ * sums go through memory, which keeps their bits.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SIMD_GEMM_H
 #define QERL_SIMD_GEMM_H
@@ -18,7 +19,8 @@ enum {
 
 struct gemm {
     kptr x; enum kern_type x_type; size_t x_ld; bool round;
-    const struct kern_weight *w; bool across;                /* across: lanes are inputs, k is outputs */
+    /* across: lanes are inputs, k is outputs */
+    const struct kern_weight *w; bool across;
     const float *bias; float scale; bool accumulate;
     kptr y; enum kern_type y_type; size_t y_ld;
     int rows, lanes, k;
@@ -39,20 +41,23 @@ INLINE void record_unpack(float *to, const uint8_t *record, enum kern_format for
         vf s0 = mx ? v_e8m0(record + 256) : v_load(scale), s1 = mx ? s0 : v_load(scale + 16);
         __typeof__(v_e2m1_table()) table = v_e2m1_table();
         for (int k = 0; k < 16; k++) v_store(to + k * 16, v_mul(v_e2m1(record + k * 8, table), s0));
-        for (int k = 16; k < 32; k++) v_store(to + k * 16, v_mul(v_e2m1(record + k * 8, table), s1));
+        for (int k = 16; k < 32; k++)
+            v_store(to + k * 16, v_mul(v_e2m1(record + k * 8, table), s1));
     }
 }
 
 /* Panels [p, p + count) of lanes, k in [k0, k0 + n), as [panel][TILE_K][16] floats at `to`. */
 static void unpack(const struct gemm *g, float *to, int p, int count, int k0, int n) {
     const struct kern_weight *w = g->w;
-    size_t bytes = kern_record_bytes(w->format), per_panel = ((size_t)w->in + KERN_IN_BLOCK - 1) / KERN_IN_BLOCK;
+    size_t bytes = kern_record_bytes(w->format),
+           per_panel = ((size_t)w->in + KERN_IN_BLOCK - 1) / KERN_IN_BLOCK;
     const uint8_t *data = w->data.p;
     if (!g->across) {
         for (int c = 0; c < count; c++)
             for (int k = 0; k < n; k += KERN_IN_BLOCK) {
-                const uint8_t *record =
-                    data + ((size_t)(p + c) * per_panel + (size_t)((k0 + k) / KERN_IN_BLOCK)) * bytes;
+                const uint8_t *record = data + ((size_t)(p + c) * per_panel +
+                                                (size_t)((k0 + k) / KERN_IN_BLOCK)) *
+                                                   bytes;
                 for (size_t i = 0; i < bytes; i += 64)
                     _mm_prefetch((const char *)record + GEMM_AHEAD * bytes + i, _MM_HINT_T0);
                 record_unpack(to + ((size_t)c * TILE_K + (size_t)k) * 16, record, w->format);
@@ -60,11 +65,14 @@ static void unpack(const struct gemm *g, float *to, int p, int count, int k0, in
         return;
     }
     float flat[512];
-    for (int c = 0; c < count; c += 2)                       /* a record is two panels of inputs; p is even */
+    /* a record is two panels of inputs; p is even */
+    for (int c = 0; c < count; c += 2)
         for (int k = 0; k < n; k += KERN_OUT_BLOCK) {
-            record_unpack(flat,
-                          data + ((size_t)((k0 + k) / KERN_OUT_BLOCK) * per_panel + (size_t)((p + c) / 2)) * bytes,
-                          w->format);
+            record_unpack(
+                flat,
+                data + ((size_t)((k0 + k) / KERN_OUT_BLOCK) * per_panel + (size_t)((p + c) / 2)) *
+                           bytes,
+                w->format);
             for (int half = 0; half < 2; half++) {
                 if (c + half >= count) break;
                 float *out = to + ((size_t)(c + half) * TILE_K + (size_t)k) * 16;
@@ -81,13 +89,15 @@ static void unpack(const struct gemm *g, float *to, int p, int count, int k0, in
 static void rows_get(const struct gemm *g, float *to, int r0, int rows, int k0, int n) {
     for (int r = 0; r < rows; r++)
         for (int k = 0; k < n; k += 16) {
-            vf v = v_get_n(g->x.p, g->x_type, (size_t)(r0 + r) * g->x_ld + (size_t)(k0 + k), v_left(k, n));
+            vf v = v_get_n(g->x.p, g->x_type, (size_t)(r0 + r) * g->x_ld + (size_t)(k0 + k),
+                           v_left(k, n));
             v_store(to + ((size_t)(k / TILE_K) * (size_t)rows + (size_t)r) * TILE_K + k % TILE_K,
                     g->round ? v_round(v) : v);
         }
 }
 
-static void result_put(const struct gemm *g, const float *acc, int r0, int rows, int p0, int panels) {
+static void result_put(const struct gemm *g, const float *acc, int r0, int rows, int p0,
+                       int panels) {
     vf scale = v_set(g->scale);
     for (int c = 0; c < panels; c++) {
         int lane = (p0 + c) * 16, n = v_left(lane, g->lanes);
@@ -102,8 +112,10 @@ static void result_put(const struct gemm *g, const float *acc, int r0, int rows,
     }
 }
 
-/* Where the f32 weights of `count` panels from p are, k in [k0, k0 + n): unpacked to `to`, or the records themselves. */
-INLINE void weights_get(const struct gemm *g, struct tile *t, float *to, int p, int count, int k0, int n) {
+/* Where the f32 weights of `count` panels from p are, k in [k0, k0 + n): unpacked to `to`, or the
+ * records themselves. */
+INLINE void weights_get(const struct gemm *g, struct tile *t, float *to, int p, int count, int k0,
+                        int n) {
     t->n = n;
     t->w_k = 16;
     if (!g->across && g->w->format == KERN_FORMAT_F32) {
@@ -123,12 +135,14 @@ static void gemm_part(void *arg, int part, int parts) {
         p0 = part / g->row_parts * g->part_panels;
     int rows = g->rows - r0 < g->part_rows ? g->rows - r0 : g->part_rows;
     int panels = all - p0 < g->part_panels ? all - p0 : g->part_panels;
-    int blocks = (g->k + TILE_K - 1) / TILE_K, fit = GEMM_X_BYTES / (rows * TILE_K * (int)sizeof(float));
-    if (blocks > fit) blocks = fit;                                        /* of k, held as f32 at a time; fit >= 1 */
+    int blocks = (g->k + TILE_K - 1) / TILE_K,
+        fit = GEMM_X_BYTES / (rows * TILE_K * (int)sizeof(float));
+    /* of k, held as f32 at a time; fit >= 1 */
+    if (blocks > fit) blocks = fit;
     size_t acc_size = (size_t)panels * (size_t)rows * 16, w_size = GEMM_GROUP * TILE_K * 16,
            x_block = (size_t)rows * TILE_K;
-    float *acc = cpu_scratch((acc_size + w_size + x_block * (size_t)blocks) * sizeof *acc), *w = acc + acc_size,
-          *x = w + w_size;
+    float *acc = cpu_scratch((acc_size + w_size + x_block * (size_t)blocks) * sizeof *acc),
+          *w = acc + acc_size, *x = w + w_size;
     memset(acc, 0, acc_size * sizeof *acc);
     int group = rows <= TILE_THIN ? GEMM_GROUP : 2, span = blocks * TILE_K;
     struct tile t = { .acc_row = 16, .acc_panel = (size_t)rows * 16 };
@@ -166,9 +180,19 @@ static void gemm_run(struct kern *k, struct gemm *g) {
 }
 
 static void simd_linear(struct kern *k, const struct kern_linear *a) {
-    struct gemm g = { .x = a->x, .x_type = a->x_type, .x_ld = (size_t)a->x_ld, .w = &a->w, .bias = a->bias.p,
-                      .scale = a->scale * a->w.scale, .accumulate = a->accumulate, .y = a->y, .y_type = a->y_type,
-                      .y_ld = (size_t)a->y_ld, .rows = a->rows, .lanes = a->w.out, .k = a->w.in };
+    struct gemm g = { .x = a->x,
+                      .x_type = a->x_type,
+                      .x_ld = (size_t)a->x_ld,
+                      .w = &a->w,
+                      .bias = a->bias.p,
+                      .scale = a->scale * a->w.scale,
+                      .accumulate = a->accumulate,
+                      .y = a->y,
+                      .y_type = a->y_type,
+                      .y_ld = (size_t)a->y_ld,
+                      .rows = a->rows,
+                      .lanes = a->w.out,
+                      .k = a->w.in };
     gemm_run(k, &g);
 }
 
@@ -196,8 +220,10 @@ enum { OUTER_M = 64, OUTER_N = 64, OUTER_TILE = 32 };
 static void outer_part(void *arg, int part, int parts) {
     (void)parts;
     const struct kern_outer *o = arg;
-    int across = (o->n + OUTER_N - 1) / OUTER_N, m0 = part / across * OUTER_M, n0 = part % across * OUTER_N;
-    int m = o->m - m0 < OUTER_M ? o->m - m0 : OUTER_M, n = o->n - n0 < OUTER_N ? o->n - n0 : OUTER_N;
+    int across = (o->n + OUTER_N - 1) / OUTER_N, m0 = part / across * OUTER_M,
+        n0 = part % across * OUTER_N;
+    int m = o->m - m0 < OUTER_M ? o->m - m0 : OUTER_M,
+        n = o->n - n0 < OUTER_N ? o->n - n0 : OUTER_N;
     int panels = (n + 15) / 16;
     _Alignas(64) float a[OUTER_TILE * OUTER_M], b[OUTER_TILE * OUTER_N], tile[OUTER_M * OUTER_N],
         sum[OUTER_M * OUTER_N];
@@ -215,14 +241,16 @@ static void outer_part(void *arg, int part, int parts) {
         for (int row = o->seq_start[s]; row < o->seq_start[s + 1]; row += OUTER_TILE) {
             t.n = o->seq_start[s + 1] - row < OUTER_TILE ? o->seq_start[s + 1] - row : OUTER_TILE;
             for (int r = 0; r < t.n; r++) {
-                const float *from = (const float *)o->a.p + (size_t)(row + r) * (size_t)o->a_ld + m0;
+                const float *from = (const float *)o->a.p + (size_t)(row + r) * (size_t)o->a_ld +
+                                    m0;
                 for (int i = 0; i < m; i += 16) {
                     vf v = v_mul(scale, v_load_n(from + i, v_left(i, m)));
                     v_store(a + r * OUTER_M + i, o->round ? v_round(v) : v);
                 }
                 for (int i = 0; i < n; i += 16)
                     v_store(b + r * OUTER_N + i,
-                            v_get_n(o->b.p, o->b_type, (size_t)(row + r) * (size_t)o->b_ld + (size_t)(n0 + i),
+                            v_get_n(o->b.p, o->b_type,
+                                    (size_t)(row + r) * (size_t)o->b_ld + (size_t)(n0 + i),
                                     v_left(i, n)));
             }
             memset(tile, 0, (size_t)m * OUTER_N * sizeof *tile);
@@ -235,7 +263,8 @@ static void outer_part(void *arg, int part, int parts) {
         for (int i = 0; i < m; i++)
             for (int j = 0; j < n; j += 16) {
                 float *g = (float *)o->g.p + (size_t)(m0 + i) * (size_t)o->n + n0 + j;
-                v_store_n(g, v_add(v_load_n(g, v_left(j, n)), v_load(sum + i * OUTER_N + j)), v_left(j, n));
+                v_store_n(g, v_add(v_load_n(g, v_left(j, n)), v_load(sum + i * OUTER_N + j)),
+                          v_left(j, n));
             }
     }
 }

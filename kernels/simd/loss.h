@@ -14,7 +14,8 @@ static float simd_row_most(const float *logits, int vocab) {
     return v_fold_max(most);
 }
 
-static float simd_row_sum(const float *logits, int vocab, float inv_temp, float most, float *blocks, float *tilt) {
+static float simd_row_sum(const float *logits, int vocab, float inv_temp, float most, float *blocks,
+                          float *tilt) {
     vf all = v_zero(), turn = v_zero(), inv = v_set(inv_temp), zmost = v_set(most * inv_temp);
     for (int b = 0; b < vocab; b += CPU_BLOCK) {
         int end = vocab - b < CPU_BLOCK ? vocab : b + CPU_BLOCK;
@@ -37,7 +38,8 @@ static void logprob_part(void *arg, int part, int parts) {
     for (; row < end; row++) {
         const float *logits = (const float *)a->logits.p + row * (size_t)a->vocab;
         float most = simd_row_most(logits, a->vocab), tilt = 0.0f;
-        float sum = simd_row_sum(logits, a->vocab, a->inv_temp, most, NULL, a->entropy.p ? &tilt : NULL);
+        float sum = simd_row_sum(logits, a->vocab, a->inv_temp, most, NULL,
+                                 a->entropy.p ? &tilt : NULL);
         float log_sum = kern_logf(sum), lse = most * a->inv_temp + log_sum;
         ((float *)a->lp.p)[row] = logits[((const int32_t *)a->targets.p)[row]] * a->inv_temp - lse;
         if (a->lse.p) ((float *)a->lse.p)[row] = lse;
@@ -50,7 +52,8 @@ static void logprob_bwd_part(void *arg, int part, int parts) {
     ROWS_RANGE(logprob_bwd, a->rows);
     for (; row < end; row++) {
         float *logits = (float *)a->logits.p + row * (size_t)a->vocab;
-        float coef = ((const float *)a->coef.p)[row] * a->inv_temp, lse = ((const float *)a->lse.p)[row];
+        float coef = ((const float *)a->coef.p)[row] * a->inv_temp,
+              lse = ((const float *)a->lse.p)[row];
         int target = ((const int32_t *)a->targets.p)[row];
         float at_target = coef * (1.0f - kern_expf(logits[target] * a->inv_temp - lse));
         for (int i = 0; i < a->vocab; i += 16) {

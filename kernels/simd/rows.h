@@ -1,16 +1,20 @@
-/* rows.h - norms, activations, rotations, moves of rows, AdamW: whatever works on one row or element by itself.
+/* rows.h - norms, activations, rotations, moves of rows, AdamW: whatever works on one row or
+ * element by itself.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SIMD_ROWS_H
 #define QERL_SIMD_ROWS_H
 #include "kernels/simd/vec.h"
 
-#define ROWS_OP(op, count, work)                                                                     \
-    static void simd_##op(struct kern *k, const struct kern_##op *a) {                               \
-        if ((count) > 0) cpu_run(k, parts_for(k, (size_t)(count), (size_t)(work)), op##_part, (void *)(uintptr_t)a); \
+#define ROWS_OP(op, count, work)                                                                   \
+    static void simd_##op(struct kern *k, const struct kern_##op *a) {                             \
+        if ((count) > 0)                                                                           \
+            cpu_run(k, parts_for(k, (size_t)(count), (size_t)(work)), op##_part,                   \
+                    (void *)(uintptr_t)a);                                                         \
     }
-#define ROWS_RANGE(type, count)                                                                      \
-    const struct kern_##type *a = arg;                                                               \
-    size_t row = part_at((size_t)(count), part, parts), end = part_at((size_t)(count), part + 1, parts)
+#define ROWS_RANGE(type, count)                                                                    \
+    const struct kern_##type *a = arg;                                                             \
+    size_t row = part_at((size_t)(count), part, parts),                                            \
+           end = part_at((size_t)(count), part + 1, parts)
 
 static void embed_part(void *arg, int part, int parts) {
     ROWS_RANGE(embed, a->rows);
@@ -24,7 +28,8 @@ static void embed_part(void *arg, int part, int parts) {
             for (int i = 0; i < w->in; i++)
                 y[i] = bf16_to_f32(((const uint16_t *)w->data.p)[at + (size_t)i * 16]) * w->scale;
         else
-            for (int i = 0; i < w->in; i++) y[i] = pack_get(w->data.p, w->format, w->out, w->in, token, i) * w->scale;
+            for (int i = 0; i < w->in; i++)
+                y[i] = pack_get(w->data.p, w->format, w->out, w->in, token, i) * w->scale;
     }
 }
 ROWS_OP(embed, a->rows, a->w.in * 4)
@@ -63,13 +68,16 @@ static void rmsnorm_bwd_part(void *arg, int part, int parts) {
         vf acc = v_zero();
         for (int i = 0; i < a->dim; i += 16) {
             int n = v_left(i, a->dim);
-            acc = v_fma_n(v_mul(v_load_n(dy + i, n), gain(a->w.p, a->dw.p, i, n)), v_load_n(x + i, n), acc, n);
+            acc = v_fma_n(v_mul(v_load_n(dy + i, n), gain(a->w.p, a->dw.p, i, n)),
+                          v_load_n(x + i, n), acc, n);
         }
         vf c = v_set(-(m * m * m * (v_fold(acc) / (float)a->dim)));
         for (int i = 0; i < a->dim; i += 16) {
             int n = v_left(i, a->dim);
             vf g = v_mul(v_load_n(dy + i, n), gain(a->w.p, a->dw.p, i, n));
-            v_store_n(dx + i, v_add(v_load_n(dx + i, n), v_fma(c, v_load_n(x + i, n), v_mul(v_set(m), g))), n);
+            v_store_n(dx + i,
+                      v_add(v_load_n(dx + i, n), v_fma(c, v_load_n(x + i, n), v_mul(v_set(m), g))),
+                      n);
         }
     }
 }
@@ -88,7 +96,8 @@ static void rope_part(void *arg, int part, int parts) {
             for (int h = 0; h < a->heads; h++) {
                 size_t lo = (row * (size_t)a->heads + (size_t)h) * (size_t)a->head_dim + (size_t)i,
                        hi = lo + (size_t)half;
-                vf x0 = v_load_n((const float *)a->x.p + lo, n), x1 = v_load_n((const float *)a->x.p + hi, n);
+                vf x0 = v_load_n((const float *)a->x.p + lo, n),
+                   x1 = v_load_n((const float *)a->x.p + hi, n);
                 v_put_n(a->y.p, a->y_type, lo, v_fma(x0, c, v_neg(v_mul(x1, s))), n);
                 v_put_n(a->y.p, a->y_type, hi, v_fma(x1, c, v_mul(x0, s)), n);
             }
@@ -104,11 +113,14 @@ static void kv_put_part(void *arg, int part, int parts) {
         int slot = ((const int32_t *)a->slots.p)[row], pos = ((const int32_t *)a->pos.p)[row];
         for (int h = 0; h < kv->kv_heads; h++) {
             size_t from = (row * (size_t)kv->kv_heads + (size_t)h) * (size_t)kv->head_dim;
-            size_t to_k = cpu_kv_at(kv, a->layer, slot, pos, h, 0), to_v = cpu_kv_at(kv, a->layer, slot, pos, h, 1);
+            size_t to_k = cpu_kv_at(kv, a->layer, slot, pos, h, 0),
+                   to_v = cpu_kv_at(kv, a->layer, slot, pos, h, 1);
             for (int i = 0; i < kv->head_dim; i += 16) {
                 int n = v_left(i, kv->head_dim);
-                v_put_n(kv->pages.p, kv->type, to_k + (size_t)i, v_get_n(a->k.p, a->k_type, from + (size_t)i, n), n);
-                v_put_n(kv->pages.p, kv->type, to_v + (size_t)i, v_get_n(a->v.p, KERN_F32, from + (size_t)i, n), n);
+                v_put_n(kv->pages.p, kv->type, to_k + (size_t)i,
+                        v_get_n(a->k.p, a->k_type, from + (size_t)i, n), n);
+                v_put_n(kv->pages.p, kv->type, to_v + (size_t)i,
+                        v_get_n(a->v.p, KERN_F32, from + (size_t)i, n), n);
             }
         }
     }
@@ -136,10 +148,12 @@ static void swiglu_bwd_part(void *arg, int part, int parts) {
         const float *dy = (const float *)a->dy.p + row * (size_t)a->dim;
         for (int i = 0; i < a->dim; i += 16, at += 16) {
             int n = v_left(i, a->dim);
-            vf g = v_load_n((const float *)a->gate.p + at, n), u = v_load_n((const float *)a->up.p + at, n);
+            vf g = v_load_n((const float *)a->gate.p + at, n),
+               u = v_load_n((const float *)a->up.p + at, n);
             vf s = v_sigmoid(g), d = v_load_n(dy + i, n), one = v_set(1.0f);
             v_store_n((float *)a->dup.p + at, v_mul(d, v_mul(g, s)), n);
-            v_store_n((float *)a->dgate.p + at, v_mul(v_mul(d, u), v_mul(s, v_fma(g, v_sub(one, s), one))), n);
+            v_store_n((float *)a->dgate.p + at,
+                      v_mul(v_mul(d, u), v_mul(s, v_fma(g, v_sub(one, s), one))), n);
         }
     }
 }
@@ -169,7 +183,8 @@ static void adamw_part(void *arg, int part, int parts) {
     size_t last = end * STRIP < a->n ? end * STRIP : a->n;
     for (size_t i = row * STRIP; i < last; i += 16) {
         int n = last - i < 16 ? (int)(last - i) : 16;
-        vf g = v_mul(v_load_n(grad + i, n), v_set(a->g_scale)), w = v_load_n(p + i, n), x = v_fma(decay, w, w);
+        vf g = v_mul(v_load_n(grad + i, n), v_set(a->g_scale)), w = v_load_n(p + i, n),
+           x = v_fma(decay, w, w);
         vf mi = v_fma(b1, v_load_n(m + i, n), v_mul(c1, g));
         vf vi = v_fma(b2, v_load_n(v + i, n), v_mul(v_mul(c2, g), g));
         vf down = v_add(v_sqrt(v_mul(vi, v_set(a->v_scale))), eps);

@@ -1,8 +1,10 @@
-/* tile.h - the one loop nest that does the multiplying: acc[r, c] = fma(x[r, k], w[k, c], acc[r, c]) for k ascending.
+/* tile.h - the one loop nest that does the multiplying: acc[r, c] = fma(x[r, k], w[k, c], acc[r,
+ * c]) for k ascending.
  *
- * A tile is R rows of x against C panels of 16 columns of w, held in registers over all of k. Whoever calls it decides what
- * rows, columns and k are: outputs and inputs (gemm.h), queries and keys (attn.h). The sums start from and end in memory,
- * so k may be cut anywhere without changing a bit.
+ * A tile is R rows of x against C panels of 16 columns of w, held in registers over all of k.
+ * Whoever calls it decides what rows, columns and k are: outputs and inputs (gemm.h), queries and
+ * keys (attn.h). The sums start from and end in memory, so k may be cut anywhere without changing a
+ * bit.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SIMD_TILE_H
 #define QERL_SIMD_TILE_H
@@ -11,14 +13,17 @@
 #if defined(__AVX512F__)
 enum { TILE_R = 8, TILE_C = 2, TILE_C_THIN = 4 };            /* 16 sums in 32 registers */
 #else
-enum { TILE_R = 6, TILE_C = 1, TILE_C_THIN = 2 };            /* 12 in 16; a panel is two registers */
+/* 12 in 16; a panel is two registers */
+enum { TILE_R = 6, TILE_C = 1, TILE_C_THIN = 2 };
 #endif
 _Static_assert(2 * TILE_C_THIN <= TILE_R * TILE_C, "a thin tile fits");
-enum { TILE_THIN = 2 };                                      /* up to so many rows, C_THIN panels hide the latency */
+/* up to so many rows, C_THIN panels hide the latency */
+enum { TILE_THIN = 2 };
 
 struct tile {
     const float *x;
-    size_t x_k;                                              /* stride of k in x, where x is stored k by k */
+    /* stride of k in x, where x is stored k by k */
+    size_t x_k;
     const float *w;
     size_t w_k, w_panel;                                     /* strides of k and of panels in w */
     float *acc;
@@ -26,14 +31,17 @@ struct tile {
     int n;                                                   /* length of k */
 };
 
-INLINE void tile_run(const struct tile *t, const int R, const int C, const size_t x_row, const bool by_k) {
-    vf s[TILE_R * TILE_C];                                   /* of fixed size, or they would live in memory */
+INLINE void tile_run(const struct tile *t, const int R, const int C, const size_t x_row,
+                     const bool by_k) {
+    /* of fixed size, or they would live in memory */
+    vf s[TILE_R * TILE_C];
     const float *x = t->x, *w = t->w;
     const size_t x_k = by_k ? t->x_k : 1, w_k = t->w_k, w_panel = t->w_panel;
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int c = 0; c < C; c++) s[r * C + c] = v_load(t->acc + (size_t)r * t->acc_row + (size_t)c * t->acc_panel);
+        for (int c = 0; c < C; c++)
+            s[r * C + c] = v_load(t->acc + (size_t)r * t->acc_row + (size_t)c * t->acc_panel);
     for (int k = 0; k < t->n; k++) {
         vf b[TILE_C_THIN];
 #pragma GCC unroll 4
@@ -50,10 +58,12 @@ INLINE void tile_run(const struct tile *t, const int R, const int C, const size_
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int c = 0; c < C; c++) v_store(t->acc + (size_t)r * t->acc_row + (size_t)c * t->acc_panel, s[r * C + c]);
+        for (int c = 0; c < C; c++)
+            v_store(t->acc + (size_t)r * t->acc_row + (size_t)c * t->acc_panel, s[r * C + c]);
 }
 
-INLINE void tile_rows(const struct tile *t, int rows, const int C, const size_t x_row, const bool by_k) {
+INLINE void tile_rows(const struct tile *t, int rows, const int C, const size_t x_row,
+                      const bool by_k) {
     switch (rows) {
     case 1: tile_run(t, 1, C, x_row, by_k); break;
     case 2: tile_run(t, 2, C, x_row, by_k); break;
@@ -69,12 +79,15 @@ INLINE void tile_rows(const struct tile *t, int rows, const int C, const size_t 
     }
 }
 
-/* All of rows x panels. The row stride of x is a constant of the caller, so that it costs no register. */
+/* All of rows x panels. The row stride of x is a constant of the caller, so that it costs no
+ * register. */
 INLINE void tile_block(struct tile t, int rows, int panels, const size_t x_row, const bool by_k) {
     const float *x = t.x, *w = t.w;
     float *acc = t.acc;
     for (int c = 0; c < panels;) {
-        int take = rows <= TILE_THIN && panels - c >= TILE_C_THIN ? TILE_C_THIN : panels - c >= TILE_C ? TILE_C : 1;
+        int take = rows <= TILE_THIN && panels - c >= TILE_C_THIN ? TILE_C_THIN
+                   : panels - c >= TILE_C                         ? TILE_C
+                                                                  : 1;
         t.w = w + (size_t)c * t.w_panel;
         for (int r = 0; r < rows; r += TILE_R) {
             int n = rows - r < TILE_R ? rows - r : TILE_R;
@@ -89,8 +102,13 @@ INLINE void tile_block(struct tile t, int rows, int panels, const size_t x_row, 
     }
 }
 
-enum { TILE_K = 128, TILE_Q = 32 };                          /* row strides of x: gemm.h's blocks; a page of keys */
-static void tile_gemm(struct tile t, int rows, int panels) { tile_block(t, rows, panels, TILE_K, false); }
-static void tile_page(struct tile t, int rows, int panels) { tile_block(t, rows, panels, TILE_Q, false); }
+/* row strides of x: gemm.h's blocks; a page of keys */
+enum { TILE_K = 128, TILE_Q = 32 };
+static void tile_gemm(struct tile t, int rows, int panels) {
+    tile_block(t, rows, panels, TILE_K, false);
+}
+static void tile_page(struct tile t, int rows, int panels) {
+    tile_block(t, rows, panels, TILE_Q, false);
+}
 static void tile_by_k(struct tile t, int rows, int panels) { tile_block(t, rows, panels, 1, true); }
 #endif

@@ -1,7 +1,8 @@
-/* vec.h - sixteen floats as one value, on AVX-512 (one register) or AVX2 (two): the only file here that knows intrinsics.
+/* vec.h - sixteen floats as one value, on AVX-512 (one register) or AVX2 (two): the only file here
+ * that knows intrinsics.
  *
- * Every function does lane by lane what kernels/math.h does on one float, in the same order: same bits.
- * `n` is how many lanes count, 0 .. 16; loads give zero beyond, stores leave memory alone.
+ * Every function does lane by lane what kernels/math.h does on one float, in the same order: same
+ * bits. `n` is how many lanes count, 0 .. 16; loads give zero beyond, stores leave memory alone.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SIMD_VEC_H
 #define QERL_SIMD_VEC_H
@@ -17,7 +18,9 @@ typedef __m512 vf;
 INLINE __mmask16 v_mask(int n) { return (__mmask16)((1u << n) - 1u); }
 INLINE vf v_set(float x) { return _mm512_set1_ps(x); }
 INLINE vf v_load(const float *p) { return _mm512_loadu_ps(p); }
-INLINE vf v_load_n(const float *p, int n) { return n == 16 ? v_load(p) : _mm512_maskz_loadu_ps(v_mask(n), p); }
+INLINE vf v_load_n(const float *p, int n) {
+    return n == 16 ? v_load(p) : _mm512_maskz_loadu_ps(v_mask(n), p);
+}
 INLINE void v_store(float *p, vf v) { _mm512_storeu_ps(p, v); }
 INLINE void v_store_n(float *p, vf v, int n) {
     if (n == 16) v_store(p, v);
@@ -30,21 +33,27 @@ INLINE vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vf v_neg(vf a) {
-    return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
+    return _mm512_castsi512_ps(
+        _mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
 }
 INLINE vf v_max(vf x, vf m) { return _mm512_max_ps(x, m); }              /* x > m ? x : m */
 INLINE vf v_min(vf x, vf m) { return _mm512_min_ps(x, m); }              /* x < m ? x : m */
-INLINE vf v_pick(vf a, vf b, int n) { return _mm512_mask_blend_ps(v_mask(n), b, a); }   /* lanes < n from a */
+/* lanes < n from a */
+INLINE vf v_pick(vf a, vf b, int n) { return _mm512_mask_blend_ps(v_mask(n), b, a); }
 INLINE vf v_zero_unless_positive(vf x, vf if_positive) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), if_positive);
 }
-INLINE vf v_pow2_half(vf t, int second) {                                /* 2^(n>>1), or 2^(n - (n>>1)) */
+/* 2^(n>>1), or 2^(n - (n>>1)) */
+INLINE vf v_pow2_half(vf t, int second) {
     __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(v_set(KEXP_MAGIC)));
     __m512i half = _mm512_srai_epi32(n, 1);
     if (second) half = _mm512_sub_epi32(n, half);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, _mm512_set1_epi32(127)), 23));
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_add_epi32(half, _mm512_set1_epi32(127)), 23));
 }
-INLINE vf v_widen(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+INLINE vf v_widen(__m256i h) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
 INLINE vf v_load_h(const uint16_t *p) { return v_widen(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE vf v_load_h_n(const uint16_t *p, int n) {
     return n == 16 ? v_load_h(p) : v_widen(_mm256_maskz_loadu_epi16(v_mask(n), p));
@@ -52,8 +61,10 @@ INLINE vf v_load_h_n(const uint16_t *p, int n) {
 INLINE __m512i v_round_bits(vf v) {
     __m512i u = _mm512_castps_si512(v), hi = _mm512_srli_epi32(u, 16);
     __m512i odd = _mm512_and_si512(hi, _mm512_set1_epi32(1));
-    __m512i up = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    return _mm512_mask_or_epi32(up, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), hi, _mm512_set1_epi32(0x40));
+    __m512i up = _mm512_srli_epi32(
+        _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    return _mm512_mask_or_epi32(up, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), hi,
+                                _mm512_set1_epi32(0x40));
 }
 INLINE vf v_round(vf v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v_round_bits(v), 16)); }
 INLINE void v_store_h_n(uint16_t *p, vf v, int n) {
@@ -63,18 +74,26 @@ INLINE void v_store_h_n(uint16_t *p, vf v, int n) {
 }
 INLINE __m256 v_low(vf v) { return _mm512_castps512_ps256(v); }
 INLINE __m256 v_high(vf v) { return _mm512_extractf32x8_ps(v, 1); }
-INLINE vf v_e8m0(const uint8_t *s) {                                      /* pack_e8m0 of 16 scales */
-    __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)s)), u = _mm512_slli_epi32(e, 23);
-    u = _mm512_mask_mov_epi32(u, _mm512_cmpeq_epi32_mask(e, _mm512_setzero_si512()), _mm512_set1_epi32(0x00400000));
-    u = _mm512_mask_mov_epi32(u, _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255)), _mm512_set1_epi32(0x7fc00000));
+/* pack_e8m0 of 16 scales */
+INLINE vf v_e8m0(const uint8_t *s) {
+    __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)s)),
+            u = _mm512_slli_epi32(e, 23);
+    u = _mm512_mask_mov_epi32(u, _mm512_cmpeq_epi32_mask(e, _mm512_setzero_si512()),
+                              _mm512_set1_epi32(0x00400000));
+    u = _mm512_mask_mov_epi32(u, _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255)),
+                              _mm512_set1_epi32(0x7fc00000));
     return _mm512_castsi512_ps(u);
 }
 INLINE vf v_e2m1_table(void) { return v_load(pack_e2m1); }
-INLINE vf v_e2m1(const uint8_t q[8], vf table) {                          /* 8 bytes: nibble i is lane i */
-    const __m512i shift = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+/* 8 bytes: nibble i is lane i */
+INLINE vf v_e2m1(const uint8_t q[8], vf table) {
+    const __m512i shift = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24,
+                                            28);
     const __m512i word = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    __m512i x = _mm512_permutexvar_epi32(word, _mm512_castsi128_si512(_mm_loadl_epi64((const __m128i *)q)));
-    return _mm512_permutexvar_ps(_mm512_srlv_epi32(x, shift), table);     /* reads the low 4 bits only */
+    __m512i x = _mm512_permutexvar_epi32(
+        word, _mm512_castsi128_si512(_mm_loadl_epi64((const __m128i *)q)));
+    /* reads the low 4 bits only */
+    return _mm512_permutexvar_ps(_mm512_srlv_epi32(x, shift), table);
 }
 INLINE vf v_fold8_pair(vf a, vf b) {
     return v_add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
@@ -82,8 +101,12 @@ INLINE vf v_fold8_pair(vf a, vf b) {
 INLINE vf v_fold4_pair(vf a, vf b) {
     return v_add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
 }
-INLINE vf v_fold2_pair(vf a, vf b) { return v_add(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee)); }
-INLINE vf v_fold1_pair(vf a, vf b) { return v_add(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd)); }
+INLINE vf v_fold2_pair(vf a, vf b) {
+    return v_add(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+INLINE vf v_fold1_pair(vf a, vf b) {
+    return v_add(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
 /* Lane j = fold of x[j]: sixteen 16-lane sums at once, each in the order of kern_fold16. */
 INLINE vf v_fold_all(const vf x[16]) {
     vf q[4];
@@ -94,7 +117,8 @@ INLINE vf v_fold_all(const vf x[16]) {
 #else
 typedef struct { __m256 a, b; } vf;
 
-INLINE __m256i v_mask8(int n) {                                           /* n may be outside 0 .. 8 */
+/* n may be outside 0 .. 8 */
+INLINE __m256i v_mask8(int n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 INLINE vf v_set(float x) { return (vf){ _mm256_set1_ps(x), _mm256_set1_ps(x) }; }
@@ -122,7 +146,9 @@ V_EACH(v_max, _mm256_max_ps)
 V_EACH(v_min, _mm256_min_ps)
 #undef V_EACH
 INLINE vf v_sqrt(vf x) { return (vf){ _mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b) }; }
-INLINE vf v_fma(vf x, vf y, vf c) { return (vf){ _mm256_fmadd_ps(x.a, y.a, c.a), _mm256_fmadd_ps(x.b, y.b, c.b) }; }
+INLINE vf v_fma(vf x, vf y, vf c) {
+    return (vf){ _mm256_fmadd_ps(x.a, y.a, c.a), _mm256_fmadd_ps(x.b, y.b, c.b) };
+}
 INLINE vf v_neg(vf x) {
     __m256 sign = _mm256_set1_ps(-0.0f);
     return (vf){ _mm256_xor_ps(x.a, sign), _mm256_xor_ps(x.b, sign) };
@@ -137,16 +163,21 @@ INLINE vf v_zero_unless_positive(vf x, vf y) {
                  _mm256_and_ps(_mm256_cmp_ps(x.b, z, _CMP_GT_OQ), y.b) };
 }
 INLINE __m256 v_pow2_half8(__m256 t, int second) {
-    __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t), _mm256_castps_si256(_mm256_set1_ps(KEXP_MAGIC)));
+    __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t),
+                                 _mm256_castps_si256(_mm256_set1_ps(KEXP_MAGIC)));
     __m256i half = _mm256_srai_epi32(n, 1);
     if (second) half = _mm256_sub_epi32(n, half);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, _mm256_set1_epi32(127)), 23));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(half, _mm256_set1_epi32(127)), 23));
 }
-INLINE vf v_pow2_half(vf t, int second) { return (vf){ v_pow2_half8(t.a, second), v_pow2_half8(t.b, second) }; }
+INLINE vf v_pow2_half(vf t, int second) {
+    return (vf){ v_pow2_half8(t.a, second), v_pow2_half8(t.b, second) };
+}
 INLINE vf v_load_h(const uint16_t *p) {
     __m256i lo = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     __m256i hi = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 8)));
-    return (vf){ _mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16)) };
+    return (vf){ _mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)),
+                 _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16)) };
 }
 INLINE vf v_load_h_n(const uint16_t *p, int n) {
     if (n == 16) return v_load_h(p);
@@ -157,7 +188,8 @@ INLINE vf v_load_h_n(const uint16_t *p, int n) {
 INLINE __m256i v_round_bits8(__m256 v) {
     __m256i u = _mm256_castps_si256(v), hi = _mm256_srli_epi32(u, 16);
     __m256i odd = _mm256_and_si256(hi, _mm256_set1_epi32(1));
-    __m256i up = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    __m256i up = _mm256_srli_epi32(
+        _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
     __m256i nan = _mm256_or_si256(hi, _mm256_set1_epi32(0x40));
     return _mm256_blendv_epi8(up, nan, _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
 }
@@ -176,29 +208,39 @@ INLINE void v_store_h_n(uint16_t *p, vf v, int n) {
 INLINE __m256 v_low(vf v) { return v.a; }
 INLINE __m256 v_high(vf v) { return v.b; }
 INLINE __m256 v_e8m0_8(const uint8_t *s) {
-    __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)s)), u = _mm256_slli_epi32(e, 23);
-    u = _mm256_blendv_epi8(u, _mm256_set1_epi32(0x00400000), _mm256_cmpeq_epi32(e, _mm256_setzero_si256()));
-    u = _mm256_blendv_epi8(u, _mm256_set1_epi32(0x7fc00000), _mm256_cmpeq_epi32(e, _mm256_set1_epi32(255)));
+    __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)s)),
+            u = _mm256_slli_epi32(e, 23);
+    u = _mm256_blendv_epi8(u, _mm256_set1_epi32(0x00400000),
+                           _mm256_cmpeq_epi32(e, _mm256_setzero_si256()));
+    u = _mm256_blendv_epi8(u, _mm256_set1_epi32(0x7fc00000),
+                           _mm256_cmpeq_epi32(e, _mm256_set1_epi32(255)));
     return _mm256_castsi256_ps(u);
 }
-INLINE vf v_e8m0(const uint8_t *s) { return (vf){ v_e8m0_8(s), v_e8m0_8(s + 8) }; }   /* pack_e8m0 of 16 scales */
+/* pack_e8m0 of 16 scales */
+INLINE vf v_e8m0(const uint8_t *s) { return (vf){ v_e8m0_8(s), v_e8m0_8(s + 8) }; }
 INLINE __m256 v_e2m1_table(void) { return _mm256_loadu_ps(pack_e2m1); }
 INLINE __m256 v_e2m1_8(const uint8_t q[4], __m256 table) {
     int32_t word;
     memcpy(&word, q, 4);
-    __m256i x = _mm256_srlv_epi32(_mm256_set1_epi32(word), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    __m256i x = _mm256_srlv_epi32(_mm256_set1_epi32(word),
+                                  _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
     __m256i sign = _mm256_and_si256(_mm256_slli_epi32(x, 28), _mm256_set1_epi32(INT32_MIN));
     return _mm256_xor_ps(_mm256_permutevar8x32_ps(table, x), _mm256_castsi256_ps(sign));
 }
-INLINE vf v_e2m1(const uint8_t q[8], __m256 table) { return (vf){ v_e2m1_8(q, table), v_e2m1_8(q + 4, table) }; }
+INLINE vf v_e2m1(const uint8_t q[8], __m256 table) {
+    return (vf){ v_e2m1_8(q, table), v_e2m1_8(q + 4, table) };
+}
 INLINE __m256 v_fold_all8(const vf x[8]) {
     __m256 q[4];
     for (int i = 0; i < 4; i++) {
         __m256 a = _mm256_add_ps(x[i].a, x[i].b), b = _mm256_add_ps(x[i + 4].a, x[i + 4].b);
-        q[i] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+        q[i] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20),
+                             _mm256_permute2f128_ps(a, b, 0x31));
     }
-    __m256 z = _mm256_add_ps(_mm256_shuffle_ps(q[0], q[1], 0x44), _mm256_shuffle_ps(q[0], q[1], 0xee));
-    __m256 w = _mm256_add_ps(_mm256_shuffle_ps(q[2], q[3], 0x44), _mm256_shuffle_ps(q[2], q[3], 0xee));
+    __m256 z = _mm256_add_ps(_mm256_shuffle_ps(q[0], q[1], 0x44),
+                             _mm256_shuffle_ps(q[0], q[1], 0xee));
+    __m256 w = _mm256_add_ps(_mm256_shuffle_ps(q[2], q[3], 0x44),
+                             _mm256_shuffle_ps(q[2], q[3], 0xee));
     return _mm256_add_ps(_mm256_shuffle_ps(z, w, 0x88), _mm256_shuffle_ps(z, w, 0xdd));
 }
 INLINE vf v_fold_all(const vf x[16]) { return (vf){ v_fold_all8(x), v_fold_all8(x + 8) }; }
@@ -206,7 +248,9 @@ INLINE vf v_fold_all(const vf x[16]) { return (vf){ v_fold_all8(x), v_fold_all8(
 
 /* From here on both are one text. */
 INLINE vf v_zero(void) { return v_set(0.0f); }
-INLINE vf v_fma_n(vf a, vf b, vf c, int n) { return n == 16 ? v_fma(a, b, c) : v_pick(v_fma(a, b, c), c, n); }
+INLINE vf v_fma_n(vf a, vf b, vf c, int n) {
+    return n == 16 ? v_fma(a, b, c) : v_pick(v_fma(a, b, c), c, n);
+}
 INLINE vf v_add_n(vf a, vf b, int n) { return n == 16 ? v_add(a, b) : v_pick(v_add(a, b), a, n); }
 INLINE int v_left(int at, int end) { return end - at < 16 ? end - at : 16; }
 
@@ -223,7 +267,8 @@ INLINE float v_fold_max(vf v) {                                           /* no 
     return _mm_cvtss_f32(_mm_max_ss(q, _mm_shuffle_ps(q, q, 1)));
 }
 INLINE vf v_get_n(const void *p, enum kern_type type, size_t at, int n) {
-    return type == KERN_F32 ? v_load_n((const float *)p + at, n) : v_load_h_n((const uint16_t *)p + at, n);
+    return type == KERN_F32 ? v_load_n((const float *)p + at, n)
+                            : v_load_h_n((const uint16_t *)p + at, n);
 }
 INLINE void v_put_n(void *p, enum kern_type type, size_t at, vf v, int n) {
     if (type == KERN_F32) v_store_n((float *)p + at, v, n);
@@ -250,12 +295,14 @@ INLINE void v_transpose8(float *to, size_t to_ld, const float *from, size_t ld) 
     for (int i = 0; i < 4; i++) {
         r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + (size_t)i * ld)),
                                     _mm_loadu_ps(from + (size_t)(i + 4) * ld), 1);
-        r[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + (size_t)i * ld + 4)),
-                                        _mm_loadu_ps(from + (size_t)(i + 4) * ld + 4), 1);
+        r[i + 4] = _mm256_insertf128_ps(
+            _mm256_castps128_ps256(_mm_loadu_ps(from + (size_t)i * ld + 4)),
+            _mm_loadu_ps(from + (size_t)(i + 4) * ld + 4), 1);
     }
     for (int h = 0; h < 8; h += 4) {
         __m256 a = _mm256_unpacklo_ps(r[h], r[h + 1]), b = _mm256_unpackhi_ps(r[h], r[h + 1]);
-        __m256 c = _mm256_unpacklo_ps(r[h + 2], r[h + 3]), d = _mm256_unpackhi_ps(r[h + 2], r[h + 3]);
+        __m256 c = _mm256_unpacklo_ps(r[h + 2], r[h + 3]),
+               d = _mm256_unpackhi_ps(r[h + 2], r[h + 3]);
         _mm256_storeu_ps(to + (size_t)h * to_ld, _mm256_shuffle_ps(a, c, 0x44));
         _mm256_storeu_ps(to + (size_t)(h + 1) * to_ld, _mm256_shuffle_ps(a, c, 0xee));
         _mm256_storeu_ps(to + (size_t)(h + 2) * to_ld, _mm256_shuffle_ps(b, d, 0x44));
@@ -264,8 +311,11 @@ INLINE void v_transpose8(float *to, size_t to_ld, const float *from, size_t ld) 
 }
 
 /* Splits [0, count) evenly: the range of one part. */
-INLINE size_t part_at(size_t count, int part, int parts) { return count * (size_t)part / (size_t)parts; }
-/* Parts for `count` independent rows of `work` elements each: one where waking a thread costs more than it brings. */
+INLINE size_t part_at(size_t count, int part, int parts) {
+    return count * (size_t)part / (size_t)parts;
+}
+/* Parts for `count` independent rows of `work` elements each: one where waking a thread costs more
+ * than it brings. */
 INLINE int parts_for(const struct kern *k, size_t count, size_t work) {
     size_t most = (size_t)cpu_threads(k) * 4, parts = count * work / 8192;
     if (parts > most) parts = most;

@@ -48,14 +48,17 @@ int err_wrap(struct err *e, const char *fmt, ...) {
     int n = vsnprintf(e->text, sizeof e->text, fmt, ap);
     va_end(ap);
     if (n < 0) n = 0;
-    if ((size_t)n < sizeof e->text && snprintf(e->text + n, sizeof e->text - (size_t)n, ": %s", old) < 0) e->text[n] = 0;
+    if ((size_t)n < sizeof e->text &&
+        snprintf(e->text + n, sizeof e->text - (size_t)n, ": %s", old) < 0)
+        e->text[n] = 0;
     return -1;
 }
 
 int err_at(struct err *e, const char *file, int line, const char *fmt, ...) {
     if (!e) return -1;
     size_t used = strlen(e->text);
-    int n = snprintf(e->text + used, sizeof e->text - used, "%s%s:%d: ", used ? "\n" : "", file, line);
+    int n = snprintf(e->text + used, sizeof e->text - used, "%s%s:%d: ", used ? "\n" : "", file,
+                     line);
     if (n > 0) used += (size_t)n;
     if (used >= sizeof e->text) return -1;
     va_list ap;

@@ -1,4 +1,5 @@
-/* fs.c - see fs.h. A failed fsync is never tried again: after it the kernel may have dropped the data.
+/* fs.c - see fs.h. A failed fsync is never tried again: after it the kernel may have dropped the
+ * data.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/fs.h"
 
@@ -79,7 +80,8 @@ static int sync_parent(const char *path, struct err *e) {
 
 int fs_replace(const char *path, const void *data, size_t bytes, struct err *e) {
     char tmp[FS_PATH_MAX];
-    if ((size_t)snprintf(tmp, sizeof tmp, "%s.tmp", path) >= sizeof tmp) return err_set(e, "path too long: '%s'", path);
+    if ((size_t)snprintf(tmp, sizeof tmp, "%s.tmp", path) >= sizeof tmp)
+        return err_set(e, "path too long: '%s'", path);
     int fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (fd < 0) return err_set(e, "cannot create '%s': %s", tmp, strerror(errno));
     const char *p = data;
@@ -105,7 +107,8 @@ int fs_replace(const char *path, const void *data, size_t bytes, struct err *e) 
 
 int fs_mkdirs(const char *dir, struct err *e) {
     char path[FS_PATH_MAX];
-    if ((size_t)snprintf(path, sizeof path, "%s", dir) >= sizeof path) return err_set(e, "path too long: '%s'", dir);
+    if ((size_t)snprintf(path, sizeof path, "%s", dir) >= sizeof path)
+        return err_set(e, "path too long: '%s'", dir);
     for (char *p = path + 1;; p++) {
         if (*p && *p != '/') continue;
         char kept = *p;

@@ -6,7 +6,8 @@
 
 json_t *json_parse(const char *text, size_t bytes, const char *where, struct err *e) {
     json_error_t je;
-    json_t *v = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL, &je);
+    json_t *v = json_loadb(text, bytes, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL,
+                           &je);
     if (!v) err_set(e, "%s:%d:%d: not valid JSON: %s", where, je.line, je.column, je.text);
     return v;
 }
@@ -29,7 +30,8 @@ static int missing(const char *key, const char *where, struct err *e) {
     return err_set(e, "%s: field '%s' is missing", where, key);
 }
 
-int json_may_str(const json_t *o, const char *key, const char **out, const char *where, struct err *e) {
+int json_may_str(const json_t *o, const char *key, const char **out, const char *where,
+                 struct err *e) {
     const json_t *v = field(o, key);
     if (!v) return 0;
     if (!json_is_string(v)) return err_set(e, "%s: field '%s' must be a string", where, key);
@@ -37,13 +39,13 @@ int json_may_str(const json_t *o, const char *key, const char **out, const char 
     return 0;
 }
 
-int json_may_int(const json_t *o, const char *key, int64_t *out, int64_t least, int64_t most, const char *where,
-                 struct err *e) {
+int json_may_int(const json_t *o, const char *key, int64_t *out, int64_t least, int64_t most,
+                 const char *where, struct err *e) {
     const json_t *v = field(o, key);
     if (!v) return 0;
     if (!json_is_integer(v) || json_integer_value(v) < least || json_integer_value(v) > most)
-        return err_set(e, "%s: field '%s' must be a whole number from %lld to %lld", where, key, (long long)least,
-                       (long long)most);
+        return err_set(e, "%s: field '%s' must be a whole number from %lld to %lld", where, key,
+                       (long long)least, (long long)most);
     *out = json_integer_value(v);
     return 0;
 }
@@ -64,13 +66,15 @@ int json_may_bool(const json_t *o, const char *key, bool *out, const char *where
     return 0;
 }
 
-int json_need_str(const json_t *o, const char *key, const char **out, const char *where, struct err *e) {
+int json_need_str(const json_t *o, const char *key, const char **out, const char *where,
+                  struct err *e) {
     return field(o, key) ? json_may_str(o, key, out, where, e) : missing(key, where, e);
 }
 
-int json_need_int(const json_t *o, const char *key, int64_t *out, int64_t least, int64_t most, const char *where,
-                  struct err *e) {
-    return field(o, key) ? json_may_int(o, key, out, least, most, where, e) : missing(key, where, e);
+int json_need_int(const json_t *o, const char *key, int64_t *out, int64_t least, int64_t most,
+                  const char *where, struct err *e) {
+    return field(o, key) ? json_may_int(o, key, out, least, most, where, e)
+                         : missing(key, where, e);
 }
 
 int json_need_num(const json_t *o, const char *key, double *out, const char *where, struct err *e) {

@@ -21,7 +21,8 @@ void log_at(enum log_level level, const char *fmt, ...) {
     struct tm tm;
     time_t now = time(NULL);
     localtime_r(&now, &tm);
-    int n = snprintf(line, sizeof line, "%02d:%02d:%02d %s %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec, word[level], name);
+    int n = snprintf(line, sizeof line, "%02d:%02d:%02d %s %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec,
+                     word[level], name);
     va_list ap;
     va_start(ap, fmt);
     int m = vsnprintf(line + n, sizeof line - (size_t)n - 1, fmt, ap);

@@ -1,7 +1,8 @@
 /* pool.c - see pool.h.
  *
- * One 64-bit ticket word {round, next part} hands out parts: a worker that wakes late finds the round over and takes
- * nothing. `left` counts parts not yet finished; the caller works too, then waits for it to reach zero.
+ * One 64-bit ticket word {round, next part} hands out parts: a worker that wakes late finds the
+ * round over and takes nothing. `left` counts parts not yet finished; the caller works too, then
+ * waits for it to reach zero.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/pool.h"
 
@@ -87,7 +88,8 @@ struct pool *pool_create(int threads) {
     struct pool *p = mem_alloc(sizeof *p);
     p->threads = 1;
     for (int i = 1; i < threads; i++) {
-        if (pthread_create(&p->worker[i], NULL, worker_main, p)) break;   /* fewer threads, same results */
+        /* fewer threads, same results */
+        if (pthread_create(&p->worker[i], NULL, worker_main, p)) break;
         p->threads++;
     }
     return p;
@@ -113,8 +115,9 @@ void pool_run(struct pool *p, int parts, void (*fn)(void *arg, int part, int par
         return;
     }
     uint32_t round = atomic_load(&p->round) + 1;
-    /* Close the ticket first: a worker late from the last round, holding its {round, parts}, must not find the new,
-     * larger count of parts beside the old ticket and take a part that will be handed out again. */
+    /* Close the ticket first: a worker late from the last round, holding its {round, parts}, must
+     * not find the new, larger count of parts beside the old ticket and take a part that will be
+     * handed out again. */
     atomic_store(&p->ticket, (uint64_t)round << 32 | INT32_MAX);
     p->fn = fn;
     p->arg = arg;

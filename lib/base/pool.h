@@ -1,8 +1,9 @@
 /* pool.h - threads inside one operation.
  *
- * pool_run calls fn(arg, part, parts) for part = 0 .. parts-1 on the caller and the workers and returns when all are
- * done. Who runs which part is not defined, so a part must own its outputs: results then cannot depend on the number of
- * threads. Workers spin for a bounded time (about 50 us) and then sleep on a futex; an idle pool costs nothing.
+ * pool_run calls fn(arg, part, parts) for part = 0 .. parts-1 on the caller and the workers and
+ * returns when all are done. Who runs which part is not defined, so a part must own its outputs:
+ * results then cannot depend on the number of threads. Workers spin for a bounded time (about 50
+ * us) and then sleep on a futex; an idle pool costs nothing.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_POOL_H
 #define QERL_POOL_H

@@ -21,7 +21,8 @@ struct rng4 rng_philox(const uint32_t counter[4], const uint32_t key[2]) {
 }
 
 void rng_key(uint32_t key[2], uint64_t seed, enum rng_purpose purpose, uint64_t stream) {
-    const uint32_t counter[4] = { (uint32_t)stream, (uint32_t)(stream >> 32), (uint32_t)purpose, 0x716572u };
+    const uint32_t counter[4] = { (uint32_t)stream, (uint32_t)(stream >> 32), (uint32_t)purpose,
+                                  0x716572u };
     const uint32_t seed_key[2] = { (uint32_t)seed, (uint32_t)(seed >> 32) };
     struct rng4 r = rng_philox(counter, seed_key);
     key[0] = r.v[0];

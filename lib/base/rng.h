@@ -1,11 +1,12 @@
-/* rng.h - Philox4x32-10 (Salmon et al., SC11): every draw is a pure function of a key and a counter.
- * No generator state exists, so nothing has to be saved and any draw can be made again.
+/* rng.h - Philox4x32-10 (Salmon et al., SC11): every draw is a pure function of a key and a
+ * counter. No generator state exists, so nothing has to be saved and any draw can be made again.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_RNG_H
 #define QERL_RNG_H
 #include "lib/base/sys.h"
 
-enum rng_purpose {                /* part of every key, so that no two uses share a stream; never renumber */
+/* part of every key, so that no two uses share a stream; never renumber */
+enum rng_purpose {
     RNG_PURPOSE_SAMPLE = 1,       /* tokens of training rollouts */
     RNG_PURPOSE_AQN = 2,          /* noise on weights */
     RNG_PURPOSE_LORA_INIT = 3,
@@ -19,11 +20,13 @@ enum rng_purpose {                /* part of every key, so that no two uses shar
 struct rng4 { uint32_t v[4]; };
 
 struct rng4 rng_philox(const uint32_t counter[4], const uint32_t key[2]);
-/* Key of a stream: mixes a 64-bit seed, a purpose and a 64-bit stream number (step, version, ...) by one Philox call. */
+/* Key of a stream: mixes a 64-bit seed, a purpose and a 64-bit stream number (step, version, ...)
+ * by one Philox call. */
 void rng_key(uint32_t key[2], uint64_t seed, enum rng_purpose purpose, uint64_t stream);
 /* Top 24 bits as a float in [0, 1). */
 static inline float rng_unit(uint32_t x) { return (float)(x >> 8) * 0x1p-24f; }
-/* Box-Muller on (v0,v1) and (v2,v3), u = (x + .5) * 2^-32: cos, sin, cos, sin. Standard normal, in double. */
+/* Box-Muller on (v0,v1) and (v2,v3), u = (x + .5) * 2^-32: cos, sin, cos, sin. Standard normal, in
+ * double. */
 void rng_normal4(double out[4], struct rng4 r);
 uint64_t rng_mix64(uint64_t x);   /* splitmix64 finaliser: a good 64-bit hash of one word */
 #endif

@@ -71,7 +71,9 @@ void str_printf(struct str *b, const char *fmt, ...) {
     b->len += (size_t)n;
 }
 
-bool str_starts(const char *text, const char *prefix) { return strncmp(text, prefix, strlen(prefix)) == 0; }
+bool str_starts(const char *text, const char *prefix) {
+    return strncmp(text, prefix, strlen(prefix)) == 0;
+}
 
 bool str_ends(const char *text, const char *suffix) {
     size_t n = strlen(text), m = strlen(suffix);

@@ -1,4 +1,5 @@
-/* tb.c - see tb.h. The messages are packed by protobuf-c from code that protoc-c makes out of tb.proto at build time.
+/* tb.c - see tb.h. The messages are packed by protobuf-c from code that protoc-c makes out of
+ * tb.proto at build time.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/tb.h"
 
@@ -20,7 +21,8 @@ struct tb {
     struct str pending;
 };
 
-/* A sum over data that holds sums itself would be weak, so TensorFlow's record format rotates and shifts it. */
+/* A sum over data that holds sums itself would be weak, so TensorFlow's record format rotates and
+ * shifts it. */
 static uint32_t masked_crc(const void *data, size_t bytes) {
     uint32_t crc = crc32c(0, data, bytes);
     return ((crc >> 15) | (crc << 17)) + 0xa282ead8u;
@@ -52,13 +54,15 @@ static void put_event(struct tb *t, const Tb__Event *event) {
 
 static int create(struct tb *t, const char *dir, struct err *e) {
     char host[64] = "localhost";
-    if (gethostname(host, sizeof host) < 0 || strchr(host, '/')) snprintf(host, sizeof host, "localhost");
+    if (gethostname(host, sizeof host) < 0 || strchr(host, '/'))
+        snprintf(host, sizeof host, "localhost");
     host[sizeof host - 1] = 0;
-    for (int again = 0; again < 1000; again++) {       /* two files of one second get different names */
+    /* two files of one second get different names */
+    for (int again = 0; again < 1000; again++) {
         char suffix[16] = "";
         if (again) snprintf(suffix, sizeof suffix, ".%d", again);
-        int n = snprintf(t->path, sizeof t->path, "%s/events.out.tfevents.%010lld.%s.%lld%s", dir, (long long)time(NULL), host,
-                         (long long)getpid(), suffix);
+        int n = snprintf(t->path, sizeof t->path, "%s/events.out.tfevents.%010lld.%s.%lld%s", dir,
+                         (long long)time(NULL), host, (long long)getpid(), suffix);
         if (n < 0 || (size_t)n >= sizeof t->path) return err_set(e, "path too long: '%s'", dir);
         t->fd = open(t->path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
         if (t->fd >= 0) return 0;
@@ -103,14 +107,17 @@ void tb_scalar(struct tb *t, const char *tag, int64_t step, double wall_time, do
 
 int tb_flush(struct tb *t, struct err *e) {
     put_pending(t);
-    return t->failed ? err_code(e, EXIT_FAILED, "cannot write '%s': %s", t->path, strerror(t->failed)) : 0;
+    return t->failed
+               ? err_code(e, EXIT_FAILED, "cannot write '%s': %s", t->path, strerror(t->failed))
+               : 0;
 }
 
 int tb_close(struct tb **tp, struct err *e) {
     struct tb *t = *tp;
     if (!t) return 0;
     int rc = tb_flush(t, e);
-    if (close(t->fd) < 0 && rc == 0) rc = err_code(e, EXIT_FAILED, "cannot write '%s': %s", t->path, strerror(errno));
+    if (close(t->fd) < 0 && rc == 0)
+        rc = err_code(e, EXIT_FAILED, "cannot write '%s': %s", t->path, strerror(errno));
     str_release(&t->pending);
     free(t);
     *tp = NULL;

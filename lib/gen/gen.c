@@ -1,11 +1,12 @@
-/* gen.c - continuous batching: admit groups, prefill each prompt once, decode all running samples together.
+/* gen.c - continuous batching: admit groups, prefill each prompt once, decode all running samples
+ * together.
  *
  * Knows: which rows run, when a sample ends, how its uniform numbers are keyed.
  * Does not know: what a prompt asks, who wants the samples, what the network computes.
- * A group's prompt runs in a base slot; all first tokens are drawn from its last row's logits; then each sample forks
- * the base slot when a row is free. At most one group is partly admitted, so rows + 1 slots are enough, and with pages for
- * all of them at full length nothing can run out on the way.
- * Order: plan and life, queue, admitting, one decode step.
+ * A group's prompt runs in a base slot; all first tokens are drawn from its last row's logits; then
+ * each sample forks the base slot when a row is free. At most one group is partly admitted, so rows
+ * + 1 slots are enough, and with pages for all of them at full length nothing can run out on the
+ * way. Order: plan and life, queue, admitting, one decode step.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/gen/gen.h"
 
@@ -18,7 +19,8 @@ enum { GEN_PREFILL_ROWS = 128, GEN_STOP_IDS_MAX = MODEL_EOS_MAX + 2 };
 struct group {                                   /* submitted, not yet wholly admitted */
     struct group *next;
     struct gen_request r;                        /* r.prompt is ours */
-    int slot, admitted;                          /* base slot, -1 before prefill; samples that have started */
+    /* base slot, -1 before prefill; samples that have started */
+    int slot, admitted;
     int32_t *token;                              /* [samples] first tokens, with their log-probs */
     float *lp, *lp_raw;
 };
@@ -29,7 +31,8 @@ struct run {                                     /* one row: a sample being deco
     int k, slot, n;
     int32_t *ids;                                /* [positions_max] */
     float *lp, *lp_raw;
-    struct str text;                             /* decoded so far; only kept when there are stop strings */
+    /* decoded so far; only kept when there are stop strings */
+    struct str text;
 };
 
 struct gen {
@@ -52,20 +55,25 @@ struct gen {
     int *running_row;                            /* [rows]: run of each row of the decode step */
 };
 
-/* --- plan and life ---------------------------------------------------------------------------------------------- */
+/* ---- plan and life ---- */
 
 static int max_int(int a, int b) { return a > b ? a : b; }
 static int min_int(int a, int b) { return a < b ? a : b; }
 
 static struct net_opts net_opts_of(const struct gen_opts *o) {
     const int slot_pages = (o->positions_max + KERN_PAGE - 1) / KERN_PAGE;
-    return (struct net_opts){ .rows_max = max_int(o->rows, min_int(GEN_PREFILL_ROWS, o->positions_max)), .slots_max = o->rows + 1,
-                              .positions_max = o->positions_max, .pages_max = (o->rows + 1) * slot_pages, .lora = o->lora };
+    return (
+        struct net_opts){ .rows_max = max_int(o->rows, min_int(GEN_PREFILL_ROWS, o->positions_max)),
+                          .slots_max = o->rows + 1,
+                          .positions_max = o->positions_max,
+                          .pages_max = (o->rows + 1) * slot_pages,
+                          .lora = o->lora };
 }
 
 size_t gen_plan(const struct model_conf *c, enum model_quant q, const struct gen_opts *o) {
     struct net_opts n = net_opts_of(o);
-    return net_plan(c, q, &n) + (size_t)o->rows * (size_t)o->positions_max * (sizeof(int32_t) + 2 * sizeof(float));
+    return net_plan(c, q, &n) +
+           (size_t)o->rows * (size_t)o->positions_max * (sizeof(int32_t) + 2 * sizeof(float));
 }
 
 static void add_stop_id(struct gen *g, int32_t id) {
@@ -74,7 +82,8 @@ static void add_stop_id(struct gen *g, int32_t id) {
     if (id >= 0 && g->stop_ids < GEN_STOP_IDS_MAX) g->stop_id[g->stop_ids++] = id;
 }
 
-/* The model's EOS ids, and the end of a chat turn where the tokenizer has one: base models often list only the former. */
+/* The model's EOS ids, and the end of a chat turn where the tokenizer has one: base models often
+ * list only the former. */
 static void find_stops(struct gen *g) {
     for (int i = 0; i < g->model->conf.eos_count; i++) add_stop_id(g, g->model->conf.eos[i]);
     if (g->tok) {
@@ -88,18 +97,23 @@ static void find_stops(struct gen *g) {
     }
 }
 
-int gen_create(struct gen **out, const struct model *m, const struct tok *t, const struct gen_opts *o, struct err *e) {
-    assert(o->rows > 0 && o->positions_max > 1 && o->stops >= 0 && o->stops <= GEN_STOPS_MAX && (t || !o->stops));
+int gen_create(struct gen **out, const struct model *m, const struct tok *t,
+               const struct gen_opts *o, struct err *e) {
+    assert(o->rows > 0 && o->positions_max > 1 && o->stops >= 0 && o->stops <= GEN_STOPS_MAX &&
+           (t || !o->stops));
     *out = NULL;
     for (int i = 0; i < o->stops; i++)
-        if (!o->stop[i] || !o->stop[i][0]) return err_code(e, EXIT_CONFIG, "a stop string is empty");
+        if (!o->stop[i] || !o->stop[i][0])
+            return err_code(e, EXIT_CONFIG, "a stop string is empty");
     struct net_opts no = net_opts_of(o);
     struct net *net;
-    if (net_create(&net, m, &no, e) < 0) return err_wrap(e, "cannot make a generator of %d rows", o->rows);
+    if (net_create(&net, m, &no, e) < 0)
+        return err_wrap(e, "cannot make a generator of %d rows", o->rows);
     struct gen *g = mem_alloc(sizeof *g);
     *g = (struct gen){ .model = m, .tok = t, .o = *o, .net = net };
     find_stops(g);
-    const size_t rows = (size_t)o->rows, calls = (size_t)max_int(no.rows_max, GEN_SAMPLES_MAX), length = (size_t)o->positions_max;
+    const size_t rows = (size_t)o->rows, calls = (size_t)max_int(no.rows_max, GEN_SAMPLES_MAX),
+                 length = (size_t)o->positions_max;
     g->run = mem_alloc(rows * sizeof *g->run);
     for (int i = 0; i < o->rows; i++) {
         g->run[i].ids = mem_alloc(length * sizeof(int32_t));
@@ -150,7 +164,7 @@ void gen_destroy(struct gen **gp) {
     *gp = NULL;
 }
 
-/* --- queue ------------------------------------------------------------------------------------------------------- */
+/* ---- queue ---- */
 
 bool gen_idle(const struct gen *g) { return !g->first && !g->running; }
 int64_t gen_tokens_total(const struct gen *g) { return g->tokens_total; }
@@ -163,16 +177,18 @@ int gen_adopt(struct gen *g, const struct lora *l, const struct noise_view *v, s
 int gen_submit(struct gen *g, const struct gen_request *r, struct err *e) {
     if (r->prompt_n < 1) return err_set(e, "the prompt is empty");
     if (r->samples < 1 || r->samples > GEN_SAMPLES_MAX)
-        return err_set(e, "%d samples were asked for; 1 to %d are possible", r->samples, GEN_SAMPLES_MAX);
+        return err_set(e, "%d samples were asked for; 1 to %d are possible", r->samples,
+                       GEN_SAMPLES_MAX);
     if (r->new_max < 1 || r->prompt_n > g->o.positions_max - r->new_max)
-        return err_set(e, "a prompt of %d tokens and %d new ones do not fit %d positions", r->prompt_n, r->new_max,
-                       g->o.positions_max);
+        return err_set(e, "a prompt of %d tokens and %d new ones do not fit %d positions",
+                       r->prompt_n, r->new_max, g->o.positions_max);
     if (!(r->temperature >= 0) || r->top_k < 0 || !(r->top_p > 0 && r->top_p <= 1))
-        return err_set(e, "sampler out of range: temperature %g, top-k %d, top-p %g", (double)r->temperature, r->top_k,
-                       (double)r->top_p);
+        return err_set(e, "sampler out of range: temperature %g, top-k %d, top-p %g",
+                       (double)r->temperature, r->top_k, (double)r->top_p);
     for (int i = 0; i < r->prompt_n; i++)
         if (r->prompt[i] < 0 || r->prompt[i] >= g->model->conf.vocab)
-            return err_set(e, "token id %d of the prompt is outside the vocabulary of %d", r->prompt[i], g->model->conf.vocab);
+            return err_set(e, "token id %d of the prompt is outside the vocabulary of %d",
+                           r->prompt[i], g->model->conf.vocab);
     struct group *b = mem_alloc(sizeof *b);
     *b = (struct group){ .r = *r, .slot = -1 };
     int32_t *prompt = mem_alloc((size_t)r->prompt_n * sizeof *prompt);
@@ -184,11 +200,14 @@ int gen_submit(struct gen *g, const struct gen_request *r, struct err *e) {
     return 0;
 }
 
-/* --- admitting --------------------------------------------------------------------------------------------------- */
+/* ---- admitting ---- */
 
 static struct kern_sampler sampler_of(const struct gen_request *r, int k, int position) {
-    const uint32_t counter[4] = { (uint32_t)r->prompt_uid, (uint32_t)(r->prompt_uid >> 32), (uint32_t)k, (uint32_t)position };
-    return (struct kern_sampler){ .temperature = r->temperature, .top_k = r->top_k, .top_p = r->top_p,
+    const uint32_t counter[4] = { (uint32_t)r->prompt_uid, (uint32_t)(r->prompt_uid >> 32),
+                                  (uint32_t)k, (uint32_t)position };
+    return (struct kern_sampler){ .temperature = r->temperature,
+                                  .top_k = r->top_k,
+                                  .top_p = r->top_p,
                                   .u = rng_unit(rng_philox(counter, r->key).v[0]) };
 }
 
@@ -200,7 +219,8 @@ static int prefill(struct gen *g, struct group *b, struct err *e) {
     assert(b->slot >= 0);
     for (int at = 0; at < r->prompt_n; at += rows_max) {
         const int count = min_int(rows_max, r->prompt_n - at), last = at + count == r->prompt_n;
-        for (int i = 0; i < count; i++) g->row[i] = (struct net_row){ r->prompt[at + i], b->slot, at + i };
+        for (int i = 0; i < count; i++)
+            g->row[i] = (struct net_row){ r->prompt[at + i], b->slot, at + i };
         g->want[0] = count - 1;
         if (net_forward(g->net, g->row, count, g->want, last, e) < 0) return -1;
     }
@@ -208,7 +228,8 @@ static int prefill(struct gen *g, struct group *b, struct err *e) {
     b->lp = mem_alloc(2 * (size_t)r->samples * sizeof *b->lp);
     b->lp_raw = b->lp + r->samples;
     for (int k = 0; k < r->samples; k++) g->sampler[k] = sampler_of(r, k, 0);
-    if (net_sample_row(g->net, 0, g->sampler, r->samples, b->token, b->lp, b->lp_raw, e) < 0) return -1;
+    if (net_sample_row(g->net, 0, g->sampler, r->samples, b->token, b->lp, b->lp_raw, e) < 0)
+        return -1;
     g->tokens_total += r->samples;
     return 0;
 }
@@ -223,7 +244,8 @@ static bool text_has_stop(struct gen *g, struct run *s) {
 }
 
 /* Takes the new token into the sample; true when that ended it (the callback has seen it). */
-static bool take_token(struct gen *g, struct run *s, int32_t token, float lp, float lp_raw, gen_take *take, void *ud) {
+static bool take_token(struct gen *g, struct run *s, int32_t token, float lp, float lp_raw,
+                       gen_take *take, void *ud) {
     s->ids[s->n] = token;
     s->lp[s->n] = lp;
     s->lp_raw[s->n++] = lp_raw;
@@ -233,8 +255,13 @@ static bool take_token(struct gen *g, struct run *s, int32_t token, float lp, fl
     for (int i = 0; i < g->stop_ids; i++)
         if (g->stop_id[i] == token) ended = true, why = GEN_STOP_EOS;
     if (!ended) return false;
-    take(ud, &(struct gen_sample){ .tag = s->r.tag, .k = s->k, .ids = s->ids, .n = s->n, .lp = s->lp,
-                                   .lp_raw = s->lp_raw, .stop = why });
+    take(ud, &(struct gen_sample){ .tag = s->r.tag,
+                                   .k = s->k,
+                                   .ids = s->ids,
+                                   .n = s->n,
+                                   .lp = s->lp,
+                                   .lp_raw = s->lp_raw,
+                                   .stop = why });
     return true;
 }
 
@@ -263,7 +290,8 @@ static int admit(struct gen *g, gen_take *take, void *ud, struct err *e) {
     struct run *s;
     while (g->first && (s = free_run(g))) {
         struct group *b = g->first;
-        if (b->slot < 0 && prefill(g, b, e) < 0) return err_wrap(e, "prompt of %d tokens", b->r.prompt_n);
+        if (b->slot < 0 && prefill(g, b, e) < 0)
+            return err_wrap(e, "prompt of %d tokens", b->r.prompt_n);
         while (s && b->admitted < b->r.samples) {
             start(g, b, s, take, ud);
             s = free_run(g);
@@ -276,7 +304,7 @@ static int admit(struct gen *g, gen_take *take, void *ud, struct err *e) {
     return 0;
 }
 
-/* --- decode ------------------------------------------------------------------------------------------------------ */
+/* ---- decode ---- */
 
 static int decode(struct gen *g, gen_take *take, void *ud, struct err *e) {
     int rows = 0;

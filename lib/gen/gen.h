@@ -1,7 +1,9 @@
-/* gen.h - batched decoding: groups of samples of one prompt, refilled as they finish. Rollout and eval share it.
+/* gen.h - batched decoding: groups of samples of one prompt, refilled as they finish. Rollout and
+ * eval share it.
  *
- * A sample is a pure function of (weights, adapter, noise, key, prompt id, sample index, sampler): batch size, order and
- * threads change nothing. A group's prompt is computed once and its full KV pages are shared.
+ * A sample is a pure function of (weights, adapter, noise, key, prompt id, sample index, sampler):
+ * batch size, order and threads change nothing. A group's prompt is computed once and its full KV
+ * pages are shared.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_GEN_H
 #define QERL_GEN_H
@@ -19,28 +21,35 @@ struct gen_request {                                   /* gen_submit copies it, 
     int new_max;                                       /* most tokens to make */
     float temperature; int top_k; float top_p;         /* 0 = greedy; 0 = off; 1 = off */
     uint32_t key[2];                                   /* rng_key(seed, purpose, step) */
-    uint64_t prompt_uid;                               /* counter = (uid lo, uid hi, sample, position of the new token from 0) */
+    /* counter = (uid lo, uid hi, sample, position of the new token from 0) */
+    uint64_t prompt_uid;
 };
 struct gen_sample {                                    /* lent during the callback */
     uint64_t tag; int k;                               /* sample index */
     const int32_t *ids; int n;                         /* new tokens, the EOS included */
-    const float *lp, *lp_raw;                          /* under what was sampled from; under temperature 1, nothing cut */
+    /* under what was sampled from; under temperature 1, nothing cut */
+    const float *lp, *lp_raw;
     enum gen_stop stop;
 };
 typedef void gen_take(void *ud, const struct gen_sample *s);
 
 struct gen;
 struct gen_opts {
-    int rows;                                          /* samples decoded together (also bounds prefill chunks below) */
+    /* samples decoded together (also bounds prefill chunks below) */
+    int rows;
     int positions_max;                                 /* prompt + new tokens */
-    const char *stop[GEN_STOPS_MAX]; int stops;        /* stop strings; checked on the decoded text */
+    /* stop strings; checked on the decoded text */
+    const char *stop[GEN_STOPS_MAX]; int stops;
     struct lora_shape lora;                            /* rank 0 = base only */
 };
 size_t gen_plan(const struct model_conf *c, enum model_quant q, const struct gen_opts *o);
-int gen_create(struct gen **out, const struct model *m, const struct tok *t, const struct gen_opts *o, struct err *e);
+int gen_create(struct gen **out, const struct model *m, const struct tok *t,
+               const struct gen_opts *o, struct err *e);
 void gen_destroy(struct gen **g);
-int gen_adopt(struct gen *g, const struct lora *l, const struct noise_view *v, struct err *e);   /* only when idle */
-/* Refuses (-1) a prompt that is empty, holds ids outside the vocabulary, or does not fit positions_max with new_max. */
+/* only when idle */
+int gen_adopt(struct gen *g, const struct lora *l, const struct noise_view *v, struct err *e);
+/* Refuses (-1) a prompt that is empty, holds ids outside the vocabulary, or does not fit
+ * positions_max with new_max. */
 int gen_submit(struct gen *g, const struct gen_request *r, struct err *e);
 bool gen_idle(const struct gen *g);
 int64_t gen_tokens_total(const struct gen *g);         /* new tokens made since create: progress */

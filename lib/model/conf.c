@@ -1,8 +1,8 @@
 /* conf.c - a model's shape out of config.json (Hugging Face) or GGUF metadata.
  *
  * Order: what both share, config.json, generation_config.json, GGUF, the public entry.
- * A field that would change the computation and is not supported is refused by name; unknown fields are
- * ignored, since every release of transformers adds some.
+ * A field that would change the computation and is not supported is refused by name; unknown fields
+ * are ignored, since every release of transformers adds some.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/conf.h"
 
@@ -32,26 +32,28 @@ static void eos_add(struct model_conf *c, int64_t id) {
 /* What must hold between the numbers, wherever they came from. */
 static int check(const struct model_conf *c, const char *where, struct err *e) {
     if (c->heads % c->kv_heads)
-        return err_set(e, "%s: %d attention heads cannot share %d key-value heads evenly", where, c->heads,
-                       c->kv_heads);
-    if (c->head_dim % 2) return err_set(e, "%s: the head dimension %d must be even", where, c->head_dim);
+        return err_set(e, "%s: %d attention heads cannot share %d key-value heads evenly", where,
+                       c->heads, c->kv_heads);
+    if (c->head_dim % 2)
+        return err_set(e, "%s: the head dimension %d must be even", where, c->head_dim);
     if (!(c->norm_eps > 0 && c->norm_eps < 1))
         return err_set(e, "%s: the norm's epsilon must lie between 0 and 1", where);
     if (!(c->rope_theta >= 1 && isfinite(c->rope_theta)))
         return err_set(e, "%s: the rotary base (rope theta) must be at least 1", where);
     for (int i = 0; i < c->eos_count; i++)
         if (c->eos[i] < 0 || c->eos[i] >= c->vocab)
-            return err_set(e, "%s: end-of-sequence id %d is outside the vocabulary of %d", where, c->eos[i],
-                           c->vocab);
+            return err_set(e, "%s: end-of-sequence id %d is outside the vocabulary of %d", where,
+                           c->eos[i], c->vocab);
     if (c->bos < -1 || c->bos >= c->vocab)
-        return err_set(e, "%s: begin-of-sequence id %d is outside the vocabulary of %d", where, c->bos,
-                       c->vocab);
+        return err_set(e, "%s: begin-of-sequence id %d is outside the vocabulary of %d", where,
+                       c->bos, c->vocab);
     return 0;
 }
 
 /* --- config.json --- */
 
-struct want { const char *key; int *to; int64_t most; bool may; };     /* `may`: absent keeps the value */
+/* `may`: absent keeps the value */
+struct want { const char *key; int *to; int64_t most; bool may; };
 
 static int read_sizes(struct model_conf *c, const json_t *o, const char *where, struct err *e) {
     const struct want first[] = {
@@ -74,14 +76,16 @@ static int read_sizes(struct model_conf *c, const json_t *o, const char *where, 
     if (!c->kv_heads) c->kv_heads = c->heads;
     if (!c->head_dim) {
         if (c->dim % c->heads)
-            return err_set(e,
-                           "%s: hidden_size %d is no multiple of num_attention_heads %d and there is no "
-                           "head_dim",
-                           where, c->dim, c->heads);
+            return err_set(
+                e,
+                "%s: hidden_size %d is no multiple of num_attention_heads %d and there is no "
+                "head_dim",
+                where, c->dim, c->heads);
         c->head_dim = c->dim / c->heads;
     }
     if (c->head_dim > CONF_HEAD_DIM_MAX)
-        return err_set(e, "%s: the head dimension %d is above %d", where, c->head_dim, CONF_HEAD_DIM_MAX);
+        return err_set(e, "%s: the head dimension %d is above %d", where, c->head_dim,
+                       CONF_HEAD_DIM_MAX);
     return 0;
 }
 
@@ -96,22 +100,26 @@ static int read_switches(struct model_conf *c, const json_t *o, const char *wher
         bool on = false;
         if (json_may_bool(o, off[i].key, &on, where, e) < 0) return -1;
         if (on)
-            return err_set(e, "%s: field '%s' is true, but %s not supported", where, off[i].key, off[i].what);
+            return err_set(e, "%s: field '%s' is true, but %s not supported", where, off[i].key,
+                           off[i].what);
     }
     const char *act = "silu";
     if (json_may_str(o, "hidden_act", &act, where, e) < 0) return -1;
     if (strcmp(act, "silu") != 0)
-        return err_set(e, "%s: field 'hidden_act' is '%.40s', only 'silu' is supported", where, act);
+        return err_set(e, "%s: field 'hidden_act' is '%.40s', only 'silu' is supported", where,
+                       act);
     const json_t *quantised = json_object_get(o, "quantization_config");
     if (quantised && !json_is_null(quantised))
-        return err_set(e,
-                       "%s: field 'quantization_config' is set: these weights are quantised already; use the "
-                       "unquantised model",
-                       where);
+        return err_set(
+            e,
+            "%s: field 'quantization_config' is set: these weights are quantised already; use the "
+            "unquantised model",
+            where);
     double part = 1;
     if (json_may_num(o, "partial_rotary_factor", &part, where, e) < 0) return -1;
     if (part != 1)
-        return err_set(e, "%s: field 'partial_rotary_factor' is %g, only 1 is supported", where, part);
+        return err_set(e, "%s: field 'partial_rotary_factor' is %g, only 1 is supported", where,
+                       part);
     return json_may_bool(o, "tie_word_embeddings", &c->tied, where, e);
 }
 
@@ -121,13 +129,15 @@ static int read_llama3(struct model_conf *c, const json_t *o, const char *where,
     if (json_need_num(o, "factor", &factor, where, e) < 0 ||
         json_need_num(o, "low_freq_factor", &low, where, e) < 0 ||
         json_need_num(o, "high_freq_factor", &high, where, e) < 0 ||
-        json_need_int(o, "original_max_position_embeddings", &original, 1, CONF_POSITIONS_MAX, where, e) < 0)
+        json_need_int(o, "original_max_position_embeddings", &original, 1, CONF_POSITIONS_MAX,
+                      where, e) < 0)
         return -1;
     if (!(factor >= 1 && factor <= 1024 && low > 0 && high > low && high <= 1024))
-        return err_set(e,
-                       "%s: llama3 rope scaling needs 1 <= factor <= 1024 and 0 < low_freq_factor < "
-                       "high_freq_factor",
-                       where);
+        return err_set(
+            e,
+            "%s: llama3 rope scaling needs 1 <= factor <= 1024 and 0 < low_freq_factor < "
+            "high_freq_factor",
+            where);
     c->rope_llama3.on = true;
     c->rope_llama3.factor = (float)factor;
     c->rope_llama3.low_freq_factor = (float)low;
@@ -136,8 +146,8 @@ static int read_llama3(struct model_conf *c, const json_t *o, const char *where,
     return 0;
 }
 
-/* "rope_scaling" (null or an object) and, of newer transformers, "rope_parameters", which holds the base
- * too. */
+/* "rope_scaling" (null or an object) and, of newer transformers, "rope_parameters", which holds the
+ * base too. */
 static int read_rope(struct model_conf *c, const json_t *o, const char *path, struct err *e) {
     static const char *const keys[] = { "rope_scaling", "rope_parameters" };
     double theta = 10000;
@@ -149,13 +159,15 @@ static int read_rope(struct model_conf *c, const json_t *o, const char *path, st
         snprintf(where, sizeof where, "%s: '%s'", path, keys[i]);
         if (!json_is_object(r)) return err_set(e, "%s must be an object", where);
         const char *type = "default";
-        if (json_may_str(r, "type", &type, where, e) < 0 || json_may_str(r, "rope_type", &type, where, e) < 0 ||
+        if (json_may_str(r, "type", &type, where, e) < 0 ||
+            json_may_str(r, "rope_type", &type, where, e) < 0 ||
             json_may_num(r, "rope_theta", &theta, where, e) < 0)
             return -1;
         if (strcmp(type, "llama3") == 0) {
             if (read_llama3(c, r, where, e) < 0) return -1;
         } else if (strcmp(type, "default") != 0)
-            return err_set(e, "%s: type '%.40s' is not supported (default and llama3 are)", where, type);
+            return err_set(e, "%s: type '%.40s' is not supported (default and llama3 are)", where,
+                           type);
     }
     c->rope_theta = (float)theta;
     return 0;
@@ -171,7 +183,8 @@ static int read_eos(struct model_conf *c, const json_t *o, const char *where, st
     for (size_t i = 0; i < n; i++) {
         const json_t *x = json_is_array(v) ? json_array_get(v, i) : v;
         if (!json_is_integer(x) || json_integer_value(x) < 0 || json_integer_value(x) >= c->vocab)
-            return err_set(e, "%s: field 'eos_token_id' must hold ids from 0 to %d", where, c->vocab - 1);
+            return err_set(e, "%s: field 'eos_token_id' must hold ids from 0 to %d", where,
+                           c->vocab - 1);
         eos_add(c, json_integer_value(x));
     }
     return 0;
@@ -183,7 +196,8 @@ static int read_generation(struct model_conf *c, const char *dir, struct err *e)
     if (!fs_exists(path)) return 0;
     json_t *o = json_parse_file(path, CONF_FILE_BYTES_MAX, e);
     if (!o) return -1;
-    int rc = json_is_object(o) ? read_eos(c, o, path, e) : err_set(e, "%s: must hold an object", path);
+    int rc = json_is_object(o) ? read_eos(c, o, path, e)
+                               : err_set(e, "%s: must hold an object", path);
     json_decref(o);
     return rc;
 }
@@ -196,11 +210,12 @@ static int read_config(struct model_conf *c, const json_t *o, const char *where,
     if (json_need_str(o, "model_type", &type, where, e) < 0) return -1;
     int arch = arch_find(type, strlen(type));
     if (arch < 0)
-        return err_set(e, "%s: model type '%.80s' is not supported (llama and qwen2 are)", where, type);
+        return err_set(e, "%s: model type '%.80s' is not supported (llama and qwen2 are)", where,
+                       type);
     c->arch = (enum model_arch)arch;
     c->qkv_bias = c->arch == MODEL_ARCH_QWEN2;
-    if (read_sizes(c, o, where, e) < 0 || read_switches(c, o, where, e) < 0 || read_rope(c, o, where, e) < 0 ||
-        json_may_num(o, "rms_norm_eps", &eps, where, e) < 0 ||
+    if (read_sizes(c, o, where, e) < 0 || read_switches(c, o, where, e) < 0 ||
+        read_rope(c, o, where, e) < 0 || json_may_num(o, "rms_norm_eps", &eps, where, e) < 0 ||
         json_may_int(o, "bos_token_id", &bos, 0, c->vocab - 1, where, e) < 0)
         return -1;
     c->norm_eps = (float)eps;
@@ -215,7 +230,8 @@ int conf_from_hf(struct model_conf *c, const char *dir, struct err *e) {
     json_t *o = json_parse_file(path, CONF_FILE_BYTES_MAX, e);
     if (!o) return -1;
     int rc = read_config(c, o, path, e);
-    if (rc == 0) rc = read_generation(c, dir, e); /* its ids first: they are what generate() stops at */
+    /* its ids first: they are what generate() stops at */
+    if (rc == 0) rc = read_generation(c, dir, e);
     if (rc == 0) rc = read_eos(c, o, path, e);
     json_decref(o);
     return rc;
@@ -229,7 +245,8 @@ static void arch_key(const struct gguf_reader *r, char *out, size_t size, const 
     snprintf(out, size, "%s.%s", r->arch, key);
 }
 
-static int gguf_size(const struct gguf_reader *r, const char *key, int *to, int64_t most, bool may) {
+static int gguf_size(const struct gguf_reader *r, const char *key, int *to, int64_t most,
+                     bool may) {
     char full[96];
     int64_t v;
     arch_key(r, full, sizeof full, key);
@@ -237,8 +254,8 @@ static int gguf_size(const struct gguf_reader *r, const char *key, int *to, int6
     if (!kv && may) return 0;
     if (!kv) return err_set(r->e, "'%s': key '%s' is missing", r->g->path, full);
     if (!gguf_int(r->g, full, &v) || v < 1 || v > most)
-        return err_set(r->e, "'%s': key '%s' must be one whole number from 1 to %lld", r->g->path, full,
-                       (long long)most);
+        return err_set(r->e, "'%s': key '%s' must be one whole number from 1 to %lld", r->g->path,
+                       full, (long long)most);
     *to = (int)v;
     return 0;
 }
@@ -257,18 +274,21 @@ static int gguf_sizes(struct model_conf *c, const struct gguf_reader *r) {
     if (!c->kv_heads) c->kv_heads = c->heads;
     if (!c->head_dim) {
         if (c->dim % c->heads || c->dim / c->heads > CONF_HEAD_DIM_MAX)
-            return err_set(r->e, "'%s': embedding length %d does not divide into %d heads of at most %d",
+            return err_set(r->e,
+                           "'%s': embedding length %d does not divide into %d heads of at most %d",
                            r->g->path, c->dim, c->heads, CONF_HEAD_DIM_MAX);
         c->head_dim = c->dim / c->heads;
     }
     if (rotated && rotated != c->head_dim)
-        return err_set(r->e, "'%s': only %d of %d dimensions of a head are rotated, which is not supported",
-                       r->g->path, rotated, c->head_dim);
+        return err_set(
+            r->e, "'%s': only %d of %d dimensions of a head are rotated, which is not supported",
+            r->g->path, rotated, c->head_dim);
     const struct gguf_tensor *embed = gguf_tensor_find(r->g, "token_embd.weight");
     if (!embed || embed->rank != 2 || embed->ne[1] < 1 || embed->ne[1] > CONF_VOCAB_MAX)
-        return err_set(r->e,
-                       "'%s': tensor 'token_embd.weight' is missing or has no vocabulary of 1 to %d rows",
-                       r->g->path, CONF_VOCAB_MAX);
+        return err_set(
+            r->e,
+            "'%s': tensor 'token_embd.weight' is missing or has no vocabulary of 1 to %d rows",
+            r->g->path, CONF_VOCAB_MAX);
     c->vocab = (int)embed->ne[1];
     c->tied = !gguf_tensor_find(r->g, "output.weight");
     return 0;
@@ -283,15 +303,16 @@ static double llama3_divisor(const struct model_conf *c, int i, double factor) {
     return 1 / ((1 - smooth) / factor + smooth);
 }
 
-/* Llama 3.1 and later: the converter stores each frequency's divisor and drops the rule's parameters. All
- * released models use low 1, high 4, original 8192 and differ in the factor (the largest divisor):
- * accepted when that gives these numbers. */
+/* Llama 3.1 and later: the converter stores each frequency's divisor and drops the rule's
+ * parameters. All released models use low 1, high 4, original 8192 and differ in the factor (the
+ * largest divisor): accepted when that gives these numbers. */
 static int gguf_rope_freqs(struct model_conf *c, const struct gguf_reader *r) {
     const struct gguf_tensor *t = gguf_tensor_find(r->g, "rope_freqs.weight");
     if (!t) return 0;
     int n = c->head_dim / 2;
     if (t->type != GGUF_TYPE_F32 || t->elements != n)
-        return err_set(r->e, "'%s': tensor 'rope_freqs.weight' must be F32 with %d elements", r->g->path, n);
+        return err_set(r->e, "'%s': tensor 'rope_freqs.weight' must be F32 with %d elements",
+                       r->g->path, n);
     float got[CONF_HEAD_DIM_MAX / 2], factor = 1;
     memcpy(got, t->data, (size_t)n * sizeof *got);
     for (int i = 0; i < n; i++)
@@ -326,19 +347,21 @@ static int gguf_rope(struct model_conf *c, const struct gguf_reader *r) {
 }
 
 static int gguf_ids(struct model_conf *c, const struct gguf_reader *r) {
-    static const char *const ends[] = { "tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id" };
+    static const char *const ends[] = { "tokenizer.ggml.eos_token_id",
+                                        "tokenizer.ggml.eot_token_id" };
     int64_t id;
     for (size_t i = 0; i < COUNT_OF(ends); i++)
         if (gguf_int(r->g, ends[i], &id)) {
             if (id < 0 || id >= c->vocab)
-                return err_set(r->e, "'%s': key '%s' is outside the vocabulary of %d", r->g->path, ends[i],
-                               c->vocab);
+                return err_set(r->e, "'%s': key '%s' is outside the vocabulary of %d", r->g->path,
+                               ends[i], c->vocab);
             eos_add(c, id);
         }
     if (gguf_int(r->g, "tokenizer.ggml.bos_token_id", &id)) {
         if (id < 0 || id >= c->vocab)
-            return err_set(r->e, "'%s': key 'tokenizer.ggml.bos_token_id' is outside the vocabulary of %d",
-                           r->g->path, c->vocab);
+            return err_set(
+                r->e, "'%s': key 'tokenizer.ggml.bos_token_id' is outside the vocabulary of %d",
+                r->g->path, c->vocab);
         c->bos = (int32_t)id;
     }
     return 0;
@@ -353,8 +376,8 @@ int conf_from_gguf(struct model_conf *c, const struct gguf *g, struct err *e) {
         return err_set(e, "'%s': key 'general.architecture' is missing", g->path);
     int arch = arch_find(name.s, name.bytes);
     if (arch < 0)
-        return err_set(e, "'%s': architecture '%.*s' is not supported (llama and qwen2 are)", g->path,
-                       (int)(name.bytes > 80 ? 80 : name.bytes), name.s);
+        return err_set(e, "'%s': architecture '%.*s' is not supported (llama and qwen2 are)",
+                       g->path, (int)(name.bytes > 80 ? 80 : name.bytes), name.s);
     c->arch = (enum model_arch)arch;
     c->qkv_bias = c->arch == MODEL_ARCH_QWEN2;
     struct gguf_reader r = { g, ARCH[arch], e };
@@ -375,7 +398,9 @@ const char *model_path_resolve(const char *path, char *buf) {
     DIR *d = fs_exists(config) ? NULL : opendir(path);
     if (!d) return path;
     for (struct dirent *entry; (entry = readdir(d));) {
-        if (!str_ends(entry->d_name, ".gguf") || strlen(path) + strlen(entry->d_name) + 2 > FS_PATH_MAX) continue;
+        if (!str_ends(entry->d_name, ".gguf") ||
+            strlen(path) + strlen(entry->d_name) + 2 > FS_PATH_MAX)
+            continue;
         fs_join(buf, FS_PATH_MAX, path, entry->d_name);
         found++;
     }
@@ -390,7 +415,8 @@ int model_conf_load(struct model_conf *c, const char *path, struct err *e) {
     int rc;
     if (fs_is_dir(path)) rc = conf_from_hf(c, path, e);
     else if (!fs_exists(path)) rc = err_set(e, "there is no model at '%s'", path);
-    else if (!conf_is_gguf(path)) rc = err_set(e, "'%s' is neither a model folder nor a .gguf file", path);
+    else if (!conf_is_gguf(path))
+        rc = err_set(e, "'%s' is neither a model folder nor a .gguf file", path);
     else if ((rc = gguf_open(&g, path, e)) == 0) {
         rc = conf_from_gguf(c, &g, e);
         gguf_close(&g);

@@ -5,7 +5,8 @@
 #include "lib/model/gguf.h"
 #include "lib/model/model.h"
 
-/* Limits on what a file may ask for; all shapes below them fit an int and their products an int64. */
+/* Limits on what a file may ask for; all shapes below them fit an int and their products an
+ * int64. */
 enum {
     CONF_VOCAB_MAX = 1 << 21, CONF_DIM_MAX = 1 << 16, CONF_FFN_MAX = 1 << 19, CONF_HEADS_MAX = 1024,
     CONF_HEAD_DIM_MAX = 1024, CONF_POSITIONS_MAX = 1 << 24, CONF_FILE_BYTES_MAX = 1 << 24,

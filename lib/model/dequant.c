@@ -1,30 +1,54 @@
 /* dequant.c - GGUF's block formats to floats, one function a format (formulas: ggml-quants.c,
  * dequantize_row_*).
  *
- * Multiplications and additions in ggml's order, in f32, never fused: the values are the very bits that
- * ggml's own CPU code and PyPI's gguf give. Q4_K, Q5_K, Q6_K are superblocks of 256 with packed 6-bit
- * (8-bit) scales.
+ * Multiplications and additions in ggml's order, in f32, never fused: the values are the very bits
+ * that ggml's own CPU code and PyPI's gguf give. Q4_K, Q5_K, Q6_K are superblocks of 256 with
+ * packed 6-bit (8-bit) scales.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/pack.h"
 #include "lib/model/gguf.h"
 #include "lib/model/half.h"
 
-static const struct { const char *name; int elements, bytes; } TYPE[GGUF_TYPE_COUNT] = {
-    [GGUF_TYPE_F32] = { "F32", 1, 4 },       [GGUF_TYPE_F16] = { "F16", 1, 2 },
-    [GGUF_TYPE_BF16] = { "BF16", 1, 2 },     [GGUF_TYPE_Q4_0] = { "Q4_0", 32, 18 },
-    [GGUF_TYPE_Q4_1] = { "Q4_1", 32, 20 },   [GGUF_TYPE_Q5_0] = { "Q5_0", 32, 22 },
-    [GGUF_TYPE_Q5_1] = { "Q5_1", 32, 24 },   [GGUF_TYPE_Q8_0] = { "Q8_0", 32, 34 },
-    [GGUF_TYPE_Q4_K] = { "Q4_K", 256, 144 }, [GGUF_TYPE_Q5_K] = { "Q5_K", 256, 176 },
-    [GGUF_TYPE_Q6_K] = { "Q6_K", 256, 210 }, [GGUF_TYPE_MXFP4] = { "MXFP4", 32, 17 },
+static const struct { const char *name; int elements, bytes;
+} TYPE[GGUF_TYPE_COUNT] = {
+    [GGUF_TYPE_F32] = { "F32", 1, 4 },
+    [GGUF_TYPE_F16] = { "F16", 1, 2 },
+    [GGUF_TYPE_BF16] = { "BF16", 1, 2 },
+    [GGUF_TYPE_Q4_0] = { "Q4_0", 32, 18 },
+    [GGUF_TYPE_Q4_1] = { "Q4_1", 32, 20 },
+    [GGUF_TYPE_Q5_0] = { "Q5_0", 32, 22 },
+    [GGUF_TYPE_Q5_1] = { "Q5_1", 32, 24 },
+    [GGUF_TYPE_Q8_0] = { "Q8_0", 32, 34 },
+    [GGUF_TYPE_Q4_K] = { "Q4_K", 256, 144 },
+    [GGUF_TYPE_Q5_K] = { "Q5_K", 256, 176 },
+    [GGUF_TYPE_Q6_K] = { "Q6_K", 256, 210 },
+    [GGUF_TYPE_MXFP4] = { "MXFP4", 32, 17 },
     /* known by name only, so that a refusal can say what it met */
-    [9] = { "Q8_1", 0, 0 },     [10] = { "Q2_K", 0, 0 },    [11] = { "Q3_K", 0, 0 },   [15] = { "Q8_K", 0, 0 },
-    [16] = { "IQ2_XXS", 0, 0 }, [17] = { "IQ2_XS", 0, 0 },  [18] = { "IQ3_XXS", 0, 0 }, [19] = { "IQ1_S", 0, 0 },
-    [20] = { "IQ4_NL", 0, 0 },  [21] = { "IQ3_S", 0, 0 },   [22] = { "IQ2_S", 0, 0 },  [23] = { "IQ4_XS", 0, 0 },
-    [24] = { "I8", 0, 0 },      [25] = { "I16", 0, 0 },     [26] = { "I32", 0, 0 },    [27] = { "I64", 0, 0 },
-    [28] = { "F64", 0, 0 },     [29] = { "IQ1_M", 0, 0 },   [34] = { "TQ1_0", 0, 0 },  [35] = { "TQ2_0", 0, 0 },
+    [9] = { "Q8_1", 0, 0 },
+    [10] = { "Q2_K", 0, 0 },
+    [11] = { "Q3_K", 0, 0 },
+    [15] = { "Q8_K", 0, 0 },
+    [16] = { "IQ2_XXS", 0, 0 },
+    [17] = { "IQ2_XS", 0, 0 },
+    [18] = { "IQ3_XXS", 0, 0 },
+    [19] = { "IQ1_S", 0, 0 },
+    [20] = { "IQ4_NL", 0, 0 },
+    [21] = { "IQ3_S", 0, 0 },
+    [22] = { "IQ2_S", 0, 0 },
+    [23] = { "IQ4_XS", 0, 0 },
+    [24] = { "I8", 0, 0 },
+    [25] = { "I16", 0, 0 },
+    [26] = { "I32", 0, 0 },
+    [27] = { "I64", 0, 0 },
+    [28] = { "F64", 0, 0 },
+    [29] = { "IQ1_M", 0, 0 },
+    [34] = { "TQ1_0", 0, 0 },
+    [35] = { "TQ2_0", 0, 0 },
 };
 
-const char *gguf_type_name(int type) { return type >= 0 && type < GGUF_TYPE_COUNT ? TYPE[type].name : NULL; }
+const char *gguf_type_name(int type) {
+    return type >= 0 && type < GGUF_TYPE_COUNT ? TYPE[type].name : NULL;
+}
 
 void gguf_type_block(enum gguf_type type, int *elements, int *bytes) {
     *elements = TYPE[type].elements;
@@ -32,7 +56,9 @@ void gguf_type_block(enum gguf_type type, int *elements, int *bytes) {
 }
 
 static uint16_t u16_at(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
-static uint32_t u32_at(const uint8_t *p) { return (uint32_t)u16_at(p) | (uint32_t)u16_at(p + 2) << 16; }
+static uint32_t u32_at(const uint8_t *p) {
+    return (uint32_t)u16_at(p) | (uint32_t)u16_at(p + 2) << 16;
+}
 static float half_at(const uint8_t *p) { return f16_to_f32(u16_at(p)); }
 
 static void q4_0(const uint8_t *b, float *y) {
@@ -56,7 +82,8 @@ static void q5_0(const uint8_t *b, float *y) {
     uint32_t high = u32_at(b + 2);
     for (int j = 0; j < 16; j++) {
         y[j] = (float)((int)((b[6 + j] & 15) | (high >> j & 1) << 4) - 16) * d;
-        y[j + 16] = (float)((int)((uint32_t)(b[6 + j] >> 4) | (high >> (j + 16) & 1) << 4) - 16) * d;
+        y[j + 16] = (float)((int)((uint32_t)(b[6 + j] >> 4) | (high >> (j + 16) & 1) << 4) - 16) *
+                    d;
     }
 }
 

@@ -1,9 +1,10 @@
 /* gguf.c - see gguf.h.
  *
  * Order: a bounded view, metadata, tensor table, layout, open, look up.
- * The part before the data is walked by the same code over the mapping, only to learn where it ends, then
- * over a private copy of exactly those bytes, to count and to fill the tables, which point into it. Every
- * count is compared with the bytes left before anything is multiplied or allocated.
+ * The part before the data is walked by the same code over the mapping, only to learn where it
+ * ends, then over a private copy of exactly those bytes, to count and to fill the tables, which
+ * point into it. Every count is compared with the bytes left before anything is multiplied or
+ * allocated.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/gguf.h"
 
@@ -13,7 +14,11 @@ static const int KIND_BYTES[GGUF_KIND_COUNT] = {          /* strings and arrays:
     [GGUF_KIND_U64] = 8,  [GGUF_KIND_I64] = 8, [GGUF_KIND_F64] = 8,
 };
 
-enum { KEY_RECORD_LEAST = 8 + 1 + 4 + 1, TENSOR_RECORD_LEAST = 8 + 1 + 4 + 8 + 4 + 8, ALIGN_DEFAULT = 32 };
+enum {
+    KEY_RECORD_LEAST = 8 + 1 + 4 + 1,
+    TENSOR_RECORD_LEAST = 8 + 1 + 4 + 8 + 4 + 8,
+    ALIGN_DEFAULT = 32
+};
 
 struct view {
     const uint8_t *start, *p, *end;
@@ -34,13 +39,15 @@ static uint64_t load(const uint8_t *p, int bytes) {
 static size_t left(const struct view *v) { return (size_t)(v->end - v->p); }
 
 static int fail(const struct view *v, const char *what) {
-    return err_code(v->e, EXIT_ENV, "'%s': byte %zu: %s", v->g->path, (size_t)(v->p - v->start), what);
+    return err_code(v->e, EXIT_ENV, "'%s': byte %zu: %s", v->g->path, (size_t)(v->p - v->start),
+                    what);
 }
 
 static int take(struct view *v, int bytes, uint64_t *out, const char *field) {
     *out = 0;
     if (left(v) < (size_t)bytes)
-        return err_code(v->e, EXIT_ENV, "'%s': byte %zu: the file ends inside %s (is the download complete?)",
+        return err_code(v->e, EXIT_ENV,
+                        "'%s': byte %zu: the file ends inside %s (is the download complete?)",
                         v->g->path, (size_t)(v->p - v->start), field);
     *out = load(v->p, bytes);
     v->p += bytes;
@@ -51,9 +58,9 @@ static int take_string(struct view *v, struct gguf_string *out, size_t most, con
     uint64_t n;
     if (take(v, 8, &n, field) < 0) return -1;
     if (n > left(v) || n > most)
-        return err_code(v->e, EXIT_ENV,
-                        "'%s': byte %zu: %s claims %llu bytes (%zu are left, the most is %zu)", v->g->path,
-                        (size_t)(v->p - v->start - 8), field, (unsigned long long)n, left(v), most);
+        return err_code(
+            v->e, EXIT_ENV, "'%s': byte %zu: %s claims %llu bytes (%zu are left, the most is %zu)",
+            v->g->path, (size_t)(v->p - v->start - 8), field, (unsigned long long)n, left(v), most);
     *out = (struct gguf_string){ (const char *)v->p, (size_t)n };
     v->p += n;
     return 0;
@@ -99,7 +106,8 @@ static int take_kv(struct view *v, struct gguf_kv *kv) {
     if (kv->key.bytes == sizeof align - 1 && memcmp(kv->key.s, align, sizeof align - 1) == 0) {
         if (kv->kind != GGUF_KIND_U32) return fail(v, "'general.alignment' must be a uint32");
         v->alignment = load(kv->data, 4);
-        if (v->alignment == 0 || (v->alignment & (v->alignment - 1)) || v->alignment > GGUF_ALIGN_MAX)
+        if (v->alignment == 0 || (v->alignment & (v->alignment - 1)) ||
+            v->alignment > GGUF_ALIGN_MAX)
             return err_code(v->e, EXIT_ENV,
                             "'%s': 'general.alignment' is %llu; it must be a power of two up to %d",
                             v->g->path, (unsigned long long)v->alignment, GGUF_ALIGN_MAX);
@@ -121,9 +129,9 @@ static int take_type(struct view *v, struct gguf_tensor *t, struct gguf_string n
     const char *text = type < GGUF_TYPE_COUNT ? gguf_type_name((int)type) : NULL;
     if (text) gguf_type_block((enum gguf_type)type, &elements, &bytes);
     if (!text || !elements)
-        return err_code(v->e, EXIT_ENV, "'%s': tensor '%.*s': type %llu (%s) is not supported", v->g->path,
-                        (int)(name.bytes > 200 ? 200 : name.bytes), name.s, (unsigned long long)type,
-                        text ? text : "unknown");
+        return err_code(v->e, EXIT_ENV, "'%s': tensor '%.*s': type %llu (%s) is not supported",
+                        v->g->path, (int)(name.bytes > 200 ? 200 : name.bytes), name.s,
+                        (unsigned long long)type, text ? text : "unknown");
     t->type = (enum gguf_type)type;
     int64_t size;
     if (t->ne[0] % elements) return bad_tensor(v, name, "its rows are no whole number of blocks");
@@ -188,7 +196,8 @@ static int place(const struct view *v, struct span *s, int n, const uint8_t *dat
 }
 
 static int by_key(const void *a, const void *b) {
-    const struct gguf_string *x = &((const struct gguf_kv *)a)->key, *y = &((const struct gguf_kv *)b)->key;
+    const struct gguf_string *x = &((const struct gguf_kv *)a)->key,
+                             *y = &((const struct gguf_kv *)b)->key;
     int c = memcmp(x->s, y->s, x->bytes < y->bytes ? x->bytes : y->bytes);
     return c ? c : (x->bytes > y->bytes) - (x->bytes < y->bytes);
 }
@@ -204,10 +213,12 @@ static int check_doubles(const struct view *v) {
     for (int i = 1; i < g->keys; i++)
         if (by_key(&g->kv[i - 1], &g->kv[i]) == 0)
             return err_code(v->e, EXIT_ENV, "'%s': metadata key '%.*s' comes twice", g->path,
-                            (int)(g->kv[i].key.bytes > 200 ? 200 : g->kv[i].key.bytes), g->kv[i].key.s);
+                            (int)(g->kv[i].key.bytes > 200 ? 200 : g->kv[i].key.bytes),
+                            g->kv[i].key.s);
     for (int i = 1; i < g->tensors; i++)
         if (by_name(&g->tensor[i - 1], &g->tensor[i]) == 0)
-            return err_code(v->e, EXIT_ENV, "'%s': tensor '%.200s' comes twice", g->path, g->tensor[i].name);
+            return err_code(v->e, EXIT_ENV, "'%s': tensor '%.200s' comes twice", g->path,
+                            g->tensor[i].name);
     return 0;
 }
 
@@ -220,18 +231,20 @@ static int take_start(struct view *v, uint64_t *tensors, uint64_t *keys) {
     if (version != 2 && version != 3)
         return err_code(v->e, EXIT_ENV, "'%s': GGUF version %llu is not supported%s", v->g->path,
                         (unsigned long long)version,
-                        version == 0x02000000 || version == 0x03000000 ? " (the file is big-endian)" : "");
+                        version == 0x02000000 || version == 0x03000000 ? " (the file is big-endian)"
+                                                                       : "");
     v->g->version = (uint32_t)version;
-    if (take(v, 8, tensors, "the number of tensors") < 0 || take(v, 8, keys, "the number of keys") < 0)
+    if (take(v, 8, tensors, "the number of tensors") < 0 ||
+        take(v, 8, keys, "the number of keys") < 0)
         return -1;
     if (*tensors > GGUF_TENSORS_MAX || *tensors > left(v) / TENSOR_RECORD_LEAST)
         return err_code(v->e, EXIT_ENV,
-                        "'%s': the header claims %llu tensors (%zu bytes follow, the most is %d)", v->g->path,
-                        (unsigned long long)*tensors, left(v), GGUF_TENSORS_MAX);
+                        "'%s': the header claims %llu tensors (%zu bytes follow, the most is %d)",
+                        v->g->path, (unsigned long long)*tensors, left(v), GGUF_TENSORS_MAX);
     if (*keys > GGUF_KEYS_MAX || *keys > left(v) / KEY_RECORD_LEAST)
         return err_code(v->e, EXIT_ENV,
-                        "'%s': the header claims %llu keys (%zu bytes follow, the most is %d)", v->g->path,
-                        (unsigned long long)*keys, left(v), GGUF_KEYS_MAX);
+                        "'%s': the header claims %llu keys (%zu bytes follow, the most is %d)",
+                        v->g->path, (unsigned long long)*keys, left(v), GGUF_KEYS_MAX);
     return 0;
 }
 
@@ -250,7 +263,8 @@ static int walk(struct view *v, struct span *spans) {
         struct gguf_tensor t = { 0 };
         uint64_t offset = 0;
         if (take_tensor(v, &t, &offset) < 0) return -1;
-        if (offset > INT64_MAX || t.bytes > INT64_MAX - offset) return fail(v, "a tensor's offset overflows");
+        if (offset > INT64_MAX || t.bytes > INT64_MAX - offset)
+            return fail(v, "a tensor's offset overflows");
         if (!v->build) continue;
         v->g->tensor[i] = t;
         spans[i] = (struct span){ offset, offset + t.bytes, t.name };
@@ -277,7 +291,8 @@ static int build(struct view *v, const uint8_t *data, size_t bytes) {
     return rc;
 }
 
-/* Where it ends is measured over the mapping, what it holds over the copy: the file may change at any time. */
+/* Where it ends is measured over the mapping, what it holds over the copy: the file may change at
+ * any time. */
 static int parse(struct gguf *g, const uint8_t *data, size_t bytes, struct err *e) {
     struct view v = { .start = data, .end = data + bytes, .g = g, .e = e };
     if (walk(&v, NULL) < 0) return -1;
@@ -293,7 +308,8 @@ static int parse(struct gguf *g, const uint8_t *data, size_t bytes, struct err *
 
 /* --- open --- */
 
-int gguf_open_memory(struct gguf *g, const void *data, size_t bytes, const char *path, struct err *e) {
+int gguf_open_memory(struct gguf *g, const void *data, size_t bytes, const char *path,
+                     struct err *e) {
     *g = (struct gguf){ 0 };
     snprintf(g->path, sizeof g->path, "%s", path);
     if (parse(g, data, bytes, e) == 0) return 0;
@@ -339,7 +355,9 @@ const struct gguf_tensor *gguf_tensor_find(const struct gguf *g, const char *nam
 
 int64_t gguf_int_at(const struct gguf_kv *kv, uint64_t i) {
     assert(i < kv->count);
-    uint64_t u = KIND_BYTES[kv->of] ? load(kv->data + i * (uint64_t)KIND_BYTES[kv->of], KIND_BYTES[kv->of]) : 0;
+    uint64_t u = KIND_BYTES[kv->of]
+                     ? load(kv->data + i * (uint64_t)KIND_BYTES[kv->of], KIND_BYTES[kv->of])
+                     : 0;
     switch (kv->of) {
     case GGUF_KIND_U8:
     case GGUF_KIND_U16:
@@ -365,8 +383,8 @@ double gguf_num_at(const struct gguf_kv *kv, uint64_t i) {
 
 bool gguf_int(const struct gguf *g, const char *key, int64_t *out) {
     const struct gguf_kv *kv = gguf_find(g, key);
-    if (!kv || kv->kind == GGUF_KIND_ARRAY || kv->kind == GGUF_KIND_STRING || kv->kind == GGUF_KIND_F32 ||
-        kv->kind == GGUF_KIND_F64)
+    if (!kv || kv->kind == GGUF_KIND_ARRAY || kv->kind == GGUF_KIND_STRING ||
+        kv->kind == GGUF_KIND_F32 || kv->kind == GGUF_KIND_F64)
         return false;
     int64_t v = gguf_int_at(kv, 0);
     if (kv->kind == GGUF_KIND_U64 && v < 0) return false;

@@ -1,5 +1,5 @@
-/* lora.c - see lora.h: where each matrix lies in the flat vector, its first values, its name by hash.
- * The PEFT folder format is in lora_peft.c.
+/* lora.c - see lora.h: where each matrix lies in the flat vector, its first values, its name by
+ * hash. The PEFT folder format is in lora_peft.c.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/lora.h"
 
@@ -8,7 +8,8 @@
 #include "lib/base/rng.h"
 #include "lib/base/str.h"
 
-static size_t proj_params(const struct model_conf *c, const struct lora_shape *s, enum proj p, size_t *a_params) {
+static size_t proj_params(const struct model_conf *c, const struct lora_shape *s, enum proj p,
+                          size_t *a_params) {
     int out, in;
     model_proj_shape(c, p, &out, &in);
     *a_params = (size_t)s->rank * (size_t)in;
@@ -41,9 +42,11 @@ static void init_a(float *a, size_t n, int in, const uint32_t key[2], int layer,
     const float bound = (float)(1. / sqrt((double)in));
     for (size_t i = 0; i < n; i += 4) {
         const uint64_t word = i / 4;
-        const uint32_t counter[4] = { (uint32_t)word, (uint32_t)(word >> 32), (uint32_t)layer, (uint32_t)p };
+        const uint32_t counter[4] = { (uint32_t)word, (uint32_t)(word >> 32), (uint32_t)layer,
+                                      (uint32_t)p };
         struct rng4 r = rng_philox(counter, key);
-        for (size_t j = 0; j < 4 && i + j < n; j++) a[i + j] = (2.f * rng_unit(r.v[j]) - 1.f) * bound;
+        for (size_t j = 0; j < 4 && i + j < n; j++)
+            a[i + j] = (2.f * rng_unit(r.v[j]) - 1.f) * bound;
     }
 }
 
@@ -76,8 +79,8 @@ void lora_destroy(struct lora **l) {
 void lora_sha256(const struct lora *l, char out[SHA256_HEX]) {
     struct sha256 s;
     char shape[256];
-    int n = snprintf(shape, sizeof shape, "qerl-lora 1 rank %d alpha %.9g layers %d params %zu on", l->shape.rank,
-                     (double)l->shape.alpha, l->conf.layers, l->params);
+    int n = snprintf(shape, sizeof shape, "qerl-lora 1 rank %d alpha %.9g layers %d params %zu on",
+                     l->shape.rank, (double)l->shape.alpha, l->conf.layers, l->params);
     for (enum proj p = 0; p < PROJ_COUNT; p++)
         n += snprintf(shape + n, sizeof shape - (size_t)n, " %d", l->shape.on[p]);
     sha256_init(&s);

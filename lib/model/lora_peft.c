@@ -1,7 +1,8 @@
 /* lora_peft.c - adapters as PEFT folders: adapter_config.json and adapter_model.safetensors.
  *
- * A folder appears whole or not at all: it is written under another name, made durable, then renamed. Reading trusts
- * nothing: every tensor must have the one right name, shape and finite values, and no other tensor may be there.
+ * A folder appears whole or not at all: it is written under another name, made durable, then
+ * renamed. Reading trusts nothing: every tensor must have the one right name, shape and finite
+ * values, and no other tensor may be there.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/lora.h"
 
@@ -18,16 +19,19 @@ static const char WEIGHTS[] = "adapter_model.safetensors", CONFIG[] = "adapter_c
 
 static void tensor_name(char out[NAME_MAX_LORA], int layer, enum proj p, char matrix) {
     const char *block = p <= PROJ_O ? "self_attn" : "mlp";
-    snprintf(out, NAME_MAX_LORA, "base_model.model.model.layers.%d.%s.%s.lora_%c.weight", layer, block, model_proj_name[p],
-             matrix);
+    snprintf(out, NAME_MAX_LORA, "base_model.model.model.layers.%d.%s.%s.lora_%c.weight", layer,
+             block, model_proj_name[p], matrix);
 }
 
-/* --- save ---------------------------------------------------------------------------------------------------- */
+/* ---- save ---- */
 
 static void config_text(struct str *t, const struct lora *l, const char *base_name) {
-    str_puts(t, "{\n  \"peft_type\": \"LORA\",\n  \"task_type\": \"CAUSAL_LM\",\n  \"base_model_name_or_path\": ");
+    str_puts(t, "{\n  \"peft_type\": \"LORA\",\n  \"task_type\": \"CAUSAL_LM\",\n  "
+                "\"base_model_name_or_path\": ");
     json_quote(t, base_name, strlen(base_name));
-    str_printf(t, ",\n  \"r\": %d,\n  \"lora_alpha\": %.9g,\n  \"lora_dropout\": 0.0,\n  \"target_modules\": [",
+    str_printf(t,
+               ",\n  \"r\": %d,\n  \"lora_alpha\": %.9g,\n  \"lora_dropout\": 0.0,\n  "
+               "\"target_modules\": [",
                l->shape.rank, (double)l->shape.alpha);
     const char *comma = "";
     for (enum proj p = 0; p < PROJ_COUNT; p++) {
@@ -35,9 +39,11 @@ static void config_text(struct str *t, const struct lora *l, const char *base_na
         str_printf(t, "%s\"%s\"", comma, model_proj_name[p]);
         comma = ", ";
     }
-    str_puts(t, "],\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
-                "  \"init_lora_weights\": true,\n  \"modules_to_save\": null,\n  \"use_rslora\": false,\n"
-                "  \"use_dora\": false,\n  \"rank_pattern\": {},\n  \"alpha_pattern\": {}\n}\n");
+    str_puts(
+        t,
+        "],\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
+        "  \"init_lora_weights\": true,\n  \"modules_to_save\": null,\n  \"use_rslora\": false,\n"
+        "  \"use_dora\": false,\n  \"rank_pattern\": {},\n  \"alpha_pattern\": {}\n}\n");
 }
 
 static int write_weights(const struct lora *l, const char *path, struct err *e) {
@@ -88,8 +94,8 @@ static int sync_parent(const char *dir, struct err *e) {
     return fs_sync_dir(parent, e);
 }
 
-/* Both names change hands in one step, so a reader sees the old folder or the new one. A file system that cannot do that
- * gets two renames: for a moment dir is absent. */
+/* Both names change hands in one step, so a reader sees the old folder or the new one. A file
+ * system that cannot do that gets two renames: for a moment dir is absent. */
 static int swap_names(const char *tmp, const char *dir) {
     if (renameat2(AT_FDCWD, tmp, AT_FDCWD, dir, RENAME_EXCHANGE) == 0) return 0;
     if (errno != EINVAL && errno != ENOSYS) return -1;
@@ -98,7 +104,8 @@ static int swap_names(const char *tmp, const char *dir) {
     return rename(dir, old) == 0 && rename(tmp, dir) == 0 && rename(old, tmp) == 0 ? 0 : -1;
 }
 
-/* Puts the finished folder tmp in the place of dir. What lies under tmp afterwards is the old one, and goes. */
+/* Puts the finished folder tmp in the place of dir. What lies under tmp afterwards is the old one,
+ * and goes. */
 static int put_in_place(const char *tmp, const char *dir, struct err *e) {
     if (rename(tmp, dir) == 0) return sync_parent(dir, e);
     if (errno != EEXIST && errno != ENOTEMPTY && errno != ENOTDIR)
@@ -114,8 +121,9 @@ static int put_in_place(const char *tmp, const char *dir, struct err *e) {
 int lora_save(const struct lora *l, const char *dir_given, const char *base_name, struct err *e) {
     char dir[FS_PATH_MAX], tmp[FS_PATH_MAX], path[FS_PATH_MAX];
     size_t len = strlen(dir_given);
-    while (len > 1 && dir_given[len - 1] == '/') len--;              /* "x/" and "x" name one folder */
-    if (len == 0 || len + 64 > sizeof dir) return err_set(e, "cannot save adapter: path of %zu bytes", len);
+    while (len > 1 && dir_given[len - 1] == '/') len--; /* "x/" and "x" name one folder */
+    if (len == 0 || len + 64 > sizeof dir)
+        return err_set(e, "cannot save adapter: path of %zu bytes", len);
     snprintf(dir, sizeof dir, "%.*s", (int)len, dir_given);
     if ((size_t)snprintf(tmp, sizeof tmp, "%s.tmp.%ld", dir, (long)getpid()) + 40 > sizeof tmp)
         return err_set(e, "cannot save adapter: path too long");
@@ -136,23 +144,38 @@ int lora_save(const struct lora *l, const char *dir_given, const char *base_name
     return err_wrap(e, "cannot save adapter '%s'", dir);
 }
 
-/* --- load ---------------------------------------------------------------------------------------------------- */
+/* ---- load ---- */
 
-/* Options of PEFT that change what the tensors mean; each must be absent, null, false, empty or its neutral word. */
+/* Options of PEFT that change what the tensors mean; each must be absent, null, false, empty or its
+ * neutral word. */
 static int refuse_variants(const json_t *o, const char *where, struct err *e) {
-    static const char *const off[] = { "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "rank_pattern",
-                                       "alpha_pattern", "layers_to_transform", "layer_replication", "trainable_token_indices",
-                                       "exclude_modules", "target_parameters", "use_qalora", "use_bdlora",
+    static const char *const off[] = { "use_dora",
+                                       "fan_in_fan_out",
+                                       "lora_bias",
+                                       "modules_to_save",
+                                       "rank_pattern",
+                                       "alpha_pattern",
+                                       "layers_to_transform",
+                                       "layer_replication",
+                                       "trainable_token_indices",
+                                       "exclude_modules",
+                                       "target_parameters",
+                                       "use_qalora",
+                                       "use_bdlora",
                                        "alora_invocation_tokens" };
     for (size_t i = 0; i < COUNT_OF(off); i++) {
         const json_t *v = json_object_get(o, off[i]);
-        bool neutral = !v || json_is_null(v) || json_is_false(v) || (json_is_array(v) && json_array_size(v) == 0) ||
+        bool neutral = !v || json_is_null(v) || json_is_false(v) ||
+                       (json_is_array(v) && json_array_size(v) == 0) ||
                        (json_is_object(v) && json_object_size(v) == 0);
-        if (!neutral) return err_set(e, "%s: field '%s' is set; adapters that use it are not supported", where, off[i]);
+        if (!neutral)
+            return err_set(e, "%s: field '%s' is set; adapters that use it are not supported",
+                           where, off[i]);
     }
     const char *bias = "none";
     if (json_may_str(o, "bias", &bias, where, e) < 0) return -1;
-    if (strcmp(bias, "none") != 0) return err_set(e, "%s: field 'bias' is '%s'; only 'none' is supported", where, bias);
+    if (strcmp(bias, "none") != 0)
+        return err_set(e, "%s: field 'bias' is '%s'; only 'none' is supported", where, bias);
     return 0;
 }
 
@@ -172,10 +195,12 @@ static int read_config(struct lora_shape *s, const char *dir, struct err *e) {
     if (rc == 0) rc = json_need_num(o, "lora_alpha", &alpha, path, e);
     if (rc == 0) rc = json_may_bool(o, "use_rslora", &rslora, path, e);
     if (rc == 0) rc = refuse_variants(o, path, e);
-    if (rc == 0 && !(isfinite(alpha) && fabs(alpha) < 1e6)) rc = err_set(e, "%s: field 'lora_alpha' is out of range", path);
+    if (rc == 0 && !(isfinite(alpha) && fabs(alpha) < 1e6))
+        rc = err_set(e, "%s: field 'lora_alpha' is out of range", path);
     json_decref(o);
     s->rank = (int)rank;
-    s->alpha = (float)(rslora ? alpha * sqrt((double)rank) : alpha);          /* s = alpha / rank either way */
+    /* s = alpha / rank either way */
+    s->alpha = (float)(rslora ? alpha * sqrt((double)rank) : alpha);
     return rc;
 }
 
@@ -188,15 +213,17 @@ static void find_targets(struct lora_shape *s, const struct st_file *f) {
     }
 }
 
-static int read_matrix(const struct st_file *f, const char *name, int64_t rows, int64_t cols, float *to, struct err *e) {
+static int read_matrix(const struct st_file *f, const char *name, int64_t rows, int64_t cols,
+                       float *to, struct err *e) {
     const struct st_tensor *t = st_find(f, name);
     if (!t) return err_set(e, "'%s' lacks tensor '%s'", f->path, name);
     if (t->rank != 2 || t->shape[0] != rows || t->shape[1] != cols)
-        return err_set(e, "'%s': tensor '%s' is not [%lld, %lld] as this model and rank need", f->path, name, (long long)rows,
-                       (long long)cols);
+        return err_set(e, "'%s': tensor '%s' is not [%lld, %lld] as this model and rank need",
+                       f->path, name, (long long)rows, (long long)cols);
     if (st_to_f32(t, to, e) < 0) return -1;
     for (int64_t i = 0; i < rows * cols; i++)
-        if (!isfinite(to[i])) return err_set(e, "'%s': tensor '%s' holds a value that is not finite", f->path, name);
+        if (!isfinite(to[i]))
+            return err_set(e, "'%s': tensor '%s' holds a value that is not finite", f->path, name);
     return 0;
 }
 
@@ -217,7 +244,8 @@ static int read_weights(struct lora *l, const struct st_file *f, struct err *e) 
             n += 2;
         }
     if (n == f->count) return 0;
-    for (int i = 0; i < f->count; i++) {                              /* name one that we did not ask for */
+    /* name one that we did not ask for */
+    for (int i = 0; i < f->count; i++) {
         int layer = -1;
         bool known = false;
         sscanf(f->tensor[i].name, "base_model.model.model.layers.%d.", &layer);
@@ -236,7 +264,8 @@ int lora_load(struct lora **out, const struct model_conf *c, const char *dir, st
     struct st_file f = { 0 };
     char path[FS_PATH_MAX];
     *out = NULL;
-    if (strlen(dir) + sizeof WEIGHTS + 1 > sizeof path) return err_set(e, "cannot load adapter: path too long");
+    if (strlen(dir) + sizeof WEIGHTS + 1 > sizeof path)
+        return err_set(e, "cannot load adapter: path too long");
     if (read_config(&s, dir, e) < 0) return err_wrap(e, "cannot load adapter '%s'", dir);
     fs_join(path, sizeof path, dir, WEIGHTS);
     if (st_open(&f, path, e) < 0) return err_wrap(e, "cannot load adapter '%s'", dir);
@@ -244,7 +273,8 @@ int lora_load(struct lora **out, const struct model_conf *c, const char *dir, st
     struct lora *l = mem_alloc(sizeof *l);
     *l = (struct lora){ .shape = s, .conf = *c, .params = lora_params(c, &s) };
     l->value = mem_alloc(l->params * sizeof(float) + 1);
-    int rc = l->params ? read_weights(l, &f, e) : err_set(e, "'%s' adapts none of this model's projections", path);
+    int rc = l->params ? read_weights(l, &f, e)
+                       : err_set(e, "'%s' adapts none of this model's projections", path);
     st_close(&f);
     if (rc < 0) {
         lora_destroy(&l);

@@ -42,7 +42,8 @@ void model_proj_shape(const struct model_conf *c, enum proj p, int *out, int *in
 
 /* --- the sum that names the weights --- */
 
-/* One file: its own sum. Several: the sum of the lines "SUM  NAME\n", as `sha256sum * | sha256sum` prints
+/* One file: its own sum. Several: the sum of the lines "SUM  NAME\n", as `sha256sum * | sha256sum`
+ *                                         prints
  * in their folder. */
 static int sum_files(const struct source_files *f, char out[SHA256_HEX], struct err *e) {
     if (f->n == 1) return sha256_file(f->path[0], out, e);
@@ -81,16 +82,17 @@ static int sum_key(const struct source_files *f, struct str *key, struct err *e)
 static bool sum_read(const char *path, const struct str *key, char out[SHA256_HEX]) {
     struct str text;
     str_init(&text);
-    bool hit = fs_read(&text, path, key->len + SHA256_HEX, NULL) == 0 && text.len == key->len + SHA256_HEX &&
-               memcmp(text.s, key->s, key->len) == 0 && text.s[text.len - 1] == '\n' &&
+    bool hit = fs_read(&text, path, key->len + SHA256_HEX, NULL) == 0 &&
+               text.len == key->len + SHA256_HEX && memcmp(text.s, key->s, key->len) == 0 &&
+               text.s[text.len - 1] == '\n' &&
                strspn(text.s + key->len, "0123456789abcdef") == SHA256_HEX - 1;
     if (hit) snprintf(out, SHA256_HEX, "%.64s", text.s + key->len);
     str_release(&text);
     return hit;
 }
 
-/* A lost cache only costs time, so a failure is told and forgotten. Other stages may write it too: own
- * name, then rename. */
+/* A lost cache only costs time, so a failure is told and forgotten. Other stages may write it too:
+ * own name, then rename. */
 static void sum_write(const char *path, struct str *key, const char *sum) {
     char own[FS_PATH_MAX];
     struct err e = { 0 };
@@ -134,20 +136,22 @@ static double seconds_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int make_file(struct model *m, struct packed_plan *p, const struct model_opts *o, const char *path,
-                     struct err *e) {
+static int make_file(struct model *m, struct packed_plan *p, const struct model_opts *o,
+                     const char *path, struct err *e) {
     struct source *s;
     double start = seconds_now();
     if (fs_mkdirs(o->packed_dir, e) < 0 || source_open(&s, o->path, &m->conf, e) < 0) return -1;
     int rc = packed_make(p, s, m->sha256, path, m->kern ? m->kern->pool : NULL, NULL, NULL, e);
     source_close(&s);
     if (rc == 0)
-        log_info("packed '%s' as %s: %.1f MB in %.1f s, kept in '%s'", o->path, model_quant_name(o->quant),
-                 (double)p->file_bytes / 1e6, seconds_now() - start, path);
+        log_info("packed '%s' as %s: %.1f MB in %.1f s, kept in '%s'", o->path,
+                 model_quant_name(o->quant), (double)p->file_bytes / 1e6, seconds_now() - start,
+                 path);
     return rc;
 }
 
-static int map_packed(struct model *m, struct packed_plan *p, const struct model_opts *o, struct err *e) {
+static int map_packed(struct model *m, struct packed_plan *p, const struct model_opts *o,
+                      struct err *e) {
     char path[FS_PATH_MAX];
     struct err why = { 0 };
     packed_path(path, o->packed_dir, m->sha256, o->quant, o->rounding);
@@ -163,26 +167,32 @@ static int map_packed(struct model *m, struct packed_plan *p, const struct model
     return err_wrap(e, "packed model '%s' cannot be used", path);
 }
 
-static int pack_in_memory(struct model *m, struct packed_plan *p, const struct model_opts *o, struct err *e) {
+static int pack_in_memory(struct model *m, struct packed_plan *p, const struct model_opts *o,
+                          struct err *e) {
     struct source *s;
-    m->store->memory = aligned_alloc(PACKED_HEADER_ALIGN, (p->file_bytes + PACKED_HEADER_ALIGN - 1) /
-                                                              PACKED_HEADER_ALIGN * PACKED_HEADER_ALIGN);
+    m->store->memory = aligned_alloc(PACKED_HEADER_ALIGN,
+                                     (p->file_bytes + PACKED_HEADER_ALIGN - 1) /
+                                         PACKED_HEADER_ALIGN * PACKED_HEADER_ALIGN);
     if (!m->store->memory)
-        return err_code(e, EXIT_ENV, "out of memory: packing '%s' takes %zu bytes", o->path, p->file_bytes);
+        return err_code(e, EXIT_ENV, "out of memory: packing '%s' takes %zu bytes", o->path,
+                        p->file_bytes);
     memset(m->store->memory, 0, p->file_bytes);
     if (source_open(&s, o->path, &m->conf, e) < 0) return -1;
-    int rc = packed_fill(p, s, m->sha256, m->store->memory, m->kern ? m->kern->pool : NULL, NULL, NULL, e);
+    int rc = packed_fill(p, s, m->sha256, m->store->memory, m->kern ? m->kern->pool : NULL, NULL,
+                         NULL, e);
     source_close(&s);
     return rc;
 }
 
-/* Hosts compute out of the mapping itself; a backend named "kind:number" is a device and gets a copy. */
+/* Hosts compute out of the mapping itself; a backend named "kind:number" is a device and gets a
+ * copy. */
 static int to_backend(struct model *m, const struct packed_plan *p, kptr *base, struct err *e) {
     struct model_store *s = m->store;
     const void *from = s->memory ? s->memory : s->map.data;
     *base = (kptr){ (void *)(uintptr_t)from };
     if (!m->kern || !strchr(m->kern->name, ':')) return 0;
-    if (m->kern->alloc(m->kern, &s->device, p->file_bytes, e) < 0) return err_wrap(e, "cannot load the model");
+    if (m->kern->alloc(m->kern, &s->device, p->file_bytes, e) < 0)
+        return err_wrap(e, "cannot load the model");
     m->kern->upload(m->kern, s->device, from, p->file_bytes);
     if (m->kern->sync(m->kern, e) < 0) return err_wrap(e, "cannot load the model");
     *base = s->device;

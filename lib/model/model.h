@@ -1,8 +1,9 @@
 /* model.h - a frozen base model: its shape, its packed weights, where they came from.
  *
- * Knows: HF folders (config.json, safetensors, sharded or not) and GGUF files; Llama and Qwen2; how a weight is quantised.
- * Does not know: tokens as text (tok.h), LoRA (lora.h), what is computed with the weights (net.h).
- * The weights are never written after model_open; several stages map the same packed file.
+ * Knows: HF folders (config.json, safetensors, sharded or not) and GGUF files; Llama and Qwen2; how
+ * a weight is quantised. Does not know: tokens as text (tok.h), LoRA (lora.h), what is computed
+ * with the weights (net.h). The weights are never written after model_open; several stages map the
+ * same packed file.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_MODEL_H
 #define QERL_MODEL_H
@@ -11,17 +12,24 @@
 
 enum { MODEL_EOS_MAX = 8, MODEL_LAYERS_MAX = 256 };
 enum model_arch { MODEL_ARCH_LLAMA, MODEL_ARCH_QWEN2 };
-enum model_quant { MODEL_QUANT_BF16, MODEL_QUANT_MXFP4, MODEL_QUANT_F32 };   /* F32: vectors and gradient checks only */
-enum model_rounding { MODEL_ROUNDING_OCP, MODEL_ROUNDING_SEED };             /* SEED: the earlier system's, `parity = seed` */
+/* F32: vectors and gradient checks only */
+enum model_quant { MODEL_QUANT_BF16, MODEL_QUANT_MXFP4, MODEL_QUANT_F32 };
+/* SEED: the earlier system's, `parity = seed` */
+enum model_rounding { MODEL_ROUNDING_OCP, MODEL_ROUNDING_SEED };
 enum proj { PROJ_Q, PROJ_K, PROJ_V, PROJ_O, PROJ_GATE, PROJ_UP, PROJ_DOWN, PROJ_COUNT };
 
 struct model_conf {
     enum model_arch arch;
     int vocab, dim, layers, heads, kv_heads, head_dim, ffn_dim, positions_max;
     float norm_eps, rope_theta;
-    struct { bool on; float factor, low_freq_factor, high_freq_factor; int original_positions; } rope_llama3;
+    struct {
+        bool on;
+        float factor, low_freq_factor, high_freq_factor;
+        int original_positions;
+    } rope_llama3;
     bool tied, qkv_bias;
-    int32_t eos[MODEL_EOS_MAX];                      /* from generation_config.json and config.json, or GGUF metadata */
+    /* from generation_config.json and config.json, or GGUF metadata */
+    int32_t eos[MODEL_EOS_MAX];
     int eos_count;
     int32_t bos;                                     /* -1 = none */
 };
@@ -35,11 +43,13 @@ struct model_layer {
 struct model {
     struct model_conf conf;
     struct model_layer *layer;
-    struct kern_weight embed, head;                  /* bf16 (f32 under MODEL_QUANT_F32); the same records when tied */
+    /* bf16 (f32 under MODEL_QUANT_F32); the same records when tied */
+    struct kern_weight embed, head;
     kptr norm_final;
     enum model_quant quant;
     enum model_rounding rounding;
-    char sha256[SHA256_HEX];                         /* of the source weights: names the base in manifests and records */
+    /* of the source weights: names the base in manifests and records */
+    char sha256[SHA256_HEX];
     struct kern *kern;                               /* lent */
     struct model_store *store;                       /* mapping or memory behind the kptrs */
 };
@@ -48,17 +58,21 @@ struct model_opts {
     const char *path;                                /* HF folder or .gguf file */
     enum model_quant quant;
     enum model_rounding rounding;
-    const char *packed_dir;                          /* where packed files live, "models/.packed"; NULL = pack in memory */
+    const char *packed_dir; /* where packed files live, "models/.packed"; NULL = pack in memory */
 };
 
-/* A folder without config.json that holds exactly one .gguf file stands for that file: every function that takes a model's
- * path sees it so. Returns path, or buf (FS_PATH_MAX bytes) with the file's path. */
+/* A folder without config.json that holds exactly one .gguf file stands for that file: every
+ * function that takes a model's path sees it so. Returns path, or buf (FS_PATH_MAX bytes) with the
+ * file's path. */
 const char *model_path_resolve(const char *path, char *buf);
-/* Shape only; reads config.json or GGUF metadata. EXIT_ENV when the model is absent, unsupported or damaged. */
+/* Shape only; reads config.json or GGUF metadata. EXIT_ENV when the model is absent, unsupported or
+ * damaged. */
 int model_conf_load(struct model_conf *c, const char *path, struct err *e);
-/* sha256 over the weight files (sorted by name), cached beside the packed files by path, size and time. */
+/* sha256 over the weight files (sorted by name), cached beside the packed files by path, size and
+ * time. */
 int model_sha256(const char *path, const char *packed_dir, char out[SHA256_HEX], struct err *e);
-/* Maps the packed file of (sha256, quant, rounding), making it first where absent (atomically, so two stages may race). */
+/* Maps the packed file of (sha256, quant, rounding), making it first where absent (atomically, so
+ * two stages may race). */
 int model_open(struct model **out, struct kern *k, const struct model_opts *o, struct err *e);
 void model_close(struct model **m);
 

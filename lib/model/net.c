@@ -1,5 +1,5 @@
-/* net.c - a net's memory, its adapter, its life. Slots and pages: net_slots.c. The maths: net_forward.c, net_backward.c.
- * Scoring and training over sequences: net_train.c.
+/* net.c - a net's memory, its adapter, its life. Slots and pages: net_slots.c. The maths:
+ * net_forward.c, net_backward.c. Scoring and training over sequences: net_train.c.
  *
  * Order: layout (also counts), rope tables, create, adopt.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -9,7 +9,7 @@
 
 #include "lib/base/str.h"
 
-/* --- layout --------------------------------------------------------------------------------------------------- */
+/* ---- layout ---- */
 
 struct carve { kptr base; size_t used; };            /* base absent: only count */
 
@@ -18,12 +18,15 @@ static kptr carve(struct carve *c, size_t bytes) {
     c->used += (bytes + 63) & ~(size_t)63;
     return p;
 }
-static kptr carve_f32(struct carve *c, int rows, int cols) { return carve(c, (size_t)rows * (size_t)cols * sizeof(float)); }
+static kptr carve_f32(struct carve *c, int rows, int cols) {
+    return carve(c, (size_t)rows * (size_t)cols * sizeof(float));
+}
 static kptr carve_t(const struct net *n, struct carve *c, int rows, int cols) {
     return carve(c, (size_t)rows * (size_t)cols * net_type_bytes(n->type));
 }
 
-static void carve_act(struct net *n, const struct model_conf *m, struct carve *c, struct net_act *a) {
+static void carve_act(struct net *n, const struct model_conf *m, struct carve *c,
+                      struct net_act *a) {
     const int R = n->o.rows_max;
     if (n->o.train) {
         a->x_in = carve_f32(c, R, m->dim);
@@ -52,10 +55,14 @@ static void carve_lora(struct net *n, const struct model_conf *m, struct carve *
         model_proj_shape(m, p, &out, &in);
         struct kern_weight *a = &l->a[net_site_of(p)];
         if (!a->out) {
-            *a = (struct kern_weight){ .format = format, .out = n->site_rank[net_site_of(p)], .in = in, .scale = 1 };
+            *a = (struct kern_weight){
+                .format = format, .out = n->site_rank[net_site_of(p)], .in = in, .scale = 1
+            };
             a->data = carve(c, kern_weight_bytes(format, a->out, a->in));
         }
-        l->b[p] = (struct kern_weight){ .format = format, .out = out, .in = n->lora.shape.rank, .scale = 1 };
+        l->b[p] = (struct kern_weight){
+            .format = format, .out = out, .in = n->lora.shape.rank, .scale = 1
+        };
         l->b[p].data = carve(c, kern_weight_bytes(format, out, n->lora.shape.rank));
     }
 }
@@ -63,7 +70,8 @@ static void carve_lora(struct net *n, const struct model_conf *m, struct carve *
 static void carve_backward(struct net *n, const struct model_conf *m, struct carve *c) {
     const int R = n->o.rows_max;
     int rank = 1;
-    for (enum net_site s = 0; s < NET_SITE_COUNT; s++) rank = n->site_rank[s] > rank ? n->site_rank[s] : rank;
+    for (enum net_site s = 0; s < NET_SITE_COUNT; s++)
+        rank = n->site_rank[s] > rank ? n->site_rank[s] : rank;
     n->dx = carve_f32(c, R, m->dim);
     n->dh = carve_f32(c, R, n->q_dim > m->dim ? n->q_dim : m->dim);
     n->dact = carve_f32(c, R, m->ffn_dim);
@@ -96,9 +104,11 @@ static size_t net_carve(struct net *n, const struct model_conf *m, kptr base) {
     n->logits = carve_f32(&c, H, m->vocab);
     kptr *heads[] = { &n->lp, &n->lse, &n->entropy, &n->coef };
     for (size_t i = 0; i < COUNT_OF(heads); i++) *heads[i] = carve_f32(&c, H, 1);
-    for (int l = 0; l < (n->o.train ? m->layers : 1); l++) carve_act(n, m, &c, n->act ? &n->act[l] : &none);
+    for (int l = 0; l < (n->o.train ? m->layers : 1); l++)
+        carve_act(n, m, &c, n->act ? &n->act[l] : &none);
     n->kv.table = carve(&c, (size_t)n->o.slots_max * (size_t)n->slot_pages * sizeof(int32_t));
-    n->kv.pages = carve(&c, (size_t)n->pages_max * (size_t)m->layers * 2 * (size_t)n->kv_dim * KERN_PAGE * net_type_bytes(n->type));
+    n->kv.pages = carve(&c, (size_t)n->pages_max * (size_t)m->layers * 2 * (size_t)n->kv_dim *
+                                KERN_PAGE * net_type_bytes(n->type));
     if (n->lora.shape.rank)
         for (int l = 0; l < m->layers; l++) carve_lora(n, m, &c, l);
     if (n->o.train) carve_backward(n, m, &c);
@@ -106,7 +116,8 @@ static size_t net_carve(struct net *n, const struct model_conf *m, kptr base) {
 }
 
 /* Sizes that follow from the options; no memory yet. */
-static void net_shape(struct net *n, const struct model_conf *m, enum model_quant q, const struct net_opts *o) {
+static void net_shape(struct net *n, const struct model_conf *m, enum model_quant q,
+                      const struct net_opts *o) {
     assert(o->rows_max > 0 && o->slots_max > 0 && o->positions_max > 0 && o->lora.rank >= 0);
     *n = (struct net){ .o = *o };
     n->type = q == MODEL_QUANT_F32 ? KERN_F32 : KERN_BF16;
@@ -117,9 +128,13 @@ static void net_shape(struct net *n, const struct model_conf *m, enum model_quan
     n->slot_pages = (o->positions_max + KERN_PAGE - 1) / KERN_PAGE;
     n->pages_max = o->pages_max ? o->pages_max : o->slots_max * n->slot_pages;
     if (o->train && !o->pages_max && n->pages_max > o->rows_max / KERN_PAGE + o->slots_max)
-        n->pages_max = o->rows_max / KERN_PAGE + o->slots_max;          /* all rows of a micro-batch, last pages partial */
+        /* all rows of a micro-batch, last pages partial */
+        n->pages_max = o->rows_max / KERN_PAGE + o->slots_max;
     if (n->pages_max < n->slot_pages) n->pages_max = n->slot_pages;
-    n->kv = (struct kern_kv){ .type = n->type, .layers = m->layers, .kv_heads = m->kv_heads, .head_dim = m->head_dim,
+    n->kv = (struct kern_kv){ .type = n->type,
+                              .layers = m->layers,
+                              .kv_heads = m->kv_heads,
+                              .head_dim = m->head_dim,
                               .slot_pages = n->slot_pages };
     if (!o->lora.rank) memset(n->o.lora.on, 0, sizeof n->o.lora.on);
     n->lora = (struct lora){ .shape = n->o.lora, .conf = *m };
@@ -141,9 +156,10 @@ int net_site_column(const struct net *n, enum proj p) {
     return column;
 }
 
-/* --- rope ------------------------------------------------------------------------------------------------------ */
+/* ---- rope ---- */
 
-/* Frequency i of a head; llama3 scaling as in transformers: long waves slowed by `factor`, a ramp between. */
+/* Frequency i of a head; llama3 scaling as in transformers: long waves slowed by `factor`, a ramp
+ * between. */
 static float rope_frequency(const struct model_conf *c, int i) {
     double f = 1. / pow((double)c->rope_theta, 2. * i / c->head_dim);
     if (c->rope_llama3.on) {
@@ -174,14 +190,15 @@ static void rope_fill(struct net *n, const struct model_conf *c) {
     free(cosines);
 }
 
-/* --- life ------------------------------------------------------------------------------------------------------ */
+/* ---- life ---- */
 
 int net_create(struct net **out, const struct model *m, const struct net_opts *o, struct err *e) {
     const struct model_conf *c = &m->conf;
     *out = NULL;
     if (o->positions_max > c->positions_max)
-        return err_code(e, EXIT_CONFIG, "sequences of %d tokens were asked for, but the model ends at %d", o->positions_max,
-                        c->positions_max);
+        return err_code(e, EXIT_CONFIG,
+                        "sequences of %d tokens were asked for, but the model ends at %d",
+                        o->positions_max, c->positions_max);
     struct net *n = mem_alloc(sizeof *n);
     net_shape(n, c, m->quant, o);
     n->model = m;
@@ -222,7 +239,7 @@ void net_destroy(struct net **np) {
     *np = NULL;
 }
 
-/* --- adopt ----------------------------------------------------------------------------------------------------- */
+/* ---- adopt ---- */
 
 /* A of the projections that share an input are stacked in enum order: rows of one matrix. */
 static void pack_layer(struct net *n, const struct lora *l, int layer, float *stack) {
@@ -247,11 +264,14 @@ int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, s
     n->noise = v;
     n->adapted = false;
     if (!l) return 0;
-    if (l->shape.rank != n->lora.shape.rank || memcmp(l->shape.on, n->lora.shape.on, sizeof l->shape.on) != 0)
-        return err_set(e, "cannot adopt an adapter of rank %d: this net was made for rank %d%s", l->shape.rank,
-                       n->lora.shape.rank, l->shape.rank == n->lora.shape.rank ? " with other targets" : "");
+    if (l->shape.rank != n->lora.shape.rank ||
+        memcmp(l->shape.on, n->lora.shape.on, sizeof l->shape.on) != 0)
+        return err_set(e, "cannot adopt an adapter of rank %d: this net was made for rank %d%s",
+                       l->shape.rank, n->lora.shape.rank,
+                       l->shape.rank == n->lora.shape.rank ? " with other targets" : "");
     if (l->params != n->lora.params)
-        return err_set(e, "cannot adopt an adapter of %zu values, %zu needed", l->params, n->lora.params);
+        return err_set(e, "cannot adopt an adapter of %zu values, %zu needed", l->params,
+                       n->lora.params);
     int widest = n->model->conf.dim > n->q_dim ? n->model->conf.dim : n->q_dim;
     if (n->model->conf.ffn_dim > widest) widest = n->model->conf.ffn_dim;
     float *stack = mem_alloc(3 * (size_t)l->shape.rank * (size_t)widest * sizeof *stack);

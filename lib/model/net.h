@@ -1,10 +1,10 @@
 /* net.h - the one forward (and backward) of the network, for every stage.
  *
- * Input is a list of rows {token, slot, position}; prefill, decode and training differ in nothing else. Keys and values
- * live in pages of 32 positions; a slot is one sequence's page list. A group shares the full pages of its prompt.
- * Rounding: linears read bf16 activations; the residual stream, norms, softmax and log-softmax are f32; KV is bf16
- * (all f32 when the model is MODEL_QUANT_F32).
- * Ownership: net lends model and kern; it copies adapters on adopt.
+ * Input is a list of rows {token, slot, position}; prefill, decode and training differ in nothing
+ * else. Keys and values live in pages of 32 positions; a slot is one sequence's page list. A group
+ * shares the full pages of its prompt. Rounding: linears read bf16 activations; the residual
+ * stream, norms, softmax and log-softmax are f32; KV is bf16 (all f32 when the model is
+ * MODEL_QUANT_F32). Ownership: net lends model and kern; it copies adapters on adopt.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_NET_H
 #define QERL_NET_H
@@ -20,45 +20,56 @@ struct net_opts {
     bool train;                  /* keep what the backward needs */
     struct lora_shape lora;      /* rank 0 = this net never sees an adapter */
 };
-/* The bill that `check` prints, by the code that allocates: bytes of net_create with these options. */
+/* The bill that `check` prints, by the code that allocates: bytes of net_create with these
+ * options. */
 size_t net_plan(const struct model_conf *c, enum model_quant q, const struct net_opts *o);
 int net_create(struct net **out, const struct model *m, const struct net_opts *o, struct err *e);
 void net_destroy(struct net **n);
 
-/* From now on: base + lora (NULL = none) with noise (NULL = clean). lora is packed (copied); noise is lent until the next
- * adopt. */
+/* From now on: base + lora (NULL = none) with noise (NULL = clean). lora is packed (copied); noise
+ * is lent until the next adopt. */
 int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, struct err *e);
 
-/* Slots. open gives an empty one, -1 when none (or no page) is free; fork shares the full pages of the first `positions` of
- * `from` and copies the partial one; close gives the pages back when the last sharer is gone. reserve makes room. */
+/* Slots. open gives an empty one, -1 when none (or no page) is free; fork shares the full pages of
+ * the first `positions` of `from` and copies the partial one; close gives the pages back when the
+ * last sharer is gone. reserve makes room. */
 int net_slot_open(struct net *n);
 int net_slot_fork(struct net *n, int from, int positions);
 int net_slot_reserve(struct net *n, int slot, int positions);    /* 0, or -1: no page free */
 void net_slot_close(struct net *n, int slot);
 
 struct net_row { int32_t token, slot, pos; };
-/* Runs rows (<= rows_max) and leaves logits of the rows named by want[] (ascending indices, wants <= rows) ready for
- * net_sample. Rows of one slot must be in ascending position and follow what the slot holds; pages are reserved here. */
-int net_forward(struct net *n, const struct net_row *rows, int count, const int32_t *want, int wants, struct err *e);
-/* Draws one token per wanted row of the last forward (head and sampling in chunks: the full logits never exist). */
-int net_sample(struct net *n, const struct kern_sampler *s, int32_t *token, float *lp, float *lp_raw, struct err *e);
-/* Draws `count` tokens, each with its own sampler, from the logits of one wanted row: first tokens of a group. */
-int net_sample_row(struct net *n, int want, const struct kern_sampler *s, int count, int32_t *token, float *lp, float *lp_raw,
-                   struct err *e);
+/* Runs rows (<= rows_max) and leaves logits of the rows named by want[] (ascending indices, wants
+ * <= rows) ready for net_sample. Rows of one slot must be in ascending position and follow what the
+ * slot holds; pages are reserved here. */
+int net_forward(struct net *n, const struct net_row *rows, int count, const int32_t *want,
+                int wants, struct err *e);
+/* Draws one token per wanted row of the last forward (head and sampling in chunks: the full logits
+ * never exist). */
+int net_sample(struct net *n, const struct kern_sampler *s, int32_t *token, float *lp,
+               float *lp_raw, struct err *e);
+/* Draws `count` tokens, each with its own sampler, from the logits of one wanted row: first tokens
+ * of a group. */
+int net_sample_row(struct net *n, int want, const struct kern_sampler *s, int count, int32_t *token,
+                   float *lp, float *lp_raw, struct err *e);
 /* Copies logits of the wanted rows [wants, vocab] to the host (tools and tests). */
 int net_logits(struct net *n, float *out, struct err *e);
 
 struct net_seq {
     const int32_t *ids;          /* prompt then response */
-    int n, prompt_n;             /* tokens in all; of the prompt. Response tokens prompt_n .. n-1 are scored. */
+    /* tokens in all; of the prompt. Response tokens prompt_n .. n-1 are scored. */
+    int n, prompt_n;
 };
-/* Log-prob of each response token at temperature T (and entropy, or NULL), sequences one after the other. Splits into
- * micro-batches of whole sequences by itself. */
-int net_logprobs(struct net *n, const struct net_seq *s, int seqs, float temperature, float *lp, float *entropy, struct err *e);
-/* coef[i] = dL/dlp of response tokens [first, first + count) of sequence `seq`, given their lp (and entropy). */
-typedef void net_loss(void *ud, int seq, int first, int count, const float *lp, const float *entropy, float *coef);
-/* Forward and backward of all sequences in order; adds dL/d(lora value) to grad (host, lora->params floats). Neither the
- * micro-batch size nor the thread count changes a bit of the result. */
-int net_train(struct net *n, const struct net_seq *s, int seqs, float temperature, net_loss *loss, void *ud, float *grad,
-              struct err *e);
+/* Log-prob of each response token at temperature T (and entropy, or NULL), sequences one after the
+ * other. Splits into micro-batches of whole sequences by itself. */
+int net_logprobs(struct net *n, const struct net_seq *s, int seqs, float temperature, float *lp,
+                 float *entropy, struct err *e);
+/* coef[i] = dL/dlp of response tokens [first, first + count) of sequence `seq`, given their lp (and
+ * entropy). */
+typedef void net_loss(void *ud, int seq, int first, int count, const float *lp,
+                      const float *entropy, float *coef);
+/* Forward and backward of all sequences in order; adds dL/d(lora value) to grad (host, lora->params
+ * floats). Neither the micro-batch size nor the thread count changes a bit of the result. */
+int net_train(struct net *n, const struct net_seq *s, int seqs, float temperature, net_loss *loss,
+              void *ud, float *grad, struct err *e);
 #endif

@@ -1,17 +1,21 @@
 /* net_backward.c - gradients of the LoRA matrices, layers in reverse.
  *
- * The base is frozen, so a projection gives: dB += g (x) u, du = B'g, dA += (s du) (x) x, dx += W'g + s A'du. Sums over
- * tokens run inside `outer`, per sequence and in tiles, so micro-batches change nothing. Below the first layer nothing
- * is trained: its inputs' gradient is not made.
+ * The base is frozen, so a projection gives: dB += g (x) u, du = B'g, dA += (s du) (x) x, dx += W'g
+ * + s A'du. Sums over tokens run inside `outer`, per sequence and in tiles, so micro-batches change
+ * nothing. Below the first layer nothing is trained: its inputs' gradient is not made.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/net_int.h"
 
 struct pass { struct net *n; int layer, rows, seqs; const int32_t *seq_start; };
 
-static kptr grad_at(const struct net *n, size_t offset) { return kptr_at(n->grad, offset * sizeof(float)); }
+static kptr grad_at(const struct net *n, size_t offset) {
+    return kptr_at(n->grad, offset * sizeof(float));
+}
 
-/* Adapter of one projection, given g = dL/dy: its dB and dA, and its columns of du for adapter_dx. */
-static void adapter_grad(const struct pass *t, enum proj p, const struct net_act *act, kptr g, kptr x) {
+/* Adapter of one projection, given g = dL/dy: its dB and dA, and its columns of du for
+ * adapter_dx. */
+static void adapter_grad(const struct pass *t, enum proj p, const struct net_act *act, kptr g,
+                         kptr x) {
     struct net *n = t->n;
     if (!net_lora_on(n, p)) return;
     const struct kern_weight *b = &n->lora_layer[t->layer].b[p];
@@ -21,21 +25,52 @@ static void adapter_grad(const struct pass *t, enum proj p, const struct net_act
     int out, in;
     model_proj_shape(&n->model->conf, p, &out, &in);
     lora_offsets(&n->lora, t->layer, p, &a_at, &b_at);
-    n->k->outer(n->k, &(struct kern_outer){ .a = g, .a_ld = out, .b = net_u_of(n, act, p), .b_type = n->type, .b_ld = ld,
-                                            .scale = 1, .round = n->round, .g = grad_at(n, b_at), .m = out, .n = rank,
-                                            .seq_start = t->seq_start, .seqs = t->seqs });
-    n->k->linear_t(n->k, &(struct kern_linear_t){ .dy = g, .dy_ld = out, .w = *b, .scale = 1, .round = n->round, .dx = du,
-                                                  .dx_ld = ld, .rows = t->rows });
-    n->k->outer(n->k, &(struct kern_outer){ .a = du, .a_ld = ld, .b = x, .b_type = n->type, .b_ld = in,
-                                            .scale = net_lora_scale(n), .round = n->round, .g = grad_at(n, a_at), .m = rank,
-                                            .n = in, .seq_start = t->seq_start, .seqs = t->seqs });
+    n->k->outer(n->k, &(struct kern_outer){ .a = g,
+                                            .a_ld = out,
+                                            .b = net_u_of(n, act, p),
+                                            .b_type = n->type,
+                                            .b_ld = ld,
+                                            .scale = 1,
+                                            .round = n->round,
+                                            .g = grad_at(n, b_at),
+                                            .m = out,
+                                            .n = rank,
+                                            .seq_start = t->seq_start,
+                                            .seqs = t->seqs });
+    n->k->linear_t(n->k, &(struct kern_linear_t){ .dy = g,
+                                                  .dy_ld = out,
+                                                  .w = *b,
+                                                  .scale = 1,
+                                                  .round = n->round,
+                                                  .dx = du,
+                                                  .dx_ld = ld,
+                                                  .rows = t->rows });
+    n->k->outer(n->k, &(struct kern_outer){ .a = du,
+                                            .a_ld = ld,
+                                            .b = x,
+                                            .b_type = n->type,
+                                            .b_ld = in,
+                                            .scale = net_lora_scale(n),
+                                            .round = n->round,
+                                            .g = grad_at(n, a_at),
+                                            .m = rank,
+                                            .n = in,
+                                            .seq_start = t->seq_start,
+                                            .seqs = t->seqs });
 }
 
 /* dx = W'g, or dx += it. */
 static void base_dx(const struct pass *t, enum proj p, kptr g, kptr dx, bool add) {
     const struct kern_weight *w = &t->n->model->layer[t->layer].w[p];
-    t->n->k->linear_t(t->n->k, &(struct kern_linear_t){ .dy = g, .dy_ld = w->out, .w = *w, .scale = 1, .accumulate = add,
-                                                        .round = t->n->round, .dx = dx, .dx_ld = w->in, .rows = t->rows });
+    t->n->k->linear_t(t->n->k, &(struct kern_linear_t){ .dy = g,
+                                                        .dy_ld = w->out,
+                                                        .w = *w,
+                                                        .scale = 1,
+                                                        .accumulate = add,
+                                                        .round = t->n->round,
+                                                        .dx = dx,
+                                                        .dx_ld = w->in,
+                                                        .rows = t->rows });
 }
 
 /* dx += s A'du for all projections of a site at once. */
@@ -43,16 +78,28 @@ static void adapter_dx(const struct pass *t, enum net_site site, kptr dx) {
     struct net *n = t->n;
     const struct kern_weight *a = &n->lora_layer[t->layer].a[site];
     if (!n->adapted || !a->out) return;
-    n->k->linear_t(n->k, &(struct kern_linear_t){ .dy = n->du, .dy_ld = a->out, .w = *a, .scale = net_lora_scale(n),
-                                                  .accumulate = true, .round = n->round, .dx = dx, .dx_ld = a->in,
+    n->k->linear_t(n->k, &(struct kern_linear_t){ .dy = n->du,
+                                                  .dy_ld = a->out,
+                                                  .w = *a,
+                                                  .scale = net_lora_scale(n),
+                                                  .accumulate = true,
+                                                  .round = n->round,
+                                                  .dx = dx,
+                                                  .dx_ld = a->in,
                                                   .rows = t->rows });
 }
 
 static void norm_bwd(const struct pass *t, int index, kptr x, kptr rstd, kptr w) {
     const int dim = t->n->model->conf.dim;
-    t->n->k->rmsnorm_bwd(t->n->k, &(struct kern_rmsnorm_bwd){ .dy = t->n->dh, .x = x, .rstd = rstd, .w = w,
-                                                              .dw = noise_view_dw(t->n->noise, index, dim), .dx = t->n->dx,
-                                                              .rows = t->rows, .dim = dim });
+    t->n->k->rmsnorm_bwd(t->n->k,
+                         &(struct kern_rmsnorm_bwd){ .dy = t->n->dh,
+                                                     .x = x,
+                                                     .rstd = rstd,
+                                                     .w = w,
+                                                     .dw = noise_view_dw(t->n->noise, index, dim),
+                                                     .dx = t->n->dx,
+                                                     .rows = t->rows,
+                                                     .dim = dim });
 }
 
 static void mlp_bwd(const struct pass *t, struct net_act *a) {
@@ -61,9 +108,16 @@ static void mlp_bwd(const struct pass *t, struct net_act *a) {
     adapter_grad(t, PROJ_DOWN, a, n->dx, a->act);
     base_dx(t, PROJ_DOWN, n->dx, n->dact, false);
     adapter_dx(t, NET_SITE_DOWN, n->dact);
-    n->k->swiglu_bwd(n->k, &(struct kern_swiglu_bwd){ .dy = n->dact, .gate = a->gate, .up = a->up, .dgate = a->gate,
-                                                      .dup = n->dup, .rows = t->rows, .dim = ffn, .ld = ffn });
-    adapter_grad(t, PROJ_GATE, a, a->gate, a->h_post);                /* a->gate holds dgate from here on */
+    n->k->swiglu_bwd(n->k, &(struct kern_swiglu_bwd){ .dy = n->dact,
+                                                      .gate = a->gate,
+                                                      .up = a->up,
+                                                      .dgate = a->gate,
+                                                      .dup = n->dup,
+                                                      .rows = t->rows,
+                                                      .dim = ffn,
+                                                      .ld = ffn });
+    /* a->gate holds dgate from here on */
+    adapter_grad(t, PROJ_GATE, a, a->gate, a->h_post);
     adapter_grad(t, PROJ_UP, a, n->dup, a->h_post);
     base_dx(t, PROJ_GATE, a->gate, n->dh, false);
     base_dx(t, PROJ_UP, n->dup, n->dh, true);
@@ -72,9 +126,16 @@ static void mlp_bwd(const struct pass *t, struct net_act *a) {
 }
 
 static void rope_bwd(const struct pass *t, kptr x, int heads) {
-    t->n->k->rope(t->n->k, &(struct kern_rope){ .x = x, .y = x, .y_type = KERN_F32, .pos = t->n->pos, .cos = t->n->cos,
-                                                .sin = t->n->sin, .rows = t->rows, .heads = heads,
-                                                .head_dim = t->n->model->conf.head_dim, .inverse = true });
+    t->n->k->rope(t->n->k, &(struct kern_rope){ .x = x,
+                                                .y = x,
+                                                .y_type = KERN_F32,
+                                                .pos = t->n->pos,
+                                                .cos = t->n->cos,
+                                                .sin = t->n->sin,
+                                                .rows = t->rows,
+                                                .heads = heads,
+                                                .head_dim = t->n->model->conf.head_dim,
+                                                .inverse = true });
 }
 
 static void attention_bwd(const struct pass *t, struct net_act *a) {
@@ -83,10 +144,22 @@ static void attention_bwd(const struct pass *t, struct net_act *a) {
     adapter_grad(t, PROJ_O, a, n->dx, a->attn);
     base_dx(t, PROJ_O, n->dx, n->dh, false);
     adapter_dx(t, NET_SITE_O, n->dh);
-    n->k->attn_bwd(n->k, &(struct kern_attn_bwd){ .q = a->q, .q_type = n->type, .kv = n->kv, .layer = t->layer, .slots = n->slots,
-                                                  .y = a->attn, .y_type = n->type, .lse = a->lse, .dy = n->dh, .dq = n->dq,
-                                                  .dk = n->dk, .dv = n->dv, .seq_start = t->seq_start, .seqs = t->seqs,
-                                                  .heads = c->heads, .scale = net_attn_scale(n) });
+    n->k->attn_bwd(n->k, &(struct kern_attn_bwd){ .q = a->q,
+                                                  .q_type = n->type,
+                                                  .kv = n->kv,
+                                                  .layer = t->layer,
+                                                  .slots = n->slots,
+                                                  .y = a->attn,
+                                                  .y_type = n->type,
+                                                  .lse = a->lse,
+                                                  .dy = n->dh,
+                                                  .dq = n->dq,
+                                                  .dk = n->dk,
+                                                  .dv = n->dv,
+                                                  .seq_start = t->seq_start,
+                                                  .seqs = t->seqs,
+                                                  .heads = c->heads,
+                                                  .scale = net_attn_scale(n) });
     rope_bwd(t, n->dq, c->heads);
     rope_bwd(t, n->dk, c->kv_heads);
     adapter_grad(t, PROJ_Q, a, n->dq, a->h_in);

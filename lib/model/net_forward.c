@@ -1,40 +1,80 @@
-/* net_forward.c - the layers, the wanted rows, the head: what every stage computes, in the one order there is.
+/* net_forward.c - the layers, the wanted rows, the head: what every stage computes, in the one
+ * order there is.
  *
  * Order: one projection with its adapter, a layer, all layers, wanted rows, head, the public calls.
- * Prefill, decode and training differ only in the list of rows and in `save`, which copies and never computes.
+ * Prefill, decode and training differ only in the list of rows and in `save`, which copies and
+ * never computes.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/net_int.h"
 
 /* u = bf16(s A x) of all adapted projections that read x. */
-static void adapter_in(struct net *n, int layer, enum net_site site, kptr x, int x_ld, kptr u, int rows) {
+static void adapter_in(struct net *n, int layer, enum net_site site, kptr x, int x_ld, kptr u,
+                       int rows) {
     const struct kern_weight *a = &n->lora_layer[layer].a[site];
     if (!n->adapted || !a->out) return;
-    n->k->linear(n->k, &(struct kern_linear){ .x = x, .x_type = n->type, .x_ld = x_ld, .w = *a, .scale = net_lora_scale(n),
-                                              .y = u, .y_type = n->type, .y_ld = a->out, .rows = rows });
+    n->k->linear(n->k, &(struct kern_linear){ .x = x,
+                                              .x_type = n->type,
+                                              .x_ld = x_ld,
+                                              .w = *a,
+                                              .scale = net_lora_scale(n),
+                                              .y = u,
+                                              .y_type = n->type,
+                                              .y_ld = a->out,
+                                              .rows = rows });
 }
 
 /* y = W x + b + B u, or y += that: the residual takes o and down without a copy of its own. */
-static void project(struct net *n, int layer, enum proj p, kptr x, const struct net_act *act, kptr y, bool add, int rows) {
+static void project(struct net *n, int layer, enum proj p, kptr x, const struct net_act *act,
+                    kptr y, bool add, int rows) {
     const struct model_layer *l = &n->model->layer[layer];
     const struct kern_weight *w = &l->w[p];
-    n->k->linear(n->k, &(struct kern_linear){ .x = x, .x_type = n->type, .x_ld = w->in, .w = *w, .scale = 1,
-                                              .bias = p <= PROJ_V ? l->bias[p] : (kptr){ NULL }, .accumulate = add,
-                                              .y = y, .y_type = KERN_F32, .y_ld = w->out, .rows = rows });
+    n->k->linear(n->k, &(struct kern_linear){ .x = x,
+                                              .x_type = n->type,
+                                              .x_ld = w->in,
+                                              .w = *w,
+                                              .scale = 1,
+                                              .bias = p <= PROJ_V ? l->bias[p] : (kptr){ NULL },
+                                              .accumulate = add,
+                                              .y = y,
+                                              .y_type = KERN_F32,
+                                              .y_ld = w->out,
+                                              .rows = rows });
     if (!net_lora_on(n, p)) return;
-    n->k->linear(n->k, &(struct kern_linear){ .x = net_u_of(n, act, p), .x_type = n->type, .x_ld = n->site_rank[net_site_of(p)],
-                                              .w = n->lora_layer[layer].b[p], .scale = 1, .accumulate = true,
-                                              .y = y, .y_type = KERN_F32, .y_ld = w->out, .rows = rows });
+    n->k->linear(n->k, &(struct kern_linear){ .x = net_u_of(n, act, p),
+                                              .x_type = n->type,
+                                              .x_ld = n->site_rank[net_site_of(p)],
+                                              .w = n->lora_layer[layer].b[p],
+                                              .scale = 1,
+                                              .accumulate = true,
+                                              .y = y,
+                                              .y_type = KERN_F32,
+                                              .y_ld = w->out,
+                                              .rows = rows });
 }
 
 static void norm(struct net *n, int index, kptr w, kptr y, kptr rstd, int rows) {
     const struct model_conf *c = &n->model->conf;
-    n->k->rmsnorm(n->k, &(struct kern_rmsnorm){ .x = n->x, .w = w, .dw = noise_view_dw(n->noise, index, c->dim), .y = y,
-                                                .rstd = rstd, .y_type = n->type, .rows = rows, .dim = c->dim, .eps = c->norm_eps });
+    n->k->rmsnorm(n->k, &(struct kern_rmsnorm){ .x = n->x,
+                                                .w = w,
+                                                .dw = noise_view_dw(n->noise, index, c->dim),
+                                                .y = y,
+                                                .rstd = rstd,
+                                                .y_type = n->type,
+                                                .rows = rows,
+                                                .dim = c->dim,
+                                                .eps = c->norm_eps });
 }
 
 static void rope(struct net *n, kptr x, kptr y, int heads, int rows) {
-    n->k->rope(n->k, &(struct kern_rope){ .x = x, .y = y, .y_type = n->type, .pos = n->pos, .cos = n->cos, .sin = n->sin,
-                                          .rows = rows, .heads = heads, .head_dim = n->model->conf.head_dim });
+    n->k->rope(n->k, &(struct kern_rope){ .x = x,
+                                          .y = y,
+                                          .y_type = n->type,
+                                          .pos = n->pos,
+                                          .cos = n->cos,
+                                          .sin = n->sin,
+                                          .rows = rows,
+                                          .heads = heads,
+                                          .head_dim = n->model->conf.head_dim });
 }
 
 static void attention(struct net *n, int layer, struct net_act *a, int rows, bool save) {
@@ -45,11 +85,26 @@ static void attention(struct net *n, int layer, struct net_act *a, int rows, boo
     project(n, layer, PROJ_V, a->h_in, a, n->vf, false, rows);
     rope(n, n->qf, a->q, c->heads, rows);
     rope(n, n->kf, n->kt, c->kv_heads, rows);
-    n->k->kv_put(n->k, &(struct kern_kv_put){ .kv = n->kv, .layer = layer, .k = n->kt, .k_type = n->type, .v = n->vf,
-                                              .slots = n->slots, .pos = n->pos, .rows = rows });
-    n->k->attn(n->k, &(struct kern_attn){ .q = a->q, .q_type = n->type, .kv = n->kv, .layer = layer, .slots = n->slots,
-                                          .pos = n->pos, .y = a->attn, .y_type = n->type, .lse = save ? a->lse : (kptr){ NULL },
-                                          .rows = rows, .heads = c->heads, .scale = net_attn_scale(n) });
+    n->k->kv_put(n->k, &(struct kern_kv_put){ .kv = n->kv,
+                                              .layer = layer,
+                                              .k = n->kt,
+                                              .k_type = n->type,
+                                              .v = n->vf,
+                                              .slots = n->slots,
+                                              .pos = n->pos,
+                                              .rows = rows });
+    n->k->attn(n->k, &(struct kern_attn){ .q = a->q,
+                                          .q_type = n->type,
+                                          .kv = n->kv,
+                                          .layer = layer,
+                                          .slots = n->slots,
+                                          .pos = n->pos,
+                                          .y = a->attn,
+                                          .y_type = n->type,
+                                          .lse = save ? a->lse : (kptr){ NULL },
+                                          .rows = rows,
+                                          .heads = c->heads,
+                                          .scale = net_attn_scale(n) });
     adapter_in(n, layer, NET_SITE_O, a->attn, n->q_dim, a->u[NET_SITE_O], rows);
     project(n, layer, PROJ_O, a->attn, a, n->x, true, rows);
 }
@@ -59,8 +114,13 @@ static void mlp(struct net *n, int layer, struct net_act *a, int rows) {
     adapter_in(n, layer, NET_SITE_MLP, a->h_post, c->dim, a->u[NET_SITE_MLP], rows);
     project(n, layer, PROJ_GATE, a->h_post, a, a->gate, false, rows);
     project(n, layer, PROJ_UP, a->h_post, a, a->up, false, rows);
-    n->k->swiglu(n->k, &(struct kern_swiglu){ .gate = a->gate, .up = a->up, .y = a->act, .y_type = n->type, .rows = rows,
-                                              .dim = c->ffn_dim, .ld = c->ffn_dim });
+    n->k->swiglu(n->k, &(struct kern_swiglu){ .gate = a->gate,
+                                              .up = a->up,
+                                              .y = a->act,
+                                              .y_type = n->type,
+                                              .rows = rows,
+                                              .dim = c->ffn_dim,
+                                              .ld = c->ffn_dim });
     adapter_in(n, layer, NET_SITE_DOWN, a->act, c->ffn_dim, a->u[NET_SITE_DOWN], rows);
     project(n, layer, PROJ_DOWN, a->act, a, n->x, true, rows);
 }
@@ -69,14 +129,16 @@ void net_layers(struct net *n, int rows, bool save) {
     const struct model_conf *c = &n->model->conf;
     const size_t x_bytes = (size_t)rows * (size_t)c->dim * sizeof(float);
     const kptr none = { NULL };
-    n->k->embed(n->k, &(struct kern_embed){ .tokens = n->tokens, .w = n->model->embed, .y = n->x, .rows = rows });
+    n->k->embed(n->k, &(struct kern_embed){
+                          .tokens = n->tokens, .w = n->model->embed, .y = n->x, .rows = rows });
     for (int layer = 0; layer < c->layers; layer++) {
         struct net_act *a = &n->act[save ? layer : 0];
         if (save) n->k->copy(n->k, a->x_in, n->x, x_bytes);
         norm(n, 2 * layer, n->model->layer[layer].norm_in, a->h_in, save ? a->rstd_in : none, rows);
         attention(n, layer, a, rows, save);
         if (save) n->k->copy(n->k, a->x_mid, n->x, x_bytes);
-        norm(n, 2 * layer + 1, n->model->layer[layer].norm_post, a->h_post, save ? a->rstd_post : none, rows);
+        norm(n, 2 * layer + 1, n->model->layer[layer].norm_post, a->h_post,
+             save ? a->rstd_post : none, rows);
         mlp(n, layer, a, rows);
     }
 }
@@ -87,20 +149,37 @@ void net_want(struct net *n, const int32_t *index, int wants, bool save) {
     n->wants = wants;
     if (!wants) return;
     n->k->upload(n->k, n->index, index, (size_t)wants * sizeof *index);
-    n->k->gather(n->k, &(struct kern_gather){ .x = n->x, .index = n->index, .y = n->hid, .type = KERN_F32, .rows = wants,
+    n->k->gather(n->k, &(struct kern_gather){ .x = n->x,
+                                              .index = n->index,
+                                              .y = n->hid,
+                                              .type = KERN_F32,
+                                              .rows = wants,
                                               .dim = c->dim });
-    n->k->rmsnorm(n->k, &(struct kern_rmsnorm){ .x = n->hid, .w = n->model->norm_final,
-                                                .dw = noise_view_dw(n->noise, 2 * c->layers, c->dim), .y = n->hid_t,
-                                                .rstd = save ? n->hid_rstd : (kptr){ NULL }, .y_type = n->type, .rows = wants,
-                                                .dim = c->dim, .eps = c->norm_eps });
+    n->k->rmsnorm(n->k,
+                  &(struct kern_rmsnorm){ .x = n->hid,
+                                          .w = n->model->norm_final,
+                                          .dw = noise_view_dw(n->noise, 2 * c->layers, c->dim),
+                                          .y = n->hid_t,
+                                          .rstd = save ? n->hid_rstd : (kptr){ NULL },
+                                          .y_type = n->type,
+                                          .rows = wants,
+                                          .dim = c->dim,
+                                          .eps = c->norm_eps });
 }
 
 void net_head(struct net *n, int first, int count) {
     const struct kern_weight *w = &n->model->head;
     assert(count <= n->head_rows && first + count <= n->wants);
     kptr x = kptr_at(n->hid_t, (size_t)first * (size_t)w->in * net_type_bytes(n->type));
-    n->k->linear(n->k, &(struct kern_linear){ .x = x, .x_type = n->type, .x_ld = w->in, .w = *w, .scale = 1,
-                                              .y = n->logits, .y_type = KERN_F32, .y_ld = w->out, .rows = count });
+    n->k->linear(n->k, &(struct kern_linear){ .x = x,
+                                              .x_type = n->type,
+                                              .x_ld = w->in,
+                                              .w = *w,
+                                              .scale = 1,
+                                              .y = n->logits,
+                                              .y_type = KERN_F32,
+                                              .y_ld = w->out,
+                                              .rows = count });
 }
 
 void net_upload_rows(struct net *n, const struct net_row *rows, int count) {
@@ -116,9 +195,10 @@ void net_upload_rows(struct net *n, const struct net_row *rows, int count) {
     n->k->upload(n->k, n->pos, pos, bytes);
 }
 
-/* --- public ---------------------------------------------------------------------------------------------------- */
+/* ---- public ---- */
 
-int net_forward(struct net *n, const struct net_row *rows, int count, const int32_t *want, int wants, struct err *e) {
+int net_forward(struct net *n, const struct net_row *rows, int count, const int32_t *want,
+                int wants, struct err *e) {
     assert(count > 0 && count <= n->o.rows_max && wants >= 0 && wants <= count);
     n->wants = 0;
     if (net_claim(n, rows, count, e) < 0) return -1;
@@ -130,27 +210,37 @@ int net_forward(struct net *n, const struct net_row *rows, int count, const int3
 
 static int min_int(int a, int b) { return a < b ? a : b; }
 
-int net_sample(struct net *n, const struct kern_sampler *s, int32_t *token, float *lp, float *lp_raw, struct err *e) {
+int net_sample(struct net *n, const struct kern_sampler *s, int32_t *token, float *lp,
+               float *lp_raw, struct err *e) {
     for (int first = 0; first < n->wants; first += n->head_rows) {
         const int count = min_int(n->head_rows, n->wants - first);
         net_head(n, first, count);
-        n->k->sample(n->k, &(struct kern_sample){ .logits = n->logits, .rows = count, .vocab = n->model->conf.vocab,
-                                                  .sampler = s + first, .token = token + first, .lp = lp + first,
+        n->k->sample(n->k, &(struct kern_sample){ .logits = n->logits,
+                                                  .rows = count,
+                                                  .vocab = n->model->conf.vocab,
+                                                  .sampler = s + first,
+                                                  .token = token + first,
+                                                  .lp = lp + first,
                                                   .lp_raw = lp_raw + first });
     }
     return n->k->sync(n->k, e) < 0 ? err_wrap(e, "sampling") : 0;
 }
 
-int net_sample_row(struct net *n, int want, const struct kern_sampler *s, int count, int32_t *token, float *lp, float *lp_raw,
-                   struct err *e) {
+int net_sample_row(struct net *n, int want, const struct kern_sampler *s, int count, int32_t *token,
+                   float *lp, float *lp_raw, struct err *e) {
     assert(want >= 0 && want < n->wants);
     const size_t row_bytes = (size_t)n->model->conf.vocab * sizeof(float);
     for (int first = 0; first < count; first += n->head_rows) {
         const int rows = min_int(n->head_rows, count - first);
         net_head(n, want, 1);
-        for (int i = 1; i < rows; i++) n->k->copy(n->k, kptr_at(n->logits, (size_t)i * row_bytes), n->logits, row_bytes);
-        n->k->sample(n->k, &(struct kern_sample){ .logits = n->logits, .rows = rows, .vocab = n->model->conf.vocab,
-                                                  .sampler = s + first, .token = token + first, .lp = lp + first,
+        for (int i = 1; i < rows; i++)
+            n->k->copy(n->k, kptr_at(n->logits, (size_t)i * row_bytes), n->logits, row_bytes);
+        n->k->sample(n->k, &(struct kern_sample){ .logits = n->logits,
+                                                  .rows = rows,
+                                                  .vocab = n->model->conf.vocab,
+                                                  .sampler = s + first,
+                                                  .token = token + first,
+                                                  .lp = lp + first,
                                                   .lp_raw = lp_raw + first });
     }
     return n->k->sync(n->k, e) < 0 ? err_wrap(e, "sampling") : 0;
@@ -161,7 +251,8 @@ int net_logits(struct net *n, float *out, struct err *e) {
     for (int first = 0; first < n->wants; first += n->head_rows) {
         const int count = min_int(n->head_rows, n->wants - first);
         net_head(n, first, count);
-        n->k->download(n->k, out + (size_t)first * vocab, n->logits, (size_t)count * vocab * sizeof(float));
+        n->k->download(n->k, out + (size_t)first * vocab, n->logits,
+                       (size_t)count * vocab * sizeof(float));
     }
     return n->k->sync(n->k, e) < 0 ? err_wrap(e, "logits") : 0;
 }

@@ -1,8 +1,9 @@
 /* net_int.h - the inside of a net, shared by the net_*.c files only.
  *
- * One block of the backend's memory holds everything; net_carve lays it out and, with no memory, counts it.
- * Names of shapes: R rows_max, D dim, F ffn_dim, Q heads * head_dim, K kv_heads * head_dim, V vocab, H head rows.
- * T is the type of activations: bf16, or f32 when the model is MODEL_QUANT_F32.
+ * One block of the backend's memory holds everything; net_carve lays it out and, with no memory,
+ * counts it. Names of shapes: R rows_max, D dim, F ffn_dim, Q heads * head_dim, K kv_heads *
+ * head_dim, V vocab, H head rows. T is the type of activations: bf16, or f32 when the model is
+ * MODEL_QUANT_F32.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_NET_INT_H
 #define QERL_NET_INT_H
@@ -15,9 +16,11 @@ enum { NET_HEAD_ROWS = 64 };                      /* rows whose logits exist at 
 /* Projections that read the same input share one packed A, so u of a site is one product. */
 enum net_site { NET_SITE_QKV, NET_SITE_O, NET_SITE_MLP, NET_SITE_DOWN, NET_SITE_COUNT };
 
-/* What one layer's forward leaves for its backward. Without saving, layer 0's buffers serve every layer. */
+/* What one layer's forward leaves for its backward. Without saving, layer 0's buffers serve every
+ * layer. */
 struct net_act {
-    kptr x_in, x_mid;                             /* (R, D) f32: residual before each norm; only when training */
+    /* (R, D) f32: residual before each norm; only when training */
+    kptr x_in, x_mid;
     kptr rstd_in, rstd_post;                      /* (R) f32; only when training */
     kptr h_in, h_post;                            /* (R, D) T: norm outputs */
     kptr q;                                       /* (R, Q) T, rotated */
@@ -29,7 +32,8 @@ struct net_act {
 };
 
 struct net_lora_layer {
-    struct kern_weight a[NET_SITE_COUNT];         /* [site rank, in]; .out 0 = nothing adapted here */
+    /* [site rank, in]; .out 0 = nothing adapted here */
+    struct kern_weight a[NET_SITE_COUNT];
     struct kern_weight b[PROJ_COUNT];             /* [out, rank] */
 };
 
@@ -51,9 +55,12 @@ struct net {
     kptr cos, sin;                                /* (positions, head_dim / 2) f32 */
     kptr tokens, slots, pos, index, targets;      /* (R) int32 */
     kptr x;                                       /* (R, D) f32: the residual stream */
-    kptr qf, kf, vf;                              /* (R, Q), (R, K), (R, K) f32: projections before rounding */
-    kptr kt;                                      /* (R, K) T: rotated keys on their way into the pages */
-    kptr hid, hid_t, hid_rstd;                    /* (R, D) f32, (R, D) T, (R): wanted rows, before and after the final norm */
+    /* (R, Q), (R, K), (R, K) f32: projections before rounding */
+    kptr qf, kf, vf;
+    /* (R, K) T: rotated keys on their way into the pages */
+    kptr kt;
+    /* (R, D) f32, (R, D) T, (R): wanted rows, before and after the final norm */
+    kptr hid, hid_t, hid_rstd;
     kptr logits, lp, lse, entropy, coef;          /* (H, V), (H) f32 */
     struct net_act *act;                          /* [layers] when training, else [1] */
     struct kern_kv kv;
@@ -61,7 +68,8 @@ struct net {
     kptr dx, dh, dact, dup, dk, dv, dq, du, dhid; /* backward scratch; only when training */
     kptr grad;                                    /* [params] f32, as lora.value */
 
-    struct lora lora;                             /* shape of the adapter (value NULL); rank 0 = none */
+    /* shape of the adapter (value NULL); rank 0 = none */
+    struct lora lora;
     struct net_lora_layer *lora_layer;
     int site_rank[NET_SITE_COUNT];
     bool adapted;                                 /* an adapter is in use */
@@ -75,7 +83,10 @@ struct net {
 };
 
 static inline enum net_site net_site_of(enum proj p) {
-    return p <= PROJ_V ? NET_SITE_QKV : p == PROJ_O ? NET_SITE_O : p <= PROJ_UP ? NET_SITE_MLP : NET_SITE_DOWN;
+    return p <= PROJ_V    ? NET_SITE_QKV
+           : p == PROJ_O  ? NET_SITE_O
+           : p <= PROJ_UP ? NET_SITE_MLP
+                          : NET_SITE_DOWN;
 }
 static inline size_t net_type_bytes(enum kern_type t) { return t == KERN_BF16 ? 2 : 4; }
 /* First column of projection p in its site's u. */
@@ -83,12 +94,19 @@ int net_site_column(const struct net *n, enum proj p);
 static inline kptr net_u_of(const struct net *n, const struct net_act *a, enum proj p) {
     return kptr_at(a->u[net_site_of(p)], (size_t)net_site_column(n, p) * net_type_bytes(n->type));
 }
-static inline bool net_lora_on(const struct net *n, enum proj p) { return n->adapted && n->lora.shape.on[p]; }
-static inline float net_lora_scale(const struct net *n) { return n->lora.shape.alpha / (float)n->lora.shape.rank; }
+static inline bool net_lora_on(const struct net *n, enum proj p) {
+    return n->adapted && n->lora.shape.on[p];
+}
+static inline float net_lora_scale(const struct net *n) {
+    return n->lora.shape.alpha / (float)n->lora.shape.rank;
+}
 
-static inline float net_attn_scale(const struct net *n) { return 1.f / sqrtf((float)n->model->conf.head_dim); }
+static inline float net_attn_scale(const struct net *n) {
+    return 1.f / sqrtf((float)n->model->conf.head_dim);
+}
 
-/* net_forward.c: layers over `rows` rows already uploaded (net_upload_rows); x ends as the last residual. */
+/* net_forward.c: layers over `rows` rows already uploaded (net_upload_rows); x ends as the last
+ * residual. */
 void net_upload_rows(struct net *n, const struct net_row *rows, int count);
 void net_layers(struct net *n, int rows, bool save);
 /* Final norm of the residual rows index[0 .. wants-1] (host) into hid_t; rstd kept when save. */

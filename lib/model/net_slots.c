@@ -5,7 +5,9 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/net_int.h"
 
-static int32_t *slot_row(const struct net *n, int slot) { return n->table + (size_t)slot * (size_t)n->slot_pages; }
+static int32_t *slot_row(const struct net *n, int slot) {
+    return n->table + (size_t)slot * (size_t)n->slot_pages;
+}
 
 static void table_upload(struct net *n, int slot) {
     const size_t bytes = (size_t)n->slot_pages * sizeof(int32_t);
@@ -50,16 +52,20 @@ int net_slot_fork(struct net *n, int from, int positions) {
     for (int s = 0; s < n->o.slots_max && slot < 0; s++)
         if (!n->slot[s].open) slot = s;
     if (slot < 0) return -1;
-    n->slot[slot] = (struct net_slot){ .open = true, .positions = positions, .pages = full + partial };
+    n->slot[slot] = (struct net_slot){ .open = true,
+                                       .positions = positions,
+                                       .pages = full + partial };
     for (int i = 0; i < full; i++) {
         slot_row(n, slot)[i] = slot_row(n, from)[i];
         n->page_users[slot_row(n, from)[i]]++;
     }
     if (partial) {
-        const size_t bytes = (size_t)n->kv.layers * 2 * (size_t)n->kv_dim * KERN_PAGE * net_type_bytes(n->type);
+        const size_t bytes = (size_t)n->kv.layers * 2 * (size_t)n->kv_dim * KERN_PAGE *
+                             net_type_bytes(n->type);
         const int page = page_take(n), old = slot_row(n, from)[full];
         slot_row(n, slot)[full] = page;
-        n->k->copy(n->k, kptr_at(n->kv.pages, (size_t)page * bytes), kptr_at(n->kv.pages, (size_t)old * bytes), bytes);
+        n->k->copy(n->k, kptr_at(n->kv.pages, (size_t)page * bytes),
+                   kptr_at(n->kv.pages, (size_t)old * bytes), bytes);
     }
     table_upload(n, slot);
     return slot;
@@ -79,14 +85,18 @@ int net_claim(struct net *n, const struct net_row *rows, int count, struct err *
     for (int i = 0; i < count; i++) {
         const struct net_row *r = &rows[i];
         if (r->token < 0 || r->token >= n->model->conf.vocab)
-            return err_set(e, "token id %d is outside the vocabulary of %d", r->token, n->model->conf.vocab);
+            return err_set(e, "token id %d is outside the vocabulary of %d", r->token,
+                           n->model->conf.vocab);
         if (r->slot < 0 || r->slot >= n->o.slots_max || !n->slot[r->slot].open)
             return err_set(e, "row %d names slot %d, which is not open", i, r->slot);
         if (r->pos != n->slot[r->slot].positions)
-            return err_set(e, "row %d has position %d, but its slot holds %d", i, r->pos, n->slot[r->slot].positions);
+            return err_set(e, "row %d has position %d, but its slot holds %d", i, r->pos,
+                           n->slot[r->slot].positions);
         if (r->pos >= n->o.positions_max)
-            return err_set(e, "position %d is past the longest sequence of %d", r->pos, n->o.positions_max);
-        if (net_slot_reserve(n, r->slot, r->pos + 1) < 0) return err_set(e, "no KV page is free for position %d", r->pos);
+            return err_set(e, "position %d is past the longest sequence of %d", r->pos,
+                           n->o.positions_max);
+        if (net_slot_reserve(n, r->slot, r->pos + 1) < 0)
+            return err_set(e, "no KV page is free for position %d", r->pos);
         n->slot[r->slot].positions++;
     }
     return 0;

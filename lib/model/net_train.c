@@ -1,9 +1,10 @@
 /* net_train.c - whole sequences through the net: scored, or scored and differentiated.
  *
- * A response token at position p is predicted by row p - 1, so a sequence of n tokens is n - 1 rows, and only the rows
- * from prompt_n - 1 on meet the head. Scoring streams rows and may cut a sequence anywhere (its keys stay in its slot);
- * training takes micro-batches of whole sequences, because the backward needs all of a sequence's rows at once.
- * Order: checks, head, scoring, micro-batch, training.
+ * A response token at position p is predicted by row p - 1, so a sequence of n tokens is n - 1
+ * rows, and only the rows from prompt_n - 1 on meet the head. Scoring streams rows and may cut a
+ * sequence anywhere (its keys stay in its slot); training takes micro-batches of whole sequences,
+ * because the backward needs all of a sequence's rows at once. Order: checks, head, scoring,
+ * micro-batch, training.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/str.h"
 #include "lib/model/net_int.h"
@@ -11,31 +12,43 @@
 static int min_int(int a, int b) { return a < b ? a : b; }
 static bool scored(const struct net_seq *s) { return s->n > s->prompt_n; }
 
-static int check_seqs(const struct net *n, const struct net_seq *s, int seqs, float temperature, struct err *e) {
-    if (!(temperature > 0)) return err_set(e, "log-probs at temperature %g: it must be above 0", (double)temperature);
+static int check_seqs(const struct net *n, const struct net_seq *s, int seqs, float temperature,
+                      struct err *e) {
+    if (!(temperature > 0))
+        return err_set(e, "log-probs at temperature %g: it must be above 0", (double)temperature);
     for (int i = 0; i < seqs; i++) {
         if (s[i].prompt_n < 1 || s[i].n < s[i].prompt_n)
-            return err_set(e, "sequence %d has %d tokens, %d of them prompt: at least one prompt token is needed", i, s[i].n,
-                           s[i].prompt_n);
+            return err_set(
+                e,
+                "sequence %d has %d tokens, %d of them prompt: at least one prompt token is needed",
+                i, s[i].n, s[i].prompt_n);
         if (s[i].n - 1 > n->o.positions_max)
-            return err_set(e, "sequence %d has %d tokens, more than %d", i, s[i].n, n->o.positions_max + 1);
+            return err_set(e, "sequence %d has %d tokens, more than %d", i, s[i].n,
+                           n->o.positions_max + 1);
         for (int t = 0; t < s[i].n; t++)
             if (s[i].ids[t] < 0 || s[i].ids[t] >= n->model->conf.vocab)
-                return err_set(e, "sequence %d: token id %d is outside the vocabulary of %d", i, s[i].ids[t], n->model->conf.vocab);
+                return err_set(e, "sequence %d: token id %d is outside the vocabulary of %d", i,
+                               s[i].ids[t], n->model->conf.vocab);
     }
     return 0;
 }
 
-/* Log-probs of targets first .. first+count-1 (already in n->targets) from hid_t into n->lp, n->lse, n->entropy. */
+/* Log-probs of targets first .. first+count-1 (already in n->targets) from hid_t into n->lp,
+ * n->lse, n->entropy. */
 static void score_rows(struct net *n, int first, int count, float temperature, bool entropy) {
     net_head(n, first, count);
     const kptr targets = kptr_at(n->targets, (size_t)first * sizeof(int32_t));
-    n->k->logprob(n->k, &(struct kern_logprob){ .logits = n->logits, .targets = targets, .lp = n->lp, .lse = n->lse,
+    n->k->logprob(n->k, &(struct kern_logprob){ .logits = n->logits,
+                                                .targets = targets,
+                                                .lp = n->lp,
+                                                .lse = n->lse,
                                                 .entropy = entropy ? n->entropy : (kptr){ NULL },
-                                                .rows = count, .vocab = n->model->conf.vocab, .inv_temp = 1.f / temperature });
+                                                .rows = count,
+                                                .vocab = n->model->conf.vocab,
+                                                .inv_temp = 1.f / temperature });
 }
 
-/* --- scoring ---------------------------------------------------------------------------------------------------- */
+/* ---- scoring ---- */
 
 struct stream {
     struct net *n;
@@ -50,7 +63,8 @@ static int flush(struct stream *t, struct err *e) {
     struct net *n = t->n;
     int rc = 0;
     if (t->rows) rc = net_forward(n, t->row, t->rows, t->want, t->wants, e);
-    if (rc == 0 && t->wants) n->k->upload(n->k, n->targets, t->target, (size_t)t->wants * sizeof *t->target);
+    if (rc == 0 && t->wants)
+        n->k->upload(n->k, n->targets, t->target, (size_t)t->wants * sizeof *t->target);
     for (int first = 0; rc == 0 && first < t->wants; first += n->head_rows) {
         const int count = min_int(n->head_rows, t->wants - first);
         score_rows(n, first, count, t->temperature, t->entropy != NULL);
@@ -65,7 +79,8 @@ static int flush(struct stream *t, struct err *e) {
     return rc == 0 ? n->k->sync(n->k, e) : rc;
 }
 
-/* An empty slot with room for all of the sequence; where there is none, finished ones are flushed away first. */
+/* An empty slot with room for all of the sequence; where there is none, finished ones are flushed
+ * away first. */
 static int stream_slot(struct stream *t, int positions, struct err *e) {
     for (int attempt = 0; attempt < 2; attempt++) {
         int slot = net_slot_open(t->n);
@@ -94,7 +109,8 @@ static int stream_seq(struct stream *t, const struct net_seq *s, struct err *e) 
     return 0;
 }
 
-int net_logprobs(struct net *n, const struct net_seq *s, int seqs, float temperature, float *lp, float *entropy, struct err *e) {
+int net_logprobs(struct net *n, const struct net_seq *s, int seqs, float temperature, float *lp,
+                 float *entropy, struct err *e) {
     if (check_seqs(n, s, seqs, temperature, e) < 0) return -1;
     const size_t R = (size_t)n->o.rows_max;
     struct stream t = { .n = n, .temperature = temperature, .lp = lp, .entropy = entropy };
@@ -113,7 +129,7 @@ int net_logprobs(struct net *n, const struct net_seq *s, int seqs, float tempera
     return rc;
 }
 
-/* --- training ---------------------------------------------------------------------------------------------------- */
+/* ---- training ---- */
 
 struct micro {
     struct net *n;
@@ -122,7 +138,8 @@ struct micro {
     net_loss *loss;
     void *ud;
     int seqs, rows, wants;                        /* of this micro-batch */
-    int32_t *seq_start, *want_start;              /* [slots_max + 1]: first row and first wanted row of each */
+    /* [slots_max + 1]: first row and first wanted row of each */
+    int32_t *seq_start, *want_start;
     int *seq, *slot;                              /* [slots_max]: index of the sequence; its slot */
     struct net_row *row;
     int32_t *index, *target;
@@ -159,21 +176,24 @@ static void micro_clear(struct micro *b) {
     b->seqs = b->rows = b->wants = 0;
 }
 
-/* Asks the loss about each sequence's part of the wanted rows first .. first+count-1. True when any coef is not 0. */
+/* Asks the loss about each sequence's part of the wanted rows first .. first+count-1. True when any
+ * coef is not 0. */
 static bool ask_loss(struct micro *b, int first, int count) {
     for (int i = 0; i < b->seqs; i++) {
         const int start = b->want_start[i], end = b->want_start[i + 1];
         const int from = start > first ? start : first, to = min_int(end, first + count);
         if (from >= to) continue;
         const int at = from - first;
-        b->loss(b->ud, b->seq[i], from - start, to - from, b->lp + at, b->entropy + at, b->coef + at);
+        b->loss(b->ud, b->seq[i], from - start, to - from, b->lp + at, b->entropy + at,
+                b->coef + at);
     }
     for (int i = 0; i < count; i++)
         if (b->coef[i] != 0) return true;
     return false;
 }
 
-/* Head forward and backward in chunks: n->dhid is the gradient of hid_t's rows. True when any of it is not zero. */
+/* Head forward and backward in chunks: n->dhid is the gradient of hid_t's rows. True when any of it
+ * is not zero. */
 static bool head_both_ways(struct micro *b) {
     struct net *n = b->n;
     const int vocab = n->model->conf.vocab, dim = n->model->conf.dim;
@@ -192,12 +212,22 @@ static bool head_both_ways(struct micro *b) {
         }
         any = true;
         n->k->upload(n->k, n->coef, b->coef, bytes);
-        n->k->logprob_bwd(n->k, &(struct kern_logprob_bwd){ .logits = n->logits,
-                                                            .targets = kptr_at(n->targets, (size_t)first * sizeof(int32_t)),
-                                                            .lse = n->lse, .coef = n->coef, .rows = count, .vocab = vocab,
-                                                            .inv_temp = 1.f / b->temperature });
-        n->k->linear_t(n->k, &(struct kern_linear_t){ .dy = n->logits, .dy_ld = vocab, .w = n->model->head, .scale = 1,
-                                                      .round = n->round, .dx = dhid, .dx_ld = dim, .rows = count });
+        n->k->logprob_bwd(n->k, &(struct kern_logprob_bwd){
+                                    .logits = n->logits,
+                                    .targets = kptr_at(n->targets, (size_t)first * sizeof(int32_t)),
+                                    .lse = n->lse,
+                                    .coef = n->coef,
+                                    .rows = count,
+                                    .vocab = vocab,
+                                    .inv_temp = 1.f / b->temperature });
+        n->k->linear_t(n->k, &(struct kern_linear_t){ .dy = n->logits,
+                                                      .dy_ld = vocab,
+                                                      .w = n->model->head,
+                                                      .scale = 1,
+                                                      .round = n->round,
+                                                      .dx = dhid,
+                                                      .dx_ld = dim,
+                                                      .rows = count });
     }
     return any;
 }
@@ -211,12 +241,19 @@ static void micro_run(struct micro *b) {
     net_want(n, b->index, b->wants, true);
     if (!head_both_ways(b)) return;
     n->k->zero(n->k, n->dh, wanted_bytes);
-    n->k->rmsnorm_bwd(n->k, &(struct kern_rmsnorm_bwd){ .dy = n->dhid, .x = n->hid, .rstd = n->hid_rstd, .w = n->model->norm_final,
-                                                        .dw = noise_view_dw(n->noise, 2 * c->layers, c->dim), .dx = n->dh,
-                                                        .rows = b->wants, .dim = c->dim });
+    n->k->rmsnorm_bwd(
+        n->k, &(struct kern_rmsnorm_bwd){ .dy = n->dhid,
+                                          .x = n->hid,
+                                          .rstd = n->hid_rstd,
+                                          .w = n->model->norm_final,
+                                          .dw = noise_view_dw(n->noise, 2 * c->layers, c->dim),
+                                          .dx = n->dh,
+                                          .rows = b->wants,
+                                          .dim = c->dim });
     n->k->zero(n->k, n->dx, (size_t)b->rows * (size_t)c->dim * sizeof(float));
-    n->k->scatter_add(n->k, &(struct kern_scatter_add){ .y = n->dh, .index = n->index, .x = n->dx, .rows = b->wants,
-                                                        .dim = c->dim });
+    n->k->scatter_add(
+        n->k, &(struct kern_scatter_add){
+                  .y = n->dh, .index = n->index, .x = n->dx, .rows = b->wants, .dim = c->dim });
     net_layers_bwd(n, b->rows, b->seq_start, b->seqs);
 }
 
@@ -224,10 +261,12 @@ static int train_all(struct micro *b, int seqs, struct err *e) {
     for (int i = 0; i < seqs;) {
         while (i < seqs && (!scored(&b->s[i]) || micro_add(b, i))) i++;
         if (!b->seqs && i < seqs)
-            return err_set(e, "sequence %d of %d tokens does not fit a micro-batch of %d rows and %d KV pages", i, b->s[i].n,
-                           b->n->o.rows_max, b->n->pages_max);
+            return err_set(
+                e, "sequence %d of %d tokens does not fit a micro-batch of %d rows and %d KV pages",
+                i, b->s[i].n, b->n->o.rows_max, b->n->pages_max);
         if (!b->seqs) break;
-        for (int j = 0; j < b->seqs; j++) b->n->slot[b->slot[j]].positions = b->seq_start[j + 1] - b->seq_start[j];
+        for (int j = 0; j < b->seqs; j++)
+            b->n->slot[b->slot[j]].positions = b->seq_start[j + 1] - b->seq_start[j];
         micro_run(b);
         micro_clear(b);
         if (b->n->k->sync(b->n->k, e) < 0) return err_wrap(e, "training pass");
@@ -235,8 +274,8 @@ static int train_all(struct micro *b, int seqs, struct err *e) {
     return 0;
 }
 
-int net_train(struct net *n, const struct net_seq *s, int seqs, float temperature, net_loss *loss, void *ud, float *grad,
-              struct err *e) {
+int net_train(struct net *n, const struct net_seq *s, int seqs, float temperature, net_loss *loss,
+              void *ud, float *grad, struct err *e) {
     assert(n->o.train && loss && grad);
     if (!n->adapted) return err_set(e, "nothing to train: no adapter was adopted");
     if (check_seqs(n, s, seqs, temperature, e) < 0) return -1;

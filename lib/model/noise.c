@@ -1,7 +1,7 @@
 /* noise.c - see noise.h: the schedule, and one draw of AQN as rows of dw beside the norms' weights.
  *
- * Knows: which norms there are and in which order, the key of a draw, how to prove that it happened.
- * Does not know: when a version changes, who reads dw (net.h).
+ * Knows: which norms there are and in which order, the key of a draw, how to prove that it
+ * happened. Does not know: when a version changes, who reads dw (net.h).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/noise.h"
 
@@ -25,7 +25,8 @@ static void draw(float *dw, int dim, double sigma, const uint32_t key[2], int no
     }
 }
 
-/* What the forward pass will see of it: w + dw is one f32 addition there, so it is measured as one here. */
+/* What the forward pass will see of it: w + dw is one f32 addition there, so it is measured as one
+ * here. */
 static double measure(struct noise_view *v, const float *w, const float *dw, int dim) {
     double sum = 0;
     for (int i = 0; i < dim; i++) {
@@ -38,13 +39,16 @@ static double measure(struct noise_view *v, const float *w, const float *dw, int
     return sum;
 }
 
-int noise_view_open(struct noise_view *v, const struct model *m, double sigma, uint64_t seed, uint64_t version, struct err *e) {
+int noise_view_open(struct noise_view *v, const struct model *m, double sigma, uint64_t seed,
+                    uint64_t version, struct err *e) {
     *v = (struct noise_view){ .sigma = sigma, .seed = seed, .version = version, .kern = m->kern };
-    if (!isfinite(sigma) || sigma < 0) return err_set(e, "noise of sigma %g: must be a finite number, 0 or more", sigma);
+    if (!isfinite(sigma) || sigma < 0)
+        return err_set(e, "noise of sigma %g: must be a finite number, 0 or more", sigma);
     if (sigma == 0) return 0;
     const int dim = m->conf.dim, norms = 2 * m->conf.layers + 1;
     const size_t row_bytes = (size_t)dim * sizeof(float);
-    if (m->kern->alloc(m->kern, &v->dw, row_bytes * (size_t)norms, e) < 0) return err_wrap(e, "cannot make room for noise");
+    if (m->kern->alloc(m->kern, &v->dw, row_bytes * (size_t)norms, e) < 0)
+        return err_wrap(e, "cannot make room for noise");
     float *w = mem_alloc(2 * row_bytes), *dw = w + dim;
     uint32_t key[2];
     rng_key(key, seed, RNG_PURPOSE_AQN, version);
@@ -59,7 +63,8 @@ int noise_view_open(struct noise_view *v, const struct model *m, double sigma, u
     v->realised = sqrt(sum / (double)v->elements);
     int rc = m->kern->sync(m->kern, e);
     if (rc == 0 && v->changed == 0)
-        rc = err_set(e, "noise of sigma %g was intended, but not one of %lld norm weights changed", sigma, (long long)v->elements);
+        rc = err_set(e, "noise of sigma %g was intended, but not one of %lld norm weights changed",
+                     sigma, (long long)v->elements);
     if (rc < 0) noise_view_close(v);
     return rc;
 }
@@ -76,6 +81,7 @@ double noise_schedule(int64_t done, int64_t steps_total, int stages, double star
     if (interval == 0) return 0;
     if (stages == 2) return start;
     const int64_t last = stages - 2, i = interval - 1 < last ? interval - 1 : last;
-    if (i == last) return end;                                    /* exactly, whatever pow makes of it */
+    /* exactly, whatever pow makes of it */
+    if (i == last) return end;
     return i == 0 ? start : start * pow(end / start, (double)i / (double)last);
 }

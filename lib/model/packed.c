@@ -1,9 +1,9 @@
 /* packed.c - see packed.h. Order: the plan, one tensor, all of them, the file, checking it.
  *
  * A tensor is packed in chunks of whole panels, which lie one after the other: a chunk needs little
- * memory, and chunks can be spread over threads without changing a bit. What the base model's weights are:
- * the source's values rounded to bf16. They are stored so, or quantised from there; only MODEL_QUANT_F32
- * keeps the source's own precision. Vectors are never rounded.
+ * memory, and chunks can be spread over threads without changing a bit. What the base model's
+ * weights are: the source's values rounded to bf16. They are stored so, or quantised from there;
+ * only MODEL_QUANT_F32 keeps the source's own precision. Vectors are never rounded.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/packed.h"
 
@@ -23,7 +23,8 @@ static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 static enum kern_format format_of(const struct source_item *x, enum model_quant q) {
     if (!source_is_matrix(x) || q == MODEL_QUANT_F32) return KERN_FORMAT_F32;
-    return x->kind == SOURCE_KIND_PROJ && q == MODEL_QUANT_MXFP4 ? KERN_FORMAT_MXFP4 : KERN_FORMAT_BF16;
+    return x->kind == SOURCE_KIND_PROJ && q == MODEL_QUANT_MXFP4 ? KERN_FORMAT_MXFP4
+                                                                 : KERN_FORMAT_BF16;
 }
 
 void packed_plan_init(struct packed_plan *p, const struct model_conf *c, enum model_quant q,
@@ -68,7 +69,8 @@ static int chunk_floats(const struct job *j, int row, int n, float *values, stru
     if (source_rows(j->s, j->item, row, n, values, e) < 0) return -1;
     int64_t count = (int64_t)n * x->cols, bad = quant_not_finite(values, count);
     if (bad >= 0)
-        return err_code(e, EXIT_ENV, "tensor '%s' holds a value that is not finite (row %lld, column %lld)",
+        return err_code(e, EXIT_ENV,
+                        "tensor '%s' holds a value that is not finite (row %lld, column %lld)",
                         source_name(j->s, j->item), (long long)(row + bad / x->cols),
                         (long long)(bad % x->cols));
     if (j->p->quant != MODEL_QUANT_F32 && source_is_matrix(x))
@@ -81,7 +83,8 @@ static int chunk_floats(const struct job *j, int row, int n, float *values, stru
     return 0;
 }
 
-static int chunk(const struct job *j, int row, int n, uint8_t *to, struct quant_stats *stats, struct err *e) {
+static int chunk(const struct job *j, int row, int n, uint8_t *to, struct quant_stats *stats,
+                 struct err *e) {
     const struct source_item *x = &j->p->item[j->item];
     enum kern_format f = (enum kern_format)j->p->entry[j->item].format;
     size_t count = (size_t)n * (size_t)x->cols,
@@ -98,7 +101,9 @@ static int chunk(const struct job *j, int row, int n, uint8_t *to, struct quant_
             rc = source_rows_mxfp4(j->s, j->item, row, n, codes, codes + count, e);
         else {
             rc = chunk_floats(j, row, n, values, e);
-            if (rc == 0) rc = quant_mxfp4(values, n, x->cols, j->p->rounding, codes, codes + count, stats, e);
+            if (rc == 0)
+                rc = quant_mxfp4(values, n, x->cols, j->p->rounding, codes, codes + count, stats,
+                                 e);
         }
         if (rc == 0) pack_codes(to, f, codes, codes + count, n, x->cols);
     }
@@ -111,9 +116,11 @@ static void run_chunk(void *arg, int part, int parts) {
     const struct job *j = arg;
     const struct source_item *x = &j->p->item[j->item];
     (void)parts;
-    int row = part * j->rows_chunk, n = x->rows - row < j->rows_chunk ? x->rows - row : j->rows_chunk;
+    int row = part * j->rows_chunk,
+        n = x->rows - row < j->rows_chunk ? x->rows - row : j->rows_chunk;
     enum kern_format f = (enum kern_format)j->p->entry[j->item].format;
-    size_t at = row ? kern_weight_bytes(f, row, x->cols) : 0;       /* rows_chunk is a multiple of a panel */
+    /* rows_chunk is a multiple of a panel */
+    size_t at = row ? kern_weight_bytes(f, row, x->cols) : 0;
     chunk(j, row, n, j->to + at, j->stats ? &j->stats[part] : NULL, &j->err[part]);
 }
 
@@ -204,11 +211,13 @@ static int sync_dir_of(const char *path, struct err *e) {
     return fs_sync_dir(dir, e);
 }
 
-static int make_at(struct packed_plan *p, const struct source *s, const char *sha256, int fd, const char *tmp,
-                   struct pool *pool, packed_each *each, void *ud, struct err *e) {
-    int failed = posix_fallocate(fd, 0, (off_t)p->file_bytes); /* a full disk is told here, not by SIGBUS */
+static int make_at(struct packed_plan *p, const struct source *s, const char *sha256, int fd,
+                   const char *tmp, struct pool *pool, packed_each *each, void *ud, struct err *e) {
+    /* a full disk is told here, not by SIGBUS */
+    int failed = posix_fallocate(fd, 0, (off_t)p->file_bytes);
     if (failed)
-        return err_code(e, EXIT_ENV, "cannot make '%s' (%zu bytes): %s", tmp, p->file_bytes, strerror(failed));
+        return err_code(e, EXIT_ENV, "cannot make '%s' (%zu bytes): %s", tmp, p->file_bytes,
+                        strerror(failed));
     void *to = mmap(NULL, p->file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (to == MAP_FAILED) return err_code(e, EXIT_ENV, "cannot map '%s': %s", tmp, strerror(errno));
     int rc = packed_fill(p, s, sha256, to, pool, each, ud, e);
@@ -237,14 +246,15 @@ int packed_make(struct packed_plan *p, const struct source *s, const char *sha25
 
 /* --- checking it --- */
 
-int packed_check(const struct packed_plan *p, const char *sha256, const struct fs_map *m, bool data_too,
-                 struct err *e) {
+int packed_check(const struct packed_plan *p, const char *sha256, const struct fs_map *m,
+                 bool data_too, struct err *e) {
     struct packed_header h, want;
     size_t table = (size_t)p->items * sizeof *p->entry;
     if (m->bytes < sizeof h) return err_code(e, EXIT_ENV, "%zu bytes are too few", m->bytes);
     memcpy(&h, m->data, sizeof h);
     header_fill(&want, p, sha256);
-    if (memcmp(h.magic, want.magic, sizeof h.magic) != 0) return err_code(e, EXIT_ENV, "it is no packed model");
+    if (memcmp(h.magic, want.magic, sizeof h.magic) != 0)
+        return err_code(e, EXIT_ENV, "it is no packed model");
     if (h.version != want.version)
         return err_code(e, EXIT_ENV, "it has version %u, this program makes version %u", h.version,
                         want.version);
@@ -259,7 +269,8 @@ int packed_check(const struct packed_plan *p, const char *sha256, const struct f
     for (int i = 0; i < p->items; i++) {
         struct packed_entry x;
         memcpy(&x, m->data + sizeof h + (size_t)i * sizeof x, sizeof x);
-        if (x.offset != p->entry[i].offset || x.bytes != p->entry[i].bytes || x.format != p->entry[i].format)
+        if (x.offset != p->entry[i].offset || x.bytes != p->entry[i].bytes ||
+            x.format != p->entry[i].format)
             return err_code(e, EXIT_ENV, "its table does not fit the shape");
         if (data_too && x.crc != crc32c(0, m->data + x.offset, x.bytes))
             return err_code(e, EXIT_ENV, "tensor %d of %d is damaged (checksum)", i, p->items);

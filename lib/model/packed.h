@@ -1,8 +1,9 @@
-/* packed.h - inside lib/model: the packed file, where every tensor lies in it, making it, checking it.
+/* packed.h - inside lib/model: the packed file, where every tensor lies in it, making it, checking
+ * it.
  *
- * Layout: a header block (struct packed_header, then a struct packed_entry per tensor in source_items'
- * order), padded to 4096 bytes; then each tensor at a multiple of 64. Matrices are kernel records
- * (kernels/pack.h), vectors f32. Little endian.
+ * Layout: a header block (struct packed_header, then a struct packed_entry per tensor in
+ * source_items' order), padded to 4096 bytes; then each tensor at a multiple of 64. Matrices are
+ * kernel records (kernels/pack.h), vectors f32. Little endian.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_PACKED_H
 #define QERL_PACKED_H
@@ -18,13 +19,16 @@ struct packed_header {
     uint32_t entries;
     uint64_t header_bytes, file_bytes;
     char sha256[SHA256_HEX + 7];                     /* of the source weights, NUL padded */
-    uint32_t entries_crc, crc;                       /* CRC-32C of the table; of this struct up to here */
+    /* CRC-32C of the table; of this struct up to here */
+    uint32_t entries_crc, crc;
 };
 _Static_assert(sizeof(struct packed_header) == 160, "the packed header is 160 bytes on disk");
-struct packed_entry { uint64_t offset, bytes; uint32_t format, crc; };  /* enum kern_format; of the bytes */
+/* enum kern_format; of the bytes */
+struct packed_entry { uint64_t offset, bytes; uint32_t format, crc; };
 _Static_assert(sizeof(struct packed_entry) == 24, "a packed entry is 24 bytes on disk");
 
-struct packed_plan {                      /* where everything goes; a pure function of shape, quant, rounding */
+/* where everything goes; a pure function of shape, quant, rounding */
+struct packed_plan {
     struct model_conf conf;
     enum model_quant quant;
     enum model_rounding rounding;
@@ -37,23 +41,25 @@ void packed_plan_init(struct packed_plan *p, const struct model_conf *c, enum mo
                       enum model_rounding r);
 void packed_plan_release(struct packed_plan *p);
 
-/* Reads the source and packs one tensor to `to` (entry[item].bytes long). stats is added to where the
- * format is MXFP4 and the source is not already; or NULL. pool may be NULL. The bits do not depend on the
- * number of threads. */
+/* Reads the source and packs one tensor to `to` (entry[item].bytes long). stats is added to where
+ * the format is MXFP4 and the source is not already; or NULL. pool may be NULL. The bits do not
+ * depend on the number of threads. */
 int packed_tensor(const struct packed_plan *p, const struct source *s, int item, void *to,
                   struct quant_stats *stats, struct pool *pool, struct err *e);
-/* Packs all tensors into memory of file_bytes bytes, the header last. `each` (or NULL) sees the loss of
- * each tensor. */
-typedef void packed_each(void *ud, const struct source *s, int item, const struct quant_stats *stats);
+/* Packs all tensors into memory of file_bytes bytes, the header last. `each` (or NULL) sees the
+ * loss of each tensor. */
+typedef void packed_each(void *ud, const struct source *s, int item,
+                         const struct quant_stats *stats);
 int packed_fill(struct packed_plan *p, const struct source *s, const char *sha256, uint8_t *to,
                 struct pool *pool, packed_each *each, void *ud, struct err *e);
-/* Makes `path` from the source: temporary file of this process, packed through a mapping, fsync, rename. */
+/* Makes `path` from the source: temporary file of this process, packed through a mapping, fsync,
+ * rename. */
 int packed_make(struct packed_plan *p, const struct source *s, const char *sha256, const char *path,
                 struct pool *pool, packed_each *each, void *ud, struct err *e);
-/* -1 with the reason when the mapping is not a whole packed file of this plan and source. `data_too`: the
- * tensors' own checksums are compared as well (reads everything). */
-int packed_check(const struct packed_plan *p, const char *sha256, const struct fs_map *m, bool data_too,
-                 struct err *e);
+/* -1 with the reason when the mapping is not a whole packed file of this plan and source.
+ * `data_too`: the tensors' own checksums are compared as well (reads everything). */
+int packed_check(const struct packed_plan *p, const char *sha256, const struct fs_map *m,
+                 bool data_too, struct err *e);
 /* "DIR/SHA-quant[-seed]" */
 void packed_path(char out[FS_PATH_MAX], const char *dir, const char *sha256, enum model_quant q,
                  enum model_rounding r);

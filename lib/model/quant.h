@@ -1,9 +1,10 @@
-/* quant.h - f32 to MXFP4 and back: codes (one nibble a byte) and E8M0 scales, and how much was lost.
+/* quant.h - f32 to MXFP4 and back: codes (one nibble a byte) and E8M0 scales, and how much was
+ * lost.
  *
- * Two roundings. OCP (MX specification 1.0, 6.3): scale 2^(floor(log2 amax) - 2), nearest with ties to
- * even, saturate at 6; blocks are 32 along a row and end with it. SEED: the earlier system's, kept for
- * comparison: 1e-7 inside its logarithms, ties away from zero, blocks are 32 consecutive elements of the
- * flattened tensor.
+ * Two roundings. OCP (MX specification 1.0, 6.3): scale 2^(floor(log2 amax) - 2), nearest with ties
+ * to even, saturate at 6; blocks are 32 along a row and end with it. SEED: the earlier system's,
+ * kept for comparison: 1e-7 inside its logarithms, ties away from zero, blocks are 32 consecutive
+ * elements of the flattened tensor.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_QUANT_H
 #define QERL_QUANT_H
@@ -13,19 +14,22 @@ enum { QUANT_BLOCK = 32 };
 
 /* What rounding did to the elements; sums, so that tensors can be added up. */
 struct quant_stats {
-    uint64_t elements, zeroed, saturated;          /* zeroed: |x| > 1e-10 became 0; saturated: |x| > 6 scales */
+    /* zeroed: |x| > 1e-10 became 0; saturated: |x| > 6 scales */
+    uint64_t elements, zeroed, saturated;
     double relative_sum, x2_sum, d2_sum;             /* |q-x| / (|x| + 1e-10), x^2, (q-x)^2 */
 };
 void quant_stats_add(struct quant_stats *to, const struct quant_stats *s);
 double quant_relative_error(const struct quant_stats *s);  /* mean |q-x| / (|x| + 1e-10) */
-double quant_sqnr_db(const struct quant_stats *s);         /* 10 log10(mean x^2 / mean (q-x)^2); INFINITY if exact */
+/* 10 log10(mean x^2 / mean (q-x)^2); INFINITY if exact */
+double quant_sqnr_db(const struct quant_stats *s);
 double quant_zeroed(const struct quant_stats *s);          /* shares, 0 .. 1 */
 double quant_saturated(const struct quant_stats *s);
 
-/* values f32 [out, in] -> codes uint8 [out, in] (nibbles), scales uint8 [out, ceil(in/32)]; stats is added
- * to, or NULL. -1 when a value is not finite, or under SEED when in is no multiple of 32. */
-int quant_mxfp4(const float *values, int out, int in, enum model_rounding r, uint8_t *codes, uint8_t *scales,
-                struct quant_stats *stats, struct err *e);
+/* values f32 [out, in] -> codes uint8 [out, in] (nibbles), scales uint8 [out, ceil(in/32)]; stats
+ * is added to, or NULL. -1 when a value is not finite, or under SEED when in is no multiple of
+ * 32. */
+int quant_mxfp4(const float *values, int out, int in, enum model_rounding r, uint8_t *codes,
+                uint8_t *scales, struct quant_stats *stats, struct err *e);
 void quant_mxfp4_back(const uint8_t *codes, const uint8_t *scales, int out, int in, float *values);
 /* Index of the first value that is not finite, or -1. */
 int64_t quant_not_finite(const float *values, int64_t n);

@@ -1,10 +1,10 @@
 /* safetensors.c - see safetensors.h.
  *
- * Order: the header's JSON subset, one tensor's checks, the layout of all, open and look up, to floats,
- * writing.
- * The header is copied once and parsed by hand: objects of objects, whole numbers, depth 3. A general JSON
- * reader would take a hundred times the bytes of a hostile header. Nothing is repaired: a file that breaks
- * a rule is refused.
+ * Order: the header's JSON subset, one tensor's checks, the layout of all, open and look up, to
+ * floats, writing.
+ * The header is copied once and parsed by hand: objects of objects, whole numbers, depth 3. A
+ * general JSON reader would take a hundred times the bytes of a hostile header. Nothing is
+ * repaired: a file that breaks a rule is refused.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/safetensors.h"
 
@@ -33,12 +33,13 @@ struct cursor {
 };
 
 static int fail(const struct cursor *c, const char *what) {
-    return err_code(c->e, EXIT_ENV, "'%s': byte %zu of the header: %s", c->path, (size_t)(c->p - c->start),
-                    what);
+    return err_code(c->e, EXIT_ENV, "'%s': byte %zu of the header: %s", c->path,
+                    (size_t)(c->p - c->start), what);
 }
 
 static void skip_space(struct cursor *c) {
-    while (c->p < c->end && (*c->p == ' ' || *c->p == '\n' || *c->p == '\r' || *c->p == '\t')) c->p++;
+    while (c->p < c->end && (*c->p == ' ' || *c->p == '\n' || *c->p == '\r' || *c->p == '\t'))
+        c->p++;
 }
 
 static bool take(struct cursor *c, char want) {
@@ -67,7 +68,8 @@ static int unicode_escape(struct cursor *c, char **w) {
     uint32_t u, low;
     if (hex4(c, &u) < 0) return -1;
     if (u >= 0xD800 && u < 0xDC00) {
-        if (c->end - c->p < 2 || c->p[0] != '\\' || c->p[1] != 'u') return fail(c, "lone surrogate");
+        if (c->end - c->p < 2 || c->p[0] != '\\' || c->p[1] != 'u')
+            return fail(c, "lone surrogate");
         c->p += 2;
         if (hex4(c, &low) < 0) return -1;
         if (low < 0xDC00 || low > 0xDFFF) return fail(c, "lone surrogate");
@@ -77,9 +79,11 @@ static int unicode_escape(struct cursor *c, char **w) {
     char *o = *w;
     if (u < 0x80) *o++ = (char)u;
     else if (u < 0x800) *o++ = (char)(0xC0 | u >> 6), *o++ = (char)(0x80 | (u & 63));
-    else if (u < 0x10000)
-        *o++ = (char)(0xE0 | u >> 12), *o++ = (char)(0x80 | (u >> 6 & 63)), *o++ = (char)(0x80 | (u & 63));
-    else {
+    else if (u < 0x10000) {
+        *o++ = (char)(0xE0 | u >> 12);
+        *o++ = (char)(0x80 | (u >> 6 & 63));
+        *o++ = (char)(0x80 | (u & 63));
+    } else {
         *o++ = (char)(0xF0 | u >> 18), *o++ = (char)(0x80 | (u >> 12 & 63));
         *o++ = (char)(0x80 | (u >> 6 & 63)), *o++ = (char)(0x80 | (u & 63));
     }
@@ -173,11 +177,13 @@ static int check_size(const struct cursor *c, struct entry *x) {
     if (over) return bad_tensor(c, x->t.name, "field 'shape' overflows");
     if (empty) n = bytes = 0;
     x->t.elements = n;
-    if (x->end < x->begin) return bad_tensor(c, x->t.name, "field 'data_offsets' ends before it begins");
+    if (x->end < x->begin)
+        return bad_tensor(c, x->t.name, "field 'data_offsets' ends before it begins");
     if (x->end - x->begin != (uint64_t)bytes)
-        return err_code(c->e, EXIT_ENV,
-                        "'%s': tensor '%.200s': field 'data_offsets' spans %llu bytes, its shape needs %lld",
-                        c->path, x->t.name, (unsigned long long)(x->end - x->begin), (long long)bytes);
+        return err_code(
+            c->e, EXIT_ENV,
+            "'%s': tensor '%.200s': field 'data_offsets' spans %llu bytes, its shape needs %lld",
+            c->path, x->t.name, (unsigned long long)(x->end - x->begin), (long long)bytes);
     return 0;
 }
 
@@ -189,7 +195,8 @@ static int take_dtype(struct cursor *c, struct entry *x) {
             x->t.dtype = (enum st_dtype)d;
             return 0;
         }
-    return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': field 'dtype' is '%.40s', which is not supported",
+    return err_code(c->e, EXIT_ENV,
+                    "'%s': tensor '%.200s': field 'dtype' is '%.40s', which is not supported",
                     c->path, x->t.name, text);
 }
 
@@ -208,14 +215,15 @@ static int take_tensor(struct cursor *c, struct entry *x) {
             return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': unknown field '%.40s'", c->path,
                             x->t.name, key);
         if (seen & has)
-            return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': field '%s' comes twice", c->path,
-                            x->t.name, key);
+            return err_code(c->e, EXIT_ENV, "'%s': tensor '%.200s': field '%s' comes twice",
+                            c->path, x->t.name, key);
         seen |= has;
         if (has == HAS_DTYPE && take_dtype(c, x) < 0) return -1;
         if (has == HAS_SHAPE && take_counts(c, x->t.shape, ST_RANK_MAX, &x->t.rank) < 0) return -1;
         if (has == HAS_OFFSETS) {
             if (take_counts(c, offsets, 2, &n) < 0) return -1;
-            if (n != 2) return bad_tensor(c, x->t.name, "field 'data_offsets' must hold two numbers");
+            if (n != 2)
+                return bad_tensor(c, x->t.name, "field 'data_offsets' must hold two numbers");
         }
     } while (take(c, ','));
     if (!take(c, '}')) return fail(c, "expected ',' or '}'");
@@ -278,33 +286,37 @@ static int check_layout(const struct cursor *c, struct table *t, uint64_t data_b
     for (int i = 0; i < t->n; i++) {
         const struct entry *x = &t->x[i];
         if (x->begin != at)
-            return err_code(c->e, EXIT_ENV,
-                            "'%s': tensor '%.200s': field 'data_offsets' begins at %llu, expected %llu (%s)",
-                            c->path, x->t.name, (unsigned long long)x->begin, (unsigned long long)at,
-                            x->begin < at ? "tensors overlap" : "there is a hole");
+            return err_code(
+                c->e, EXIT_ENV,
+                "'%s': tensor '%.200s': field 'data_offsets' begins at %llu, expected %llu (%s)",
+                c->path, x->t.name, (unsigned long long)x->begin, (unsigned long long)at,
+                x->begin < at ? "tensors overlap" : "there is a hole");
         if (x->end > data_bytes)
-            return err_code(c->e, EXIT_ENV,
-                            "'%s': tensor '%.200s': field 'data_offsets' ends at %llu, the file has %llu "
-                            "bytes of data (is the download complete?)",
-                            c->path, x->t.name, (unsigned long long)x->end, (unsigned long long)data_bytes);
+            return err_code(
+                c->e, EXIT_ENV,
+                "'%s': tensor '%.200s': field 'data_offsets' ends at %llu, the file has %llu "
+                "bytes of data (is the download complete?)",
+                c->path, x->t.name, (unsigned long long)x->end, (unsigned long long)data_bytes);
         at = x->end;
     }
     if (at != data_bytes)
         return err_code(c->e, EXIT_ENV,
-                        "'%s': the tensors end at byte %llu of the data, the file at byte %llu", c->path,
-                        (unsigned long long)at, (unsigned long long)data_bytes);
+                        "'%s': the tensors end at byte %llu of the data, the file at byte %llu",
+                        c->path, (unsigned long long)at, (unsigned long long)data_bytes);
     return 0;
 }
 
 static int parse(struct st_file *f, const uint8_t *data, size_t bytes, struct err *e) {
     if (bytes < 8)
-        return err_code(e, EXIT_ENV, "'%s': %zu bytes are too few for a safetensors file", f->path, bytes);
+        return err_code(e, EXIT_ENV, "'%s': %zu bytes are too few for a safetensors file", f->path,
+                        bytes);
     uint64_t length = 0;
     for (int i = 7; i >= 0; i--) length = length << 8 | data[i];
     if (length > ST_HEADER_MAX || length > bytes - 8)
-        return err_code(e, EXIT_ENV,
-                        "'%s': the header's length %llu does not fit (file has %zu bytes, the most is %d)",
-                        f->path, (unsigned long long)length, bytes, ST_HEADER_MAX);
+        return err_code(
+            e, EXIT_ENV,
+            "'%s': the header's length %llu does not fit (file has %zu bytes, the most is %d)",
+            f->path, (unsigned long long)length, bytes, ST_HEADER_MAX);
     f->header = mem_alloc((size_t)length + 1);
     memcpy(f->header, data + 8, (size_t)length);
     if (!utf8_valid(f->header, (size_t)length))
@@ -325,13 +337,15 @@ static int parse(struct st_file *f, const uint8_t *data, size_t bytes, struct er
     qsort(f->tensor, (size_t)f->count, sizeof *f->tensor, by_name);
     for (int i = 1; i < f->count; i++)
         if (by_name(&f->tensor[i - 1], &f->tensor[i]) == 0)
-            return err_code(e, EXIT_ENV, "'%s': tensor '%.200s' comes twice", f->path, f->tensor[i].name);
+            return err_code(e, EXIT_ENV, "'%s': tensor '%.200s' comes twice", f->path,
+                            f->tensor[i].name);
     return 0;
 }
 
 /* --- open, look up --- */
 
-int st_open_memory(struct st_file *f, const void *data, size_t bytes, const char *path, struct err *e) {
+int st_open_memory(struct st_file *f, const void *data, size_t bytes, const char *path,
+                   struct err *e) {
     *f = (struct st_file){ 0 };
     snprintf(f->path, sizeof f->path, "%s", path);
     if (parse(f, data, bytes, e) == 0) return 0;
@@ -385,14 +399,16 @@ int st_to_f32_part(const struct st_tensor *t, int64_t first, int64_t n, float *o
         for (int64_t i = 0; i < n; i++) memcpy(&h, from + 2 * i, 2), out[i] = f16_to_f32(h);
         return 0;
     default:
-        return err_code(e, EXIT_ENV, "tensor '%.200s' is %s; only F32, F16 and BF16 weights are read", t->name,
+        return err_code(e, EXIT_ENV,
+                        "tensor '%.200s' is %s; only F32, F16 and BF16 weights are read", t->name,
                         DTYPE[t->dtype].name);
     }
 }
 
 /* --- writing --- */
 
-int st_write(const char *path, const struct st_out *tensors, int n, const char *metadata_json, struct err *e) {
+int st_write(const char *path, const struct st_out *tensors, int n, const char *metadata_json,
+             struct err *e) {
     struct str head;
     str_init(&head);
     str_puts(&head, "{");

@@ -1,8 +1,8 @@
 /* tok.c - opens a tokenizer, encodes and decodes; see tok.h.
  *
- * Encoding: added tokens are cut out of the text as given, the stretches between are normalised, added
- * tokens that live in normalised text are cut out of those, the pre-tokenizer cuts the rest into words, and
- * BPE merges each word.
+ * Encoding: added tokens are cut out of the text as given, the stretches between are normalised,
+ * added tokens that live in normalised text are cut out of those, the pre-tokenizer cuts the rest
+ * into words, and BPE merges each word.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/tok_int.h"
 
@@ -14,8 +14,8 @@ int tok_open(struct tok **out, const char *model_path, struct err *e) {
     char file[FS_PATH_MAX];
     model_path = model_path_resolve(model_path, file);
     t->unk = -1;
-    int rc =
-        str_ends(model_path, ".gguf") ? tok_open_gguf(t, model_path, e) : tok_open_json(t, model_path, e);
+    int rc = str_ends(model_path, ".gguf") ? tok_open_gguf(t, model_path, e)
+                                           : tok_open_json(t, model_path, e);
     if (rc < 0) {
         tok_close(&t);
         if (e) e->code = EXIT_ENV;
@@ -103,8 +103,8 @@ static void encode_gap(struct encoder *c, int pass, const char *s, size_t bytes)
     str_release(&text);
 }
 
-/* Pass 0: the text as given; pass 1: normalised. A special token that the caller does not want is stepped
- * over whole, as `tokenizers` does. */
+/* Pass 0: the text as given; pass 1: normalised. A special token that the caller does not want is
+ * stepped over whole, as `tokenizers` does. */
 static void encode_part(struct encoder *c, int pass, const char *s, size_t bytes) {
     const struct tok_trie *r = &c->t->added[pass];
     size_t from = 0, n;
@@ -119,7 +119,8 @@ static void encode_part(struct encoder *c, int pass, const char *s, size_t bytes
     encode_gap(c, pass, s + from, bytes - from);
 }
 
-void tok_encode(const struct tok *t, const char *text, size_t bytes, bool specials, struct tok_ids *out) {
+void tok_encode(const struct tok *t, const char *text, size_t bytes, bool specials,
+                struct tok_ids *out) {
     assert(bytes <= TOK_TEXT_BYTES_MAX);
     struct encoder c = { t, out, specials, { 0 } };
     encode_part(&c, 0, text, bytes);

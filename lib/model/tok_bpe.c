@@ -1,8 +1,9 @@
 /* tok_bpe.c - merges one word; see tok_int.h.
  *
- * A linked list of symbols and a heap of candidate merges (lowest rank first, then leftmost): O(n log n). A
- * candidate is stale when its place no longer merges into the token it promised. The order of events is
- * that of `tokenizers` (models/bpe/word.rs), which matters where two merges make the same token.
+ * A linked list of symbols and a heap of candidate merges (lowest rank first, then leftmost): O(n
+ * log n). A candidate is stale when its place no longer merges into the token it promised. The
+ * order of events is that of `tokenizers` (models/bpe/word.rs), which matters where two merges make
+ * the same token.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/tok_int.h"
 
@@ -53,7 +54,8 @@ static void propose(const struct tok *t, struct tok_bpe *b, int32_t left, int32_
     if (p) heap_push(b, (struct tok_cand){ p->rank, left, p->id });
 }
 
-/* One symbol a byte; bytes without a token become `unk` (a run of them one, where fused) or nothing. */
+/* One symbol a byte; bytes without a token become `unk` (a run of them one, where fused) or
+ * nothing. */
 static int32_t symbols(const struct tok *t, struct tok_bpe *b, const char *s, size_t bytes) {
     if (b->sym_cap < bytes) {
         b->sym_cap = bytes < 64 ? 64 : bytes;
@@ -88,7 +90,8 @@ static bool whole_word(const struct tok *t, struct tok_bpe *b, const char *s, si
     return true;
 }
 
-void tok_bpe_word(const struct tok *t, struct tok_bpe *b, const char *s, size_t bytes, struct tok_ids *out) {
+void tok_bpe_word(const struct tok *t, struct tok_bpe *b, const char *s, size_t bytes,
+                  struct tok_ids *out) {
     if (t->whole_words && whole_word(t, b, s, bytes, out)) return;
     int32_t n = symbols(t, b, s, bytes);
     b->heap_n = 0;

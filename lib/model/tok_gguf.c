@@ -1,19 +1,21 @@
 /* tok_gguf.c - reads the tokenizer out of GGUF metadata.
  *
- * tokenizer.ggml.pre names the pre-tokenizer. GGUF leaves out what tokenizer.json says beside it, so the
- * rest is that of the model's family: Qwen2 normalises to NFC, Llama 3 takes whole words first. Added
- * tokens are those of type control (special) and user-defined (not special).
+ * tokenizer.ggml.pre names the pre-tokenizer. GGUF leaves out what tokenizer.json says beside it,
+ * so the rest is that of the model's family: Qwen2 normalises to NFC, Llama 3 takes whole words
+ * first. Added tokens are those of type control (special) and user-defined (not special).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/gguf.h"
 #include "lib/model/tok_int.h"
 
 enum { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER = 4, TYPE_UNUSED = 5 };
 
-static const struct pre { const char *name; enum tok_split split; bool nfc, whole_words; } pres[] = {
-    { "smollm", TOK_SPLIT_SMOLLM, false, false },
-    { "llama-bpe", TOK_SPLIT_LLAMA3, false, true },
-    { "llama3", TOK_SPLIT_LLAMA3, false, true },
-    { "llama-v3", TOK_SPLIT_LLAMA3, false, true },
+static const struct pre {
+    const char *name;
+    enum tok_split split;
+    bool nfc, whole_words;
+} pres[] = {
+    { "smollm", TOK_SPLIT_SMOLLM, false, false }, { "llama-bpe", TOK_SPLIT_LLAMA3, false, true },
+    { "llama3", TOK_SPLIT_LLAMA3, false, true },  { "llama-v3", TOK_SPLIT_LLAMA3, false, true },
     { "qwen2", TOK_SPLIT_QWEN2, true, false },
 };
 
@@ -39,8 +41,8 @@ static int read_pre(struct tok *t, const struct gguf *g, struct err *e) {
                    SHOWN(pre.s, pre.bytes));
 }
 
-static const struct gguf_kv *array(const struct gguf *g, const char *key, enum gguf_kind of, uint64_t most,
-                                   struct err *e) {
+static const struct gguf_kv *array(const struct gguf *g, const char *key, enum gguf_kind of,
+                                   uint64_t most, struct err *e) {
     const struct gguf_kv *kv = gguf_find(g, key);
     if (!kv || kv->kind != GGUF_KIND_ARRAY || kv->of != of || kv->count > most)
         return err_set(e, "%s is missing, of a wrong kind or longer than %llu", key,
@@ -58,13 +60,15 @@ static unsigned flags_of(int64_t type) {
 }
 
 static int read_tables(struct tok *t, const struct gguf *g, struct sha256 *sum, struct err *e) {
-    const struct gguf_kv *tokens = array(g, "tokenizer.ggml.tokens", GGUF_KIND_STRING, TOK_IDS_MAX, e);
+    const struct gguf_kv *tokens = array(g, "tokenizer.ggml.tokens", GGUF_KIND_STRING, TOK_IDS_MAX,
+                                         e);
     const struct gguf_kv *types =
         tokens ? array(g, "tokenizer.ggml.token_type", GGUF_KIND_I32, TOK_IDS_MAX, e) : NULL;
     const struct gguf_kv *merges =
         types ? array(g, "tokenizer.ggml.merges", GGUF_KIND_STRING, TOK_MERGES_MAX, e) : NULL;
     if (!merges) return -1;
-    if (types->count != tokens->count) return err_set(e, "there are not as many token types as tokens");
+    if (types->count != tokens->count)
+        return err_set(e, "there are not as many token types as tokens");
     tok_reserve(t, tokens->count, merges->count);
     struct gguf_string s;
     const uint8_t *at = tokens->data;
@@ -95,7 +99,8 @@ int tok_open_gguf(struct tok *t, const char *path, struct err *e) {
     if (rc == 0 && gguf_text(&g, "tokenizer.ggml.pre", &text)) sha256_add(&sum, text.s, text.bytes);
     if (rc == 0) rc = read_tables(t, &g, &sum, e);
     if (rc == 0 && gguf_text(&g, "tokenizer.chat_template", &text)) {
-        if (text.bytes > TOK_TEMPLATE_BYTES_MAX) rc = err_set(e, "tokenizer.chat_template is too long");
+        if (text.bytes > TOK_TEMPLATE_BYTES_MAX)
+            rc = err_set(e, "tokenizer.chat_template is too long");
         else str_add(&t->template, text.s, text.bytes);
         sha256_add(&sum, text.s, text.bytes);
     }

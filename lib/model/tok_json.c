@@ -1,7 +1,9 @@
-/* tok_json.c - reads tokenizer.json (+ tokenizer_config.json, chat_template.jinja) of a Hugging Face folder.
+/* tok_json.c - reads tokenizer.json (+ tokenizer_config.json, chat_template.jinja) of a Hugging
+ * Face folder.
  *
- * What the file would have `tokenizers` do is compared with what tok_split.c and tok_bpe.c do, field by
- * field; anything else is refused by name. Patterns are compared byte for byte and never executed.
+ * What the file would have `tokenizers` do is compared with what tok_split.c and tok_bpe.c do,
+ * field by field; anything else is refused by name. Patterns are compared byte for byte and never
+ * executed.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/fs.h"
 #include "lib/base/json.h"
@@ -20,8 +22,12 @@ static const char *type_of(const json_t *o) {
 }
 
 static bool is_type(const json_t *o, const char *type) { return strcmp(type_of(o), type) == 0; }
-static bool is_true(const json_t *o, const char *key) { return json_is_true(json_object_get(o, key)); }
-static bool is_false(const json_t *o, const char *key) { return json_is_false(json_object_get(o, key)); }
+static bool is_true(const json_t *o, const char *key) {
+    return json_is_true(json_object_get(o, key));
+}
+static bool is_false(const json_t *o, const char *key) {
+    return json_is_false(json_object_get(o, key));
+}
 
 /* null, "" and absent mean the same in these files. */
 static bool is_nothing(const json_t *v) {
@@ -30,8 +36,9 @@ static bool is_nothing(const json_t *v) {
 
 static int unknown(struct err *e, const char *part, const json_t *found) {
     char *text = found ? json_dumps(found, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
-    err_set(e, "%s is not one that we know: found %.600s (known: those of SmolLM2, Llama 3 and Qwen2)", part,
-            text ? text : "null");
+    err_set(e,
+            "%s is not one that we know: found %.600s (known: those of SmolLM2, Llama 3 and Qwen2)",
+            part, text ? text : "null");
     free(text);
     return -1;
 }
@@ -41,7 +48,8 @@ static int read_normalizer(struct tok *t, const json_t *n, struct err *e) {
     return t->nfc || !n || json_is_null(n) ? 0 : unknown(e, "normalizer", n);
 }
 
-/* Two steps, the second ByteLevel: Digits + GPT-2's pattern, or Split by one of two patterns + none. */
+/* Two steps, the second ByteLevel: Digits + GPT-2's pattern, or Split by one of two patterns +
+ * none. */
 static int read_pre_tokenizer(struct tok *t, const json_t *p, struct err *e) {
     const json_t *steps = json_object_get(p, "pretokenizers");
     const json_t *first = json_array_get(steps, 0), *second = json_array_get(steps, 1);
@@ -53,7 +61,8 @@ static int read_pre_tokenizer(struct tok *t, const json_t *p, struct err *e) {
         t->split = TOK_SPLIT_SMOLLM;
         return gpt2 && is_true(first, "individual_digits") ? 0 : unknown(e, "pre_tokenizer", p);
     }
-    const char *pattern = json_string_value(json_object_get(json_object_get(first, "pattern"), "Regex"));
+    const char *pattern = json_string_value(
+        json_object_get(json_object_get(first, "pattern"), "Regex"));
     const char *behavior = json_string_value(json_object_get(first, "behavior"));
     if (!is_type(first, "Split") || gpt2 || !pattern || !behavior || strcmp(behavior, "Isolated") ||
         is_true(first, "invert"))
@@ -69,7 +78,8 @@ static int read_vocab(struct tok *t, const json_t *vocab, struct err *e) {
     size_t bytes;
     json_t *id;
     json_object_keylen_foreach((json_t *)vocab, name, bytes, id) {
-        if (!json_is_integer(id)) return err_set(e, "token '%.40s': its id is not a whole number", name);
+        if (!json_is_integer(id))
+            return err_set(e, "token '%.40s': its id is not a whole number", name);
         if (tok_put(t, json_integer_value(id), name, bytes, TOK_FLAG_MODEL, e) < 0) return -1;
     }
     return 0;
@@ -102,11 +112,13 @@ static int read_added(struct tok *t, const json_t *added, struct err *e) {
             return err_set(e, "added token %zu lacks its content or id", i);
         const char *name = json_string_value(content);
         if (is_true(a, "lstrip") || is_true(a, "rstrip") || is_true(a, "single_word"))
-            return err_set(e, "added token '%.40s' sets lstrip, rstrip or single_word, which we do not do",
-                           name);
+            return err_set(
+                e, "added token '%.40s' sets lstrip, rstrip or single_word, which we do not do",
+                name);
         unsigned flags = TOK_FLAG_ADDED | (is_true(a, "special") ? TOK_FLAG_SPECIAL : 0u) |
                          (is_true(a, "normalized") ? TOK_FLAG_NORMALIZED : 0u);
-        if (tok_add_flags(t, json_integer_value(id), name, json_string_length(content), flags, e) < 0)
+        if (tok_add_flags(t, json_integer_value(id), name, json_string_length(content), flags, e) <
+            0)
             return -1;
     }
     return 0;
@@ -118,13 +130,15 @@ static size_t ids_count(const json_t *vocab, const json_t *added) {
     json_t *a;
     json_array_foreach((json_t *)added, i, a) {
         const json_t *c = json_object_get(a, "content");
-        n += !json_is_string(c) || !json_object_getn(vocab, json_string_value(c), json_string_length(c));
+        n += !json_is_string(c) ||
+             !json_object_getn(vocab, json_string_value(c), json_string_length(c));
     }
     return n;
 }
 
 static int read_model(struct tok *t, const json_t *model, const json_t *added, struct err *e) {
-    const json_t *vocab = json_object_get(model, "vocab"), *merges = json_object_get(model, "merges");
+    const json_t *vocab = json_object_get(model, "vocab"),
+                 *merges = json_object_get(model, "merges");
     if (json_is_object(model) && !json_object_get(model, "type") && vocab && merges) {
         /* files of 2020-2022 leave the type out */
     } else if (!is_type(model, "BPE")) {
@@ -136,13 +150,14 @@ static int read_model(struct tok *t, const json_t *model, const json_t *added, s
     if ((dropout && !json_is_null(dropout)) || is_true(model, "byte_fallback") ||
         !is_nothing(json_object_get(model, "continuing_subword_prefix")) ||
         !is_nothing(json_object_get(model, "end_of_word_suffix")))
-        return err_set(e,
-                       "model sets dropout, byte_fallback, continuing_subword_prefix or end_of_word_suffix, "
-                       "which byte-level BPE does not have");
+        return err_set(
+            e,
+            "model sets dropout, byte_fallback, continuing_subword_prefix or end_of_word_suffix, "
+            "which byte-level BPE does not have");
     size_t ids = ids_count(vocab, added), rows = json_array_size(merges);
     if (ids > TOK_IDS_MAX || rows > TOK_MERGES_MAX)
-        return err_set(e, "%zu tokens and %zu merges are more than %d and %d", ids, rows, TOK_IDS_MAX,
-                       TOK_MERGES_MAX);
+        return err_set(e, "%zu tokens and %zu merges are more than %d and %d", ids, rows,
+                       TOK_IDS_MAX, TOK_MERGES_MAX);
     tok_reserve(t, ids, rows);
     t->whole_words = is_true(model, "ignore_merges");
     t->unk_fuse = is_true(model, "fuse_unk");
@@ -157,7 +172,8 @@ static int read_model(struct tok *t, const json_t *model, const json_t *added, s
 }
 
 static int read_tokenizer(struct tok *t, const json_t *root, struct err *e) {
-    const json_t *added = json_object_get(root, "added_tokens"), *decoder = json_object_get(root, "decoder");
+    const json_t *added = json_object_get(root, "added_tokens"),
+                 *decoder = json_object_get(root, "decoder");
     if (!json_is_object(root)) return err_set(e, "not a JSON object");
     if (read_normalizer(t, json_object_get(root, "normalizer"), e) < 0) return -1;
     if (read_pre_tokenizer(t, json_object_get(root, "pre_tokenizer"), e) < 0) return -1;
@@ -189,7 +205,8 @@ static int read_config(struct tok *t, const char *dir, struct err *e) {
         if (!config) return -1;
         const json_t *text = template_of(config), *bos = json_object_get(config, "bos_token");
         if (json_is_object(bos)) bos = json_object_get(bos, "content");
-        if (json_is_string(text)) str_add(&t->template, json_string_value(text), json_string_length(text));
+        if (json_is_string(text))
+            str_add(&t->template, json_string_value(text), json_string_length(text));
         if (json_is_string(bos)) t->bos = mem_dup(json_string_value(bos));
         json_decref(config);
     }

@@ -1,8 +1,9 @@
 /* tok_nfc.c - Unicode normal form C as the `tokenizers` library computes it; see tok_int.h.
  *
- * That library's tables are of Unicode 9: to it, marks that came later are starters, and U+11938 has no
- * parts. Both are listed here and set right, so that ids agree; otherwise utf8proc does the work. Marks are
- * sorted by a merge sort of each run, because utf8proc's own sort is quadratic on a hostile run.
+ * That library's tables are of Unicode 9: to it, marks that came later are starters, and U+11938
+ * has no parts. Both are listed here and set right, so that ids agree; otherwise utf8proc does the
+ * work. Marks are sorted by a merge sort of each run, because utf8proc's own sort is quadratic on a
+ * hostile run.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <utf8proc.h>
 
@@ -20,7 +21,8 @@ static const struct { int32_t first, last;
     { 0x11a99, 0x11a99 }, { 0x11d42, 0x11d42 }, { 0x11d44, 0x11d45 }, { 0x11d97, 0x11d97 },
     { 0x16ff0, 0x16ff1 }, { 0x1e130, 0x1e136 }, { 0x1e2ae, 0x1e2ae }, { 0x1e2ec, 0x1e2ef },
 };
-enum { PARTS_MAX = 8 };                     /* code points in one canonical decomposition: at most 4 */
+/* code points in one canonical decomposition: at most 4 */
+enum { PARTS_MAX = 8 };
 
 struct point { int32_t cp; int32_t ccc; };
 struct points { struct point *p; size_t n, cap; };
@@ -47,7 +49,8 @@ static void decompose(struct points *v, int32_t cp) {
     int boundary = 0;
     utf8proc_ssize_t n = 0;
     if (cp != 0x11938)
-        n = utf8proc_decompose_char(cp, part, PARTS_MAX, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &boundary);
+        n = utf8proc_decompose_char(cp, part, PARTS_MAX, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE,
+                                    &boundary);
     if (n < 1 || n > PARTS_MAX) point_add(v, cp);
     for (utf8proc_ssize_t i = 0; n <= PARTS_MAX && i < n; i++) point_add(v, part[i]);
 }
@@ -84,7 +87,8 @@ static int32_t compose_two(int32_t a, int32_t b) {
 
 static void compose(struct points *v) {
     size_t out = 0, starter = SIZE_MAX;
-    int32_t last = -1;                       /* class of the last point kept after the starter; -1: none */
+    /* class of the last point kept after the starter; -1: none */
+    int32_t last = -1;
     for (size_t i = 0; i < v->n; i++) {
         struct point c = v->p[i];
         if (starter != SIZE_MAX && last < c.ccc) {

@@ -1,21 +1,23 @@
-/* tok_split.c - the three pre-tokenizers, written by hand from the patterns they stand for; see tok_int.h.
+/* tok_split.c - the three pre-tokenizers, written by hand from the patterns they stand for; see
+ * tok_int.h.
  *
  *   smollm  every number alone, and the rest by GPT-2's pattern
  *           's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
  *   llama3  (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|
  *            ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
  *   qwen2   as llama3 with \p{N} for \p{N}{1,3}
- * `tokenizers` runs these with Oniguruma: \p{L} and \p{N} are general categories, \s is the property
- * White_Space, and among all characters only U+017F folds to a letter of the contractions. utf8proc knows
- * Unicode 15; letters and numbers that are newer, as far as Oniguruma 6.9 knows them, are listed here.
- * Every character falls into one class, so a run is found by one scan, and each character is looked at a
- * bounded number of times.
+ * `tokenizers` runs these with Oniguruma: \p{L} and \p{N} are general categories, \s is the
+ * property White_Space, and among all characters only U+017F folds to a letter of the contractions.
+ * utf8proc knows Unicode 15; letters and numbers that are newer, as far as Oniguruma 6.9 knows
+ * them, are listed here. Every character falls into one class, so a run is found by one scan, and
+ * each character is looked at a bounded number of times.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <utf8proc.h>
 
 #include "lib/model/tok_int.h"
 
-enum cls { CLS_END, CLS_OTHER, CLS_LETTER, CLS_NUMBER, CLS_SPACE, CLS_NEWLINE };   /* \s = SPACE or NEWLINE */
+/* \s = SPACE or NEWLINE */
+enum cls { CLS_END, CLS_OTHER, CLS_LETTER, CLS_NUMBER, CLS_SPACE, CLS_NEWLINE };
 
 struct range { int32_t first, last; };
 static const struct range newer_letters[] = {
@@ -40,8 +42,8 @@ static bool in_ranges(const struct range *r, size_t n, int32_t cp) {
 
 static bool white_space(int32_t cp) {
     return (cp >= 9 && cp <= 13) || cp == 0x20 || cp == 0x85 || cp == 0xa0 || cp == 0x1680 ||
-           (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 || cp == 0x202f || cp == 0x205f ||
-           cp == 0x3000;
+           (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 || cp == 0x202f ||
+           cp == 0x205f || cp == 0x3000;
 }
 
 static enum cls classify(int32_t cp) {
@@ -66,8 +68,8 @@ static enum cls classify(int32_t cp) {
 size_t tok_utf8(const char *s, size_t bytes, int32_t *cp) {
     uint8_t b = (uint8_t)s[0];
     if (b < 0x80) return *cp = b, 1;
-    utf8proc_ssize_t n =
-        utf8proc_iterate((const utf8proc_uint8_t *)s, (utf8proc_ssize_t)(bytes < 4 ? bytes : 4), cp);
+    utf8proc_ssize_t n = utf8proc_iterate((const utf8proc_uint8_t *)s,
+                                          (utf8proc_ssize_t)(bytes < 4 ? bytes : 4), cp);
     if (n <= 0) return *cp = -1, 1;
     return (size_t)n;
 }
@@ -97,13 +99,15 @@ static size_t contraction(const char *s, size_t bytes, bool fold) {
             if (c[i] >= 'A' && c[i] <= 'Z') c[i] = (char)(c[i] | 0x20);
     }
     if (strchr("stmd", c[0]) && c[0]) return 2;
-    return (c[0] == 'r' && c[1] == 'e') || (c[0] == 'v' && c[1] == 'e') || (c[0] == 'l' && c[1] == 'l') ? 3
-                                                                                                        : 0;
+    return (c[0] == 'r' && c[1] == 'e') || (c[0] == 'v' && c[1] == 'e') ||
+                   (c[0] == 'l' && c[1] == 'l')
+               ? 3
+               : 0;
 }
 
-/* \s+(?!\S)|\s+ at s[0], which is white space: a run leaves its last character to what follows it, if
- * something does. qwen2, llama3: \s*[\r\n]+ comes first. smollm: the text was cut at every number, so a
- * number ends it. */
+/* \s+(?!\S)|\s+ at s[0], which is white space: a run leaves its last character to what follows it,
+ * if something does. qwen2, llama3: \s*[\r\n]+ comes first. smollm: the text was cut at every
+ * number, so a number ends it. */
 static size_t spaces(const char *s, size_t bytes, bool smollm) {
     size_t end = 0, last = 0, after_newline = 0, len;
     enum cls c;
@@ -121,7 +125,8 @@ static size_t next_smollm(const char *s, size_t bytes) {
     if (n) return n;
     enum cls c = look(s, bytes, 0, &len), c2 = look(s, bytes, len, &len2);
     if (c == CLS_NUMBER) return len;
-    if (s[0] == ' ' && (c2 == CLS_LETTER || c2 == CLS_OTHER)) return run_end(s, bytes, 1, c2, SIZE_MAX);
+    if (s[0] == ' ' && (c2 == CLS_LETTER || c2 == CLS_OTHER))
+        return run_end(s, bytes, 1, c2, SIZE_MAX);
     if (c == CLS_SPACE || c == CLS_NEWLINE) return spaces(s, bytes, true);
     return run_end(s, bytes, 0, c, SIZE_MAX);
 }
@@ -131,7 +136,8 @@ static size_t next_llama3(const char *s, size_t bytes, size_t digits) {
     if (n) return n;
     enum cls c = look(s, bytes, 0, &len), c2 = look(s, bytes, len, &len2);
     if (c == CLS_LETTER) return run_end(s, bytes, 0, c, SIZE_MAX);
-    if ((c == CLS_SPACE || c == CLS_OTHER) && c2 == CLS_LETTER) return run_end(s, bytes, len, c2, SIZE_MAX);
+    if ((c == CLS_SPACE || c == CLS_OTHER) && c2 == CLS_LETTER)
+        return run_end(s, bytes, len, c2, SIZE_MAX);
     if (c == CLS_NUMBER) return run_end(s, bytes, 0, c, digits);
     if (c == CLS_OTHER || (s[0] == ' ' && c2 == CLS_OTHER)) {
         size_t end = run_end(s, bytes, c == CLS_OTHER ? 0 : 1, CLS_OTHER, SIZE_MAX);

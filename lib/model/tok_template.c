@@ -1,10 +1,13 @@
-/* tok_template.c - says which chat family a Jinja template belongs to, without executing it; see tok_int.h.
+/* tok_template.c - says which chat family a Jinja template belongs to, without executing it; see
+ * tok_int.h.
  *
- * The template is cut into tags, built into a tree and pruned of the branches that our conversations never
- * take: no tools, no tool calls, roles system, user and assistant only, no date given. What is left is
- * spelled out in one canonical line, and that line must equal one of the few below. So a template that does
- * anything else, however small, is refused, while its passages about tools may say what they like.
- *   literals are unescaped and joined, a['b'] is a.b, blanks go, quotes are '; $S is a default system text
+ * The template is cut into tags, built into a tree and pruned of the branches that our
+ * conversations never take: no tools, no tool calls, roles system, user and assistant only, no date
+ * given. What is left is spelled out in one canonical line, and that line must equal one of the few
+ * below. So a template that does anything else, however small, is refused, while its passages about
+ * tools may say what they like.
+ *   literals are unescaped and joined, a['b'] is a.b, blanks go, quotes are '; $S is a default
+ *   system text
  * Order: tags, canonical expressions, conditions, the tree, the families.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <ctype.h>
@@ -16,16 +19,26 @@ enum { TAGS_MAX = 1024, NEST_MAX = 32 };
 /* ---- tags ---- */
 
 enum tag_kind {
-    TAG_TEXT, TAG_PRINT, TAG_IF, TAG_ELIF, TAG_ELSE, TAG_ENDIF, TAG_FOR, TAG_ENDFOR, TAG_SET, TAG_END
+    TAG_TEXT,
+    TAG_PRINT,
+    TAG_IF,
+    TAG_ELIF,
+    TAG_ELSE,
+    TAG_ENDIF,
+    TAG_FOR,
+    TAG_ENDFOR,
+    TAG_SET,
+    TAG_END
 };
-struct tag { enum tag_kind kind; const char *s; size_t bytes; };   /* what follows the keyword, or the text */
+/* what follows the keyword, or the text */
+struct tag { enum tag_kind kind; const char *s; size_t bytes; };
 struct tags { struct tag tag[TAGS_MAX + 1]; int n; };
 
 static bool blank(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
 static bool word_char(char c) { return isalnum((unsigned char)c) || c == '_'; }
 
-/* End of the tag that opens at s[at] ("{{", "{%", "{#"): index of its closing brace pair, or 0. Quotes hide
- * braces. */
+/* End of the tag that opens at s[at] ("{{", "{%", "{#"): index of its closing brace pair, or 0.
+ * Quotes hide braces. */
 static size_t tag_close(const char *s, size_t bytes, size_t at) {
     char close = s[at + 1] == '{' ? '}' : s[at + 1], quote = 0;
     for (size_t i = at + 2; i + 1 < bytes; i++) {
@@ -58,16 +71,18 @@ static int statement_add(struct tags *t, const char *s, size_t bytes) {
     return -1;
 }
 
-/* Text between tags as Jinja prints it with trim_blocks and lstrip_blocks, which is how transformers sets
- * it: after a statement one newline goes, before one the blanks of its line go; "-" takes all blank space. */
-static int text_add(struct tags *t, const char *s, size_t bytes, char before, bool eat_before, char after,
-                    bool eat_after) {
+/* Text between tags as Jinja prints it with trim_blocks and lstrip_blocks, which is how
+ * transformers sets it: after a statement one newline goes, before one the blanks of its line go;
+ * "-" takes all blank space. */
+static int text_add(struct tags *t, const char *s, size_t bytes, char before, bool eat_before,
+                    char after, bool eat_after) {
     bool line_start = before == 0;
     if (eat_before)
         while (bytes && blank(*s)) s++, bytes--;
     else if ((before == '%' || before == '#') && bytes && *s == '\n')
         s++, bytes--, line_start = true;
-    if (!after && bytes && s[bytes - 1] == '\n') bytes--;                 /* keep_trailing_newline is off */
+    /* keep_trailing_newline is off */
+    if (!after && bytes && s[bytes - 1] == '\n') bytes--;
     if (eat_after) {
         while (bytes && blank(s[bytes - 1])) bytes--;
     } else if (after == '%' || after == '#') {
@@ -98,7 +113,8 @@ static int tags_read(struct tags *t, const char *s, size_t bytes) {
         from = end + 2;
         at = end + 1;
     }
-    if (from < bytes && text_add(t, s + from, bytes - from, before, eat_before, 0, false) < 0) return -1;
+    if (from < bytes && text_add(t, s + from, bytes - from, before, eat_before, 0, false) < 0)
+        return -1;
     t->tag[t->n] = (struct tag){ TAG_END, "", 0 };
     return 0;
 }
@@ -110,8 +126,8 @@ static void literal_char(struct str *out, char c) {
     str_add(out, c == '\n' ? "\\n" : &c, c == '\n' ? 2 : 1);
 }
 
-/* A quoted literal at s[0] is appended as '...'; its length in the source, or 0 if we do not read its
- * escapes. */
+/* A quoted literal at s[0] is appended as '...'; its length in the source, or 0 if we do not read
+ * its escapes. */
 static size_t literal(struct str *out, const char *s, size_t bytes) {
     char quote = s[0];
     str_add(out, "'", 1);
@@ -125,7 +141,8 @@ static size_t literal(struct str *out, const char *s, size_t bytes) {
             c = s[++i];
             if (c == 'n') c = '\n';
             else if (c == 't') c = '\t';
-            else if (c != '\\' && c != '\'' && c != '"') { /* Jinja keeps an unknown escape: \boxed */
+            /* Jinja keeps an unknown escape: \boxed */
+            else if (c != '\\' && c != '\'' && c != '"') {
                 if (strchr("abfrvxuUN01234567", c)) return 0;
                 literal_char(out, '\\');
             }
@@ -145,7 +162,8 @@ static int canonical(struct str *out, const char *s, size_t bytes) {
             i += n;
         } else if (blank(c)) {
             while (i < bytes && blank(s[i])) i++;
-            bool words = out->len && word_char(out->s[out->len - 1]) && i < bytes && word_char(s[i]);
+            bool words = out->len && word_char(out->s[out->len - 1]) && i < bytes &&
+                         word_char(s[i]);
             if (words) str_add(out, " ", 1);
         } else if (c == '[' && i + 3 < bytes && (s[i + 1] == '\'' || s[i + 1] == '"')) {
             size_t k = i + 2;
@@ -163,8 +181,8 @@ static int canonical(struct str *out, const char *s, size_t bytes) {
     return 0;
 }
 
-/* Appends a printed expression to the canonical line: a + b is two items, and literals side by side become
- * one. */
+/* Appends a printed expression to the canonical line: a + b is two items, and literals side by side
+ * become one. */
 static void print_item(struct str *out, const char *s, size_t n, bool text) {
     if (text && out->len && out->s[out->len - 1] == '\'') {
         out->s[--out->len] = 0;
@@ -202,22 +220,35 @@ static void print_items(struct str *out, const char *s, size_t bytes) {
 
 enum verdict { VERDICT_OPEN, VERDICT_TRUE, VERDICT_FALSE };
 static const char *const always_false[] = {
-    "tools", "tools is not none", "builtin_tools is defined", "custom_tools is defined",
-    "builtin_tools is defined or tools is not none", "tools is not none and not tools_in_user_message",
-    "tools_in_user_message and not tools is none", "'tool_calls'in message", "message.tool_calls",
-    "message.role=='tool'", "message.role=='tool'or message.role=='ipython'",
-    "not tools is defined", "not add_generation_prompt is defined",     /* transformers always passes both */
-    "strftime_now is defined",      /* it would print today's date: the template's own fixed date is taken */
+    "tools",
+    "tools is not none",
+    "builtin_tools is defined",
+    "custom_tools is defined",
+    "builtin_tools is defined or tools is not none",
+    "tools is not none and not tools_in_user_message",
+    "tools_in_user_message and not tools is none",
+    "'tool_calls'in message",
+    "message.tool_calls",
+    "message.role=='tool'",
+    "message.role=='tool'or message.role=='ipython'",
+    /* transformers always passes both */
+    "not tools is defined",
+    "not add_generation_prompt is defined",
+    /* it would print today's date: the template's own fixed date is taken */
+    "strftime_now is defined",
 };
 static const char *const always_true[] = {
     "not tools_in_user_message is defined", "not date_string is defined",
     "not(message.role=='ipython'or message.role=='tool'or'tool_calls'in message)",
 };
-/* Qwen2.5: what is left of the roles after a system message in front is every message but that one. */
+/* Qwen2.5: what is left of the roles after a system message in front is every message but that
+ * one. */
 static const char *const not_first_system[] = {
-    "(message.role=='user')or(message.role=='system'and not loop.first)or(message.role=='assistant'and not "
+    "(message.role=='user')or(message.role=='system'and not "
+    "loop.first)or(message.role=='assistant'and not "
     "message.tool_calls)",
-    "(message.role=='user')or(message.role=='system'and not loop.first)or(message.role=='assistant')",
+    "(message.role=='user')or(message.role=='system'and not "
+    "loop.first)or(message.role=='assistant')",
 };
 
 static bool among(const char *const *list, size_t n, const char *text) {
@@ -241,7 +272,8 @@ struct walk { const struct tags *tags; int at, depth; };
 static int walk_body(struct walk *w, struct str *out, bool live);
 
 static int walk_if(struct walk *w, struct str *out, bool live) {
-    bool done = false, open = false, roles = false; /* done: a branch was certain; open: some were written */
+    /* done: a branch was certain; open: some were written */
+    bool done = false, open = false, roles = false;
     struct str cond;
     str_init(&cond);
     int rc = 0;
@@ -335,18 +367,21 @@ static const struct { enum chat_kind kind; const char *line;
     { CHAT_KIND_CHATML, "%for(message in messages)" SAY "%endfor" PROMPT },
     { CHAT_KIND_CHATML,
       "%for(message in messages)%if(loop.first and "
-      "messages[0].role!='system')'<|im_start|>system\\n$S<|im_end|>\\n'%endif" SAY "%endfor" PROMPT },
-    { CHAT_KIND_CHATML,
-      "%if(messages[0].role=='system')'<|im_start|>system\\n'{messages[0].content}'<|im_end|>\\n'%else"
-      "'<|im_start|>system\\n$S<|im_end|>\\n'%endif%for(message in messages)%if($not_first_system)" SAY
-      "%endif%endfor" PROMPT },
-    { CHAT_KIND_LLAMA3, "%set(loop_messages=messages)%for(message in "
-                        "loop_messages)%set(content='<|start_header_id|>'+message.role+"
-                        "'<|end_header_id|>\\n\\n'+message.content|trim+'<|eot_id|>')%if(loop.index0==0)%set("
-                        "content=bos_token+content)%endif"
-                        "{content}%endfor" LLAMA_PROMPT },
+      "messages[0].role!='system')'<|im_start|>system\\n$S<|im_end|>\\n'%endif" SAY
+      "%endfor" PROMPT },
+    { CHAT_KIND_CHATML, "%if(messages[0].role=='system')'<|im_start|>system\\n'{messages[0]."
+                        "content}'<|im_end|>\\n'%else"
+                        "'<|im_start|>system\\n$S<|im_end|>\\n'%endif%for(message in "
+                        "messages)%if($not_first_system)" SAY "%endif%endfor" PROMPT },
+    { CHAT_KIND_LLAMA3,
+      "%set(loop_messages=messages)%for(message in "
+      "loop_messages)%set(content='<|start_header_id|>'+message.role+"
+      "'<|end_header_id|>\\n\\n'+message.content|trim+'<|eot_id|>')%if(loop.index0==0)%set("
+      "content=bos_token+content)%endif"
+      "{content}%endfor" LLAMA_PROMPT },
     { CHAT_KIND_LLAMA31,
-      "{bos_token}%set(date_string='$D')%if(messages[0].role=='system')%set(system_message=messages[0]."
+      "{bos_token}%set(date_string='$D')%if(messages[0].role=='system')%set(system_message="
+      "messages[0]."
       "content|trim)"
       "%set(messages=messages[1:])%else%set(system_message='')%endif"
       "'<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: $K\\nToday Date: "
@@ -365,12 +400,15 @@ static char *unescaped(const char *s, size_t bytes) {
     return out;
 }
 
-/* Compares with one family's line; $S, $D, $K take the shortest text inside one literal that lets the rest
- * agree. */
+/* Compares with one family's line; $S, $D, $K take the shortest text inside one literal that lets
+ * the rest agree. */
 static bool agree(struct chat_family *f, const char *line, const char *got) {
     for (; *line; line++, got++) {
-        char **slot = line[0] != '$' ? NULL : line[1] == 'S' ? &f->system : line[1] == 'D' ? &f->date :
-                      line[1] == 'K' ? &f->knowledge : NULL;
+        char **slot = line[0] != '$'   ? NULL
+                      : line[1] == 'S' ? &f->system
+                      : line[1] == 'D' ? &f->date
+                      : line[1] == 'K' ? &f->knowledge
+                                       : NULL;
         if (slot) {
             size_t n = 0, tail = strcspn(line + 2, "$'");
             tail += line[2 + tail] == '\'';
@@ -402,8 +440,9 @@ int chat_recognise(struct chat_family *f, const char *text, size_t bytes, struct
     str_init(&line);
     str_puts(&line, "");
     struct walk w = { tags, 0, 0 };
-    bool found = false, read = tags_read(tags, text, bytes) == 0 && walk_body(&w, &line, true) == 0 &&
-                               w.at == tags->n && strlen(line.s) == line.len;
+    bool found = false, read = tags_read(tags, text, bytes) == 0 &&
+                               walk_body(&w, &line, true) == 0 && w.at == tags->n &&
+                               strlen(line.s) == line.len;
     for (size_t i = 0; read && !found && i < COUNT_OF(families); i++) {
         found = agree(f, families[i].line, line.s);
         if (found) f->kind = families[i].kind;
@@ -411,11 +450,12 @@ int chat_recognise(struct chat_family *f, const char *text, size_t bytes, struct
     }
     free(tags);
     if (!found)
-        err_set(e,
-                "the model's chat template is not one that we know%s%.300s; set chat to one of chatml, "
-                "qwen2, qwen2.5, "
-                "smollm2, llama3, llama3.1",
-                read ? ": without tools it comes to " : "", read ? line.s : "");
+        err_set(
+            e,
+            "the model's chat template is not one that we know%s%.300s; set chat to one of chatml, "
+            "qwen2, qwen2.5, "
+            "smollm2, llama3, llama3.1",
+            read ? ": without tools it comes to " : "", read ? line.s : "");
     str_release(&line);
     return found ? 0 : -1;
 }

@@ -1,8 +1,8 @@
-/* tok_vocab.c - the tables of a tokenizer: names to ids, pairs to merges, texts of added tokens; see
- * tok_int.h.
+/* tok_vocab.c - the tables of a tokenizer: names to ids, pairs to merges, texts of added tokens;
+ * see tok_int.h.
  *
- * Everything that a hostile file could get wrong is refused here, so that the readers only walk their
- * formats.
+ * Everything that a hostile file could get wrong is refused here, so that the readers only walk
+ * their formats.
  * Order: alphabet, names, merges, added tokens, the last checks.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/tok_int.h"
@@ -10,8 +10,8 @@
 #include "lib/base/log.h"
 #include "lib/base/rng.h"
 
-/* GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the 68 others are U+0100 and up, in
- * order. */
+/* GPT-2's alphabet: printable Latin-1 bytes stand for themselves, the 68 others are U+0100 and up,
+ * in order. */
 static bool printable(unsigned b) {
     return (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b <= 0xac) || b >= 0xae;
 }
@@ -99,15 +99,18 @@ static struct tok_span decoded(struct tok *t, const char *name, size_t bytes) {
     return at;
 }
 
-int tok_put(struct tok *t, int64_t id, const char *name, size_t bytes, unsigned flags, struct err *e) {
+int tok_put(struct tok *t, int64_t id, const char *name, size_t bytes, unsigned flags,
+            struct err *e) {
     if (id < 0 || id >= t->ids)
-        return err_set(e, "token '%.*s' has id %lld, but the file has only %d tokens (ids must be dense)",
-                       SHOWN(name, bytes), (long long)id, t->ids);
+        return err_set(
+            e, "token '%.*s' has id %lld, but the file has only %d tokens (ids must be dense)",
+            SHOWN(name, bytes), (long long)id, t->ids);
     if (bytes == 0 || bytes > TOK_NAME_BYTES_MAX)
         return err_set(e, "token %lld has %zu bytes (1 to %d are allowed)", (long long)id, bytes,
                        TOK_NAME_BYTES_MAX);
     if (t->flags[id])
-        return err_set(e, "id %lld is given to two tokens, '%.*s' is one", (long long)id, SHOWN(name, bytes));
+        return err_set(e, "id %lld is given to two tokens, '%.*s' is one", (long long)id,
+                       SHOWN(name, bytes));
     if (t->names.len + bytes > TOK_NAMES_BYTES_MAX)
         return err_set(e, "the tokens have more than %d bytes together", TOK_NAMES_BYTES_MAX);
     uint32_t slot = slot_of(t, name, bytes);
@@ -123,7 +126,8 @@ int tok_put(struct tok *t, int64_t id, const char *name, size_t bytes, unsigned 
     return 0;
 }
 
-int tok_add_flags(struct tok *t, int64_t id, const char *name, size_t bytes, unsigned flags, struct err *e) {
+int tok_add_flags(struct tok *t, int64_t id, const char *name, size_t bytes, unsigned flags,
+                  struct err *e) {
     int old = tok_find(t, name, bytes);
     if (old < 0) return tok_put(t, id, name, bytes, flags, e);
     if (old != id)
@@ -144,7 +148,8 @@ static uint32_t pair_slot(const struct tok *t, uint64_t key) {
 }
 
 const struct tok_pair *tok_pair_find(const struct tok *t, int32_t left, int32_t right) {
-    const struct tok_pair *p = &t->pair[pair_slot(t, (uint64_t)(uint32_t)left << 32 | (uint32_t)right)];
+    const struct tok_pair
+        *p = &t->pair[pair_slot(t, (uint64_t)(uint32_t)left << 32 | (uint32_t)right)];
     return p->rank < 0 ? NULL : p;
 }
 
@@ -153,8 +158,8 @@ static int model_id(const struct tok *t, const char *name, size_t bytes) {
     return id >= 0 && t->flags[id] & TOK_FLAG_MODEL ? id : -1;
 }
 
-int tok_merge(struct tok *t, const char *left, size_t left_bytes, const char *right, size_t right_bytes,
-              struct err *e) {
+int tok_merge(struct tok *t, const char *left, size_t left_bytes, const char *right,
+              size_t right_bytes, struct err *e) {
     char both[2 * TOK_NAME_BYTES_MAX];
     const int at = t->merges;
     if (at >= t->merges_cap) return err_set(e, "more merges than announced");
@@ -234,11 +239,12 @@ static void tries_fill(struct tok *t) {
 
 /* ---- the last checks ---- */
 
-/* A vocabulary may lack a byte only if no character but a control character needs it: SmolLM2 lacks some of
- * these, and `tokenizers` drops them without a word. A vocabulary that lacks others would lose text. */
+/* A vocabulary may lack a byte only if no character but a control character needs it: SmolLM2 lacks
+ * some of these, and `tokenizers` drops them without a word. A vocabulary that lacks others would
+ * lose text. */
 static bool byte_may_lack(unsigned b) {
-    return (b < 0x20 && b != '\t' && b != '\n' && b != '\r') || b == 0x7f || b == 0xc0 || b == 0xc1 ||
-           b >= 0xf1;
+    return (b < 0x20 && b != '\t' && b != '\n' && b != '\r') || b == 0x7f || b == 0xc0 ||
+           b == 0xc1 || b >= 0xf1;
 }
 
 int tok_seal(struct tok *t, struct err *e) {
@@ -249,11 +255,13 @@ int tok_seal(struct tok *t, struct err *e) {
         char name[2];
         t->byte_id[b] = model_id(t, name, (size_t)tok_alphabet(b, name));
         if (t->byte_id[b] >= 0) continue;
-        if (!byte_may_lack(b)) return err_set(e, "the vocabulary has no token for the byte 0x%02x", b);
+        if (!byte_may_lack(b))
+            return err_set(e, "the vocabulary has no token for the byte 0x%02x", b);
         lacking++;
     }
     if (lacking)
-        log_debug("tokenizer: %d of 256 byte tokens are absent; text cannot hold those bytes", lacking);
+        log_debug("tokenizer: %d of 256 byte tokens are absent; text cannot hold those bytes",
+                  lacking);
     tries_fill(t);
     return 0;
 }

@@ -20,7 +20,8 @@ void settings_release(struct settings *s) {
     *s = (struct settings){ 0 };
 }
 
-void settings_add(struct settings *s, const char *name, const char *text, const char *from, int line) {
+void settings_add(struct settings *s, const char *name, const char *text, const char *from,
+                  int line) {
     if (s->n == s->cap) {
         s->cap = s->cap ? 2 * s->cap : 64;
         s->v = mem_grow(s->v, (size_t)s->cap * sizeof *s->v);
@@ -42,8 +43,8 @@ int complain(struct err *e, const struct setting *at, const char *fmt, ...) {
     va_end(ap);
     if (at && at->line) return err_at(e, at->from, at->line, "%s", text);
     size_t used = strlen(e->text);
-    snprintf(e->text + used, sizeof e->text - used, "%s%s%s%s%s%s", used ? "\n" : "", at ? at->from : "", at ? " " : "",
-             at ? at->name : "", at ? ": " : "", text);
+    snprintf(e->text + used, sizeof e->text - used, "%s%s%s%s%s%s", used ? "\n" : "",
+             at ? at->from : "", at ? " " : "", at ? at->name : "", at ? ": " : "", text);
     return -1;
 }
 
@@ -57,7 +58,8 @@ static char *trim(char *text) {
 
 static bool name_ok(const char *name) {
     size_t n = strlen(name);
-    return n && strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == n;
+    return n &&
+           strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == n;
 }
 
 static int take_line(struct settings *s, char *line, const char *path, int number, struct err *e) {
@@ -67,7 +69,8 @@ static int take_line(struct settings *s, char *line, const char *path, int numbe
     if (!equals) return err_at(e, path, number, "not a line 'section.name = value': '%.60s'", line);
     *equals = 0;
     char *name = trim(line), *text = trim(equals + 1);
-    if (!name_ok(name)) return err_at(e, path, number, "'%.60s' is not a name like 'section.name'", name);
+    if (!name_ok(name))
+        return err_at(e, path, number, "'%.60s' is not a name like 'section.name'", name);
     const struct setting *before = settings_find(s, name);
     if (before && before->from == path)
         return err_at(e, path, number, "'%s' is given twice, first on line %d", name, before->line);
@@ -136,32 +139,39 @@ static int word_bool(const char *t) {
 
 static bool ranged(const struct stage_key *k) { return k->least < k->most; }
 
-static int bind_int(int64_t *to, const struct stage_key *k, const char *t, const struct setting *at, struct err *e) {
+static int bind_int(int64_t *to, const struct stage_key *k, const char *t, const struct setting *at,
+                    struct err *e) {
     int64_t v;
-    if (!str_to_i64(t, &v)) return complain(e, at, "%s must be a whole number, not '%s'", k->name, t);
+    if (!str_to_i64(t, &v))
+        return complain(e, at, "%s must be a whole number, not '%s'", k->name, t);
     if (ranged(k) && ((double)v < k->least || (double)v > k->most))
-        return complain(e, at, "%s must be from %.15g to %.15g, not %s", k->name, k->least, k->most, t);
+        return complain(e, at, "%s must be from %.15g to %.15g, not %s", k->name, k->least, k->most,
+                        t);
     *to = v;
     return 0;
 }
 
-static int bind_num(double *to, const struct stage_key *k, const char *t, const struct setting *at, struct err *e) {
+static int bind_num(double *to, const struct stage_key *k, const char *t, const struct setting *at,
+                    struct err *e) {
     double v;
     if (!str_to_f64(t, &v)) return complain(e, at, "%s must be a number, not '%s'", k->name, t);
     if (ranged(k) && (v < k->least || v > k->most))
-        return complain(e, at, "%s must be from %.15g to %.15g, not %s", k->name, k->least, k->most, t);
+        return complain(e, at, "%s must be from %.15g to %.15g, not %s", k->name, k->least, k->most,
+                        t);
     *to = v;
     return 0;
 }
 
-static int bind_key(void *conf, const struct stage_key *k, const char *t, const struct setting *at, struct err *e) {
+static int bind_key(void *conf, const struct stage_key *k, const char *t, const struct setting *at,
+                    struct err *e) {
     void *to = (char *)conf + k->offset;
     int v;
     switch (k->type) {
     case KEY_INT: return bind_int(to, k, t, at, e);
     case KEY_NUM: return bind_num(to, k, t, at, e);
     case KEY_BOOL:
-        if ((v = word_bool(t)) < 0) return complain(e, at, "%s must be true or false, not '%s'", k->name, t);
+        if ((v = word_bool(t)) < 0)
+            return complain(e, at, "%s must be true or false, not '%s'", k->name, t);
         *(bool *)to = v;
         return 0;
     case KEY_TEXT:
@@ -177,7 +187,9 @@ static int bind_key(void *conf, const struct stage_key *k, const char *t, const 
     return -1;
 }
 
-static bool is_port_setting(const char *name) { return str_starts(name, "in.") || str_starts(name, "out."); }
+static bool is_port_setting(const char *name) {
+    return str_starts(name, "in.") || str_starts(name, "out.");
+}
 
 static const char *near_key(const struct stage_about *about, const char *word) {
     const char *names[NAMES_MAX] = { NULL };
@@ -196,7 +208,8 @@ static bool known(const struct stage_about *about, const char *name) {
     return false;
 }
 
-static int refuse_unknown(const struct stage_about *about, const struct settings *s, struct err *e) {
+static int refuse_unknown(const struct stage_about *about, const struct settings *s,
+                          struct err *e) {
     int rc = 0;
     for (int i = 0; i < s->n; i++) {
         const struct setting *v = &s->v[i];
@@ -205,14 +218,15 @@ static int refuse_unknown(const struct stage_about *about, const struct settings
             if (!port_find(about, v->name + (output ? 4 : 3), output, v, e)) rc = -1;
         } else if (!known(about, v->name)) {
             const char *near = near_key(about, v->name);
-            rc = complain(e, v, "unknown key '%s'%s%s%s", v->name, near ? ", did you mean '" : "", near ? near : "",
-                          near ? "'?" : "");
+            rc = complain(e, v, "unknown key '%s'%s%s%s", v->name, near ? ", did you mean '" : "",
+                          near ? near : "", near ? "'?" : "");
         }
     }
     return rc;
 }
 
-int conf_bind(void *conf, const struct stage_about *about, const struct settings *s, struct err *e) {
+int conf_bind(void *conf, const struct stage_about *about, const struct settings *s,
+              struct err *e) {
     int rc = refuse_unknown(about, s, e), table = 0, row = 0;
     const struct stage_key *k;
     while ((k = next_key(about, &table, &row))) {
@@ -224,7 +238,8 @@ int conf_bind(void *conf, const struct stage_about *about, const struct settings
             (void)def;
         }
         if (v && bind_key(conf, k, v->text, v, e) < 0) rc = -1;
-        if (!v && !k->def) rc = complain(e, NULL, "key '%s' is missing: %s", k->name, k->help ? k->help : "");
+        if (!v && !k->def)
+            rc = complain(e, NULL, "key '%s' is missing: %s", k->name, k->help ? k->help : "");
     }
     return rc;
 }
@@ -249,7 +264,8 @@ const struct stage_port *port_find(const struct stage_about *about, const char *
         if (strcmp(p->name, name) == 0) {
             if (p->output == output) return p;
             complain(e, at, "port '%s' is an %s: give it as --%s %s=URL or '%s.%s = URL'", name,
-                     p->output ? "output" : "input", p->output ? "out" : "in", name, p->output ? "out" : "in", name);
+                     p->output ? "output" : "input", p->output ? "out" : "in", name,
+                     p->output ? "out" : "in", name);
             return NULL;
         }
         if (n < COUNT_OF(names)) names[n++] = p->name;

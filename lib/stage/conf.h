@@ -1,7 +1,8 @@
-/* conf.h - inside lib/stage only: settings as text, from a file and the command line, bound to a stage's struct.
+/* conf.h - inside lib/stage only: settings as text, from a file and the command line, bound to a
+ * stage's struct.
  *
- * Every value remembers where it came from, so that each error names a file and line or the option; all errors are
- * collected, and the caller prints them together.
+ * Every value remembers where it came from, so that each error names a file and line or the option;
+ * all errors are collected, and the caller prints them together.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_CONF_H
 #define QERL_CONF_H
@@ -17,21 +18,26 @@ struct settings {
     int n, cap;
 };
 void settings_release(struct settings *s);
-void settings_add(struct settings *s, const char *name, const char *text, const char *from, int line);
+void settings_add(struct settings *s, const char *name, const char *text, const char *from,
+                  int line);
 /* The last value given under that name, or NULL. */
 const struct setting *settings_find(const struct settings *s, const char *name);
-/* Lines "name = value" of a file. Appends one line of error for each bad line; -1 if there was one. */
+/* Lines "name = value" of a file. Appends one line of error for each bad line; -1 if there was
+ * one. */
 int settings_read(struct settings *s, const char *path, struct err *e);
 /* "name=value" of --set. */
 int settings_arg(struct settings *s, const char *arg, struct err *e);
 
-/* Appends a line to e->text: "FILE:12: ...", "--set run.steps: ...", or plain text where `at` is NULL. Returns -1. */
+/* Appends a line to e->text: "FILE:12: ...", "--set run.steps: ...", or plain text where `at` is
+ * NULL. Returns -1. */
 int complain(struct err *e, const struct setting *at, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
-/* Fills conf (about->conf_bytes, zeroed) from defaults and settings; names no key and no port are errors. */
+/* Fills conf (about->conf_bytes, zeroed) from defaults and settings; names no key and no port are
+ * errors. */
 int conf_bind(void *conf, const struct stage_about *about, const struct settings *s, struct err *e);
 void conf_release(void *conf, const struct stage_about *about);
-/* Port called `name` (without "in." or "out."), or NULL with a complaint that knows the nearest one. */
+/* Port called `name` (without "in." or "out."), or NULL with a complaint that knows the nearest
+ * one. */
 const struct stage_port *port_find(const struct stage_about *about, const char *name, bool output,
                                    const struct setting *at, struct err *e);
 #endif

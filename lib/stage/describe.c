@@ -13,13 +13,16 @@ static bool ranged(const struct stage_key *k) {
     return (k->type == KEY_INT || k->type == KEY_NUM) && k->least < k->most;
 }
 
-static const char *record_name(const struct stage_port *p) { return p->record == REC_NONE ? "any" : rec_name[p->record]; }
+static const char *record_name(const struct stage_port *p) {
+    return p->record == REC_NONE ? "any" : rec_name[p->record];
+}
 
 /* ---- for programs ---- */
 
 static json_t *bound(const struct stage_key *k, double v) {
     if (!ranged(k)) return json_null();
-    return k->type == KEY_INT && v > -9.2e18 && v < 9.2e18 ? json_integer((json_int_t)v) : json_real(v);
+    return k->type == KEY_INT && v > -9.2e18 && v < 9.2e18 ? json_integer((json_int_t)v)
+                                                           : json_real(v);
 }
 
 static json_t *choices_json(const struct stage_key *k) {
@@ -61,8 +64,10 @@ json_t *describe_json(const struct stage_about *about) {
     json_object_set_new(o, "stage", json_string(about->name));
     json_object_set_new(o, "summary", json_string(about->summary));
     for (int t = 0; about->keys && about->keys[t]; t++)
-        for (const struct stage_key *k = about->keys[t]; k->name; k++) json_array_append_new(keys, key_json(k));
-    for (const struct stage_port *p = about->ports; p && p->name; p++) json_array_append_new(ports, port_json(p));
+        for (const struct stage_key *k = about->keys[t]; k->name; k++)
+            json_array_append_new(keys, key_json(k));
+    for (const struct stage_port *p = about->ports; p && p->name; p++)
+        json_array_append_new(ports, port_json(p));
     json_object_set_new(o, "keys", keys);
     json_object_set_new(o, "ports", ports);
     return o;
@@ -81,33 +86,43 @@ static void help_key(FILE *to, const struct stage_key *k) {
 }
 
 static void help_port(FILE *to, const struct stage_port *p) {
-    fprintf(to, "  --%-3s %-22s %s (%s, %s%s%s)\n", p->output ? "out" : "in", p->name, p->help ? p->help : "",
-            record_name(p), socket_name[p->kind], p->bind ? " that binds" : "", p->required ? ", required" : "");
+    fprintf(to, "  --%-3s %-22s %s (%s, %s%s%s)\n", p->output ? "out" : "in", p->name,
+            p->help ? p->help : "", record_name(p), socket_name[p->kind],
+            p->bind ? " that binds" : "", p->required ? ", required" : "");
 }
 
 void describe_help(FILE *to, const struct stage_about *about) {
-    fprintf(to, "qerl-%s: %s\n\nusage: qerl-%s [-c FILE] [--set KEY=VALUE]... [--in PORT=URL]... [--out PORT=URL]...\n\n",
+    fprintf(to,
+            "qerl-%s: %s\n\nusage: qerl-%s [-c FILE] [--set KEY=VALUE]... [--in PORT=URL]... "
+            "[--out PORT=URL]...\n\n",
             about->name, about->summary, about->name);
     fputs("options:\n"
           "  -c FILE           configuration: lines 'section.name = value'\n"
           "  --set KEY=VALUE   wins over the file; may be repeated\n"
           "  --in, --out PORT=URL\n"
-          "                    zmq+ipc://PATH, zmq+tcp://HOST:PORT, tape:FILE, file:FILE.jsonl, or - (stdin, stdout);\n"
-          "                    wins over 'in.PORT = URL' and 'out.PORT = URL' in the file; empty = leave open\n"
+          "                    zmq+ipc://PATH, zmq+tcp://HOST:PORT, tape:FILE, file:FILE.jsonl, or "
+          "- (stdin, stdout);\n"
+          "                    wins over 'in.PORT = URL' and 'out.PORT = URL' in the file; empty = "
+          "leave open\n"
           "  --id NAME         name in logs and records (default: the stage's name)\n"
           "  --ready-fd N      write \"ready\" and a newline to this descriptor when ready\n"
           "  --beat URL        tell a launcher how it goes\n"
           "  --describe        print keys and ports as JSON, and end\n"
           "  --plan            print what a run would do as JSON, and end; starts nothing\n"
           "  --help, --version\n\n"
-          "signals: TERM and INT stop cleanly (a second INT at once); USR1 prints what it waits for\n",
+          "signals: TERM and INT stop cleanly (a second INT at once); USR1 prints what it waits "
+          "for\n",
           to);
     if (about->keys && about->keys[0]) fputs("\nkeys:\n", to);
     for (int t = 0; about->keys && about->keys[t]; t++)
         for (const struct stage_key *k = about->keys[t]; k->name; k++) help_key(to, k);
     if (about->ports && about->ports[0].name)
-        fputs("\nports (one required input may be stdin, one required output is stdout, unless given):\n", to);
+        fputs("\nports (one required input may be stdin, one required output is stdout, unless "
+              "given):\n",
+              to);
     for (const struct stage_port *p = about->ports; p && p->name; p++) help_port(to, p);
     if (about->examples) fprintf(to, "\nexamples:\n%s", about->examples);
-    fputs("\nexit codes: 0 done, 1 failed, 2 command line, 3 configuration, 4 the machine lacks something\n", to);
+    fputs("\nexit codes: 0 done, 1 failed, 2 command line, 3 configuration, 4 the machine lacks "
+          "something\n",
+          to);
 }

@@ -8,7 +8,8 @@
 void describe_help(FILE *to, const struct stage_about *about);
 /* {"stage","summary","keys":[{"key","type","default","least","most","choices","help"}],
  *  "ports":[{"name","direction","record","socket","bind","required","help"}]}
- * default is text as it would stand in a file, null = must be given; least and most are null without a range; choices is []
- * but for a choice; record is "any" where a port takes several. The caller owns the result. */
+ * default is text as it would stand in a file, null = must be given; least and most are null
+ * without a range; choices is [] but for a choice; record is "any" where a port takes several. The
+ * caller owns the result. */
 json_t *describe_json(const struct stage_about *about);
 #endif

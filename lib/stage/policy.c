@@ -19,27 +19,32 @@ int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *
         if (!*word) continue;
         int p = 0;
         while (p < PROJ_COUNT && strcmp(word, name[p]) != 0) p++;
-        if (p == PROJ_COUNT) rc = err_code(e, EXIT_CONFIG, "lora.targets: '%s' is not one of q,k,v,o,gate,up,down", word);
+        if (p == PROJ_COUNT)
+            rc = err_code(e, EXIT_CONFIG, "lora.targets: '%s' is not one of q,k,v,o,gate,up,down",
+                          word);
         else s->on[p] = true;
         count++;
     }
-    if (!count) rc = err_code(e, EXIT_CONFIG, "lora.targets is empty: name at least one of q,k,v,o,gate,up,down");
+    if (!count)
+        rc = err_code(e, EXIT_CONFIG,
+                      "lora.targets is empty: name at least one of q,k,v,o,gate,up,down");
     free(text);
     return rc;
 }
 
 const char *policy_quant_label(const struct shared *c) {
-    if (c->quant.weights != MODEL_QUANT_MXFP4) return model_quant_name((enum model_quant)c->quant.weights);
+    if (c->quant.weights != MODEL_QUANT_MXFP4)
+        return model_quant_name((enum model_quant)c->quant.weights);
     return c->quant.parity == MODEL_ROUNDING_SEED ? "mxfp4-seed" : "mxfp4";
 }
 
 void policy_treatment(char out[17], const struct shared *c, const char *model_sha256) {
     struct str text;
     str_init(&text);
-    str_printf(&text, "model %s\nquant %s\nlora %lld %.17g %s\n", model_sha256, policy_quant_label(c), (long long)c->lora.rank,
-               c->lora.alpha, c->lora.targets);
-    str_printf(&text, "aqn %.17g %.17g %lld of %lld\nops none\n", c->aqn.sigma_start, c->aqn.sigma_end, (long long)c->aqn.stages,
-               (long long)c->run.steps);
+    str_printf(&text, "model %s\nquant %s\nlora %lld %.17g %s\n", model_sha256,
+               policy_quant_label(c), (long long)c->lora.rank, c->lora.alpha, c->lora.targets);
+    str_printf(&text, "aqn %.17g %.17g %lld of %lld\nops none\n", c->aqn.sigma_start,
+               c->aqn.sigma_end, (long long)c->aqn.stages, (long long)c->run.steps);
     char hex[SHA256_HEX];
     sha256_of(text.s, text.len, hex);
     memcpy(out, hex, 16);
@@ -51,7 +56,9 @@ static int require_files(const struct shared *c, struct err *e) {
     if (!*c->model.path) return err_code(e, EXIT_USAGE,
         "no model is named: --set model.path=FOLDER (models/tiny is in every clone)");
     if (fs_exists(c->model.path)) return 0;
-    return err_code(e, EXIT_ENV, "model '%s' is absent: fetch one (tools/fetch --list) or set model.path", c->model.path);
+    return err_code(e, EXIT_ENV,
+                    "model '%s' is absent: fetch one (tools/fetch --list) or set model.path",
+                    c->model.path);
 }
 
 int policy_open(struct policy *p, const struct shared *c, struct err *e) {
@@ -61,14 +68,14 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     struct model_opts o = { .path = c->model.path, .quant = (enum model_quant)c->quant.weights,
                             .rounding = (enum model_rounding)c->quant.parity,
                             .packed_dir = *c->model.packed_dir ? c->model.packed_dir : NULL };
-    if (kern_open(&p->kern, c->run.kernels, p->pool, e) < 0 || model_open(&p->model, &p->kern, &o, e) < 0 ||
-        tok_open(&p->tok, c->model.path, e) < 0) {
+    if (kern_open(&p->kern, c->run.kernels, p->pool, e) < 0 ||
+        model_open(&p->model, &p->kern, &o, e) < 0 || tok_open(&p->tok, c->model.path, e) < 0) {
         policy_close(p);
         return -1;
     }
     policy_treatment(p->treatment, c, p->model->sha256);
-    log_info("kernels %s, %d threads; model '%s' %s, treatment %s", p->kern.name, pool_threads(p->pool), c->model.path,
-             policy_quant_label(c), p->treatment);
+    log_info("kernels %s, %d threads; model '%s' %s, treatment %s", p->kern.name,
+             pool_threads(p->pool), c->model.path, policy_quant_label(c), p->treatment);
     return 0;
 }
 
@@ -78,8 +85,8 @@ void policy_close(struct policy *p) {
     pool_destroy(&p->pool);
 }
 
-int policy_prompt(const struct policy *p, const struct shared *c, const char *question, struct str *text, struct tok_ids *ids,
-                  struct err *e) {
+int policy_prompt(const struct policy *p, const struct shared *c, const char *question,
+                  struct str *text, struct tok_ids *ids, struct err *e) {
     struct str user;
     str_init(&user);
     task_user_message(&user, question);
@@ -93,7 +100,8 @@ int policy_prompt(const struct policy *p, const struct shared *c, const char *qu
 }
 
 void policy_plan_files(json_t *files, const struct shared *c) {
-    static const char *const name[] = { "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json" };
+    static const char *const name[] = { "config.json", "tokenizer.json", "model.safetensors",
+                                        "model.safetensors.index.json" };
     const char *base = strrchr(c->model.path, '/');
     char get[FS_PATH_MAX];
     snprintf(get, sizeof get, "tools/fetch %s", base ? base + 1 : c->model.path);
@@ -110,6 +118,10 @@ void policy_plan_files(json_t *files, const struct shared *c) {
     }
 }
 
-void policy_sample_key(uint32_t key[2], uint64_t seed, int64_t step) { rng_key(key, seed, RNG_PURPOSE_SAMPLE, (uint64_t)step); }
+void policy_sample_key(uint32_t key[2], uint64_t seed, int64_t step) {
+    rng_key(key, seed, RNG_PURPOSE_SAMPLE, (uint64_t)step);
+}
 
-uint64_t policy_noise_seed(uint64_t seed, int64_t step) { return rng_mix64(seed ^ rng_mix64((uint64_t)step)); }
+uint64_t policy_noise_seed(uint64_t seed, int64_t step) {
+    return rng_mix64(seed ^ rng_mix64((uint64_t)step));
+}

@@ -1,4 +1,5 @@
-/* policy.h - a base model with everything that computes it, opened the same way by rollout, learner and evaluator.
+/* policy.h - a base model with everything that computes it, opened the same way by rollout, learner
+ * and evaluator.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_POLICY_H
 #define QERL_POLICY_H
@@ -14,19 +15,22 @@ struct policy {
     struct lora_shape shape;
     char treatment[17];              /* hash of what shapes the arithmetic: see policy_treatment */
 };
-/* Threads, kernels, model, tokenizer as the shared configuration says. EXIT_ENV when the machine or a file lacks something. */
+/* Threads, kernels, model, tokenizer as the shared configuration says. EXIT_ENV when the machine or
+ * a file lacks something. */
 int policy_open(struct policy *p, const struct shared *c, struct err *e);
 void policy_close(struct policy *p);
 
 /* "q,k,v" -> shape.on; EXIT_CONFIG with the valid names. */
 int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *e);
-/* 16 hex digits over base model, formats, adapter shape and noise settings: what a record must agree on. */
+/* 16 hex digits over base model, formats, adapter shape and noise settings: what a record must
+ * agree on. */
 void policy_treatment(char out[17], const struct shared *c, const char *model_sha256);
 /* "mxfp4", "mxfp4-seed", "bf16": how scores are labelled. */
 const char *policy_quant_label(const struct shared *c);
-/* Renders a question with the model's own chat template and encodes it. EXIT_ENV on an unknown template. */
-int policy_prompt(const struct policy *p, const struct shared *c, const char *question, struct str *text, struct tok_ids *ids,
-                  struct err *e);
+/* Renders a question with the model's own chat template and encodes it. EXIT_ENV on an unknown
+ * template. */
+int policy_prompt(const struct policy *p, const struct shared *c, const char *question,
+                  struct str *text, struct tok_ids *ids, struct err *e);
 /* The files of the model for --plan. */
 void policy_plan_files(json_t *files, const struct shared *c);
 /* One key per sampled step: what rollout and offline replays use. */

@@ -1,28 +1,37 @@
-/* shared.h - settings that more than one stage reads, so that two stages cannot disagree about them.
+/* shared.h - settings that more than one stage reads, so that two stages cannot disagree about
+ * them.
  *
- * A stage's configuration struct begins with `struct shared`; it declares the sections it reads by listing their key tables
- * in its stage_about. A section that no stage of a pipeline lists is an error there.
+ * A stage's configuration struct begins with `struct shared`; it declares the sections it reads by
+ * listing their key tables in its stage_about. A section that no stage of a pipeline lists is an
+ * error there.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SHARED_H
 #define QERL_SHARED_H
 #include "lib/stage/stage.h"
 
 struct shared {
-    struct { char *dir, *id; int64_t seed, steps, score_every; char *kernels; int64_t threads; } run;
+    struct {
+        char *dir, *id;
+        int64_t seed, steps, score_every;
+        char *kernels;
+        int64_t threads;
+    } run;
     struct { char *path, *packed_dir, *chat; } model;
-    struct { int weights, parity; } quant;                   /* enum model_quant (bf16 | mxfp4 | f32), enum model_rounding */
+    /* enum model_quant (bf16 | mxfp4 | f32), enum model_rounding */
+    struct { int weights, parity; } quant;
     struct { int64_t rank; double alpha; char *targets; } lora;
     struct { double sigma_start, sigma_end; int64_t stages; } aqn;
     struct { char *train, *test; int64_t prompt_max; } data;
     struct { int64_t n, new_max, top_k; double temperature, top_p; } sample;
 };
-extern const struct stage_key shared_run_keys[], shared_model_keys[], shared_quant_keys[], shared_lora_keys[], shared_aqn_keys[],
-    shared_data_keys[], shared_sample_keys[];
+extern const struct stage_key shared_run_keys[], shared_model_keys[], shared_quant_keys[],
+    shared_lora_keys[], shared_aqn_keys[], shared_data_keys[], shared_sample_keys[];
 
 /* Combinations that no range can say; appends to e. */
 int shared_check_aqn(const struct shared *c, struct err *e);
 /* True for the steps (completed updates) that are scored: 0, every run.score_every, the last. */
 bool shared_is_scored(const struct shared *c, int64_t step);
-/* Adds {"path","role","bytes","sha256"|null,"lines","absent"} to array. get: what to run when the file is absent. */
+/* Adds {"path","role","bytes","sha256"|null,"lines","absent"} to array. get: what to run when the
+ * file is absent. */
 void shared_plan_file(json_t *files, const char *path, const char *role, const char *get);
 #endif

@@ -48,7 +48,8 @@ struct args {
 static int take_port(struct args *a, const char *value, bool output) {
     const struct stage_about *about = a->s->about;
     const char *option = output ? "--out" : "--in", *equals = strchr(value, '=');
-    if (!equals || equals == value) return complain(&a->s->err, NULL, "%s '%s': must be PORT=URL", option, value);
+    if (!equals || equals == value)
+        return complain(&a->s->err, NULL, "%s '%s': must be PORT=URL", option, value);
     char name[64];
     snprintf(name, sizeof name, "%.*s", (int)(equals - value), value);
     const struct setting from = { .name = name, .from = option };
@@ -61,7 +62,8 @@ static int take_port(struct args *a, const char *value, bool output) {
 static int take_fd(struct args *a, const char *value) {
     int64_t fd;
     if (!str_to_i64(value, &fd) || fd < 0 || fd > 1 << 20 || fcntl((int)fd, F_GETFD) < 0)
-        return complain(&a->s->err, NULL, "--ready-fd '%s': must be the number of an open descriptor", value);
+        return complain(&a->s->err, NULL,
+                        "--ready-fd '%s': must be the number of an open descriptor", value);
     own.ready_fd = (int)fd;
     return 0;
 }
@@ -70,16 +72,31 @@ static int take_id(struct args *a, const char *value) {
     size_t n = strlen(value);
     static const char good[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
     if (!n || n >= sizeof a->s->id || strspn(value, good) != n)
-        return complain(&a->s->err, NULL, "--id '%s': must be 1 to %zu letters, digits, '_', '.' or '-'", value,
+        return complain(&a->s->err, NULL,
+                        "--id '%s': must be 1 to %zu letters, digits, '_', '.' or '-'", value,
                         sizeof a->s->id - 1);
     snprintf(a->s->id, sizeof a->s->id, "%s", value);
     return 0;
 }
 
-enum option { OPT_CONF, OPT_SET, OPT_IN, OPT_OUT, OPT_ID, OPT_READY, OPT_BEAT, OPT_DESCRIBE, OPT_PLAN, OPT_HELP,
-              OPT_VERSION, OPT_COUNT };
-static const char *const option_name[OPT_COUNT] = { "-c",     "--set",      "--in",   "--out",  "--id",     "--ready-fd",
-                                                    "--beat", "--describe", "--plan", "--help", "--version" };
+enum option {
+    OPT_CONF,
+    OPT_SET,
+    OPT_IN,
+    OPT_OUT,
+    OPT_ID,
+    OPT_READY,
+    OPT_BEAT,
+    OPT_DESCRIBE,
+    OPT_PLAN,
+    OPT_HELP,
+    OPT_VERSION,
+    OPT_COUNT
+};
+static const char *const option_name[OPT_COUNT] = { "-c",     "--set",      "--in",
+                                                    "--out",  "--id",       "--ready-fd",
+                                                    "--beat", "--describe", "--plan",
+                                                    "--help", "--version" };
 
 static int take_option(struct args *a, enum option o, const char *value) {
     switch (o) {
@@ -108,11 +125,13 @@ static int take_arg(struct args *a) {
     size_t n = str_starts(arg, "--") ? strcspn(arg, "=") : strlen(arg);
     enum option o = OPT_CONF;
     if (strcmp(arg, "-h") == 0) return take_option(a, OPT_HELP, NULL);
-    while (o < OPT_COUNT && (strlen(option_name[o]) != n || memcmp(option_name[o], arg, n) != 0)) o++;
+    while (o < OPT_COUNT && (strlen(option_name[o]) != n || memcmp(option_name[o], arg, n) != 0))
+        o++;
     if (o == OPT_COUNT) {
         const char *near = str_nearest(arg, option_name, OPT_COUNT);
-        return complain(&a->s->err, NULL, "unknown %s '%s'%s%s%s", arg[0] == '-' ? "option" : "argument", arg,
-                        near ? ", did you mean '" : "", near ? near : "", near ? "'?" : "");
+        return complain(&a->s->err, NULL, "unknown %s '%s'%s%s%s",
+                        arg[0] == '-' ? "option" : "argument", arg, near ? ", did you mean '" : "",
+                        near ? near : "", near ? "'?" : "");
     }
     bool takes = o < OPT_DESCRIBE;
     if (!takes && arg[n]) return complain(&a->s->err, NULL, "%s takes no value", option_name[o]);
@@ -139,7 +158,8 @@ static void print_error(const struct stage *s) {
 static void refuse(struct stage *s, int code) __attribute__((noreturn));
 static void refuse(struct stage *s, int code) {
     fprintf(stderr, "%s\n", s->err.text);
-    fprintf(stderr, "qerl-%s: not started; options, keys and ports: qerl-%s --help\n", s->about->name, s->about->name);
+    fprintf(stderr, "qerl-%s: not started; options, keys and ports: qerl-%s --help\n",
+            s->about->name, s->about->name);
     conf_release(s->conf, s->about);
     free(s->conf);
     leave(code);
@@ -168,8 +188,9 @@ static void plan_and_leave(struct stage *s) {
 
 /* ---- ports ---- */
 
-/* The URL of a port and who gave it: command line, --set, file. NULL = nobody, "" = closed on purpose. Who gives any port on
- * the command line runs the stage by hand: the sockets in a file belong to a run, which is over or not his, and stay closed. */
+/* The URL of a port and who gave it: command line, --set, file. NULL = nobody, "" = closed on
+ * purpose. Who gives any port on the command line runs the stage by hand: the sockets in a file
+ * belong to a run, which is over or not his, and stay closed. */
 static const char *port_url(int i, int *blame) {
     char key[80];
     const struct stage_port *p = &own.s->about->ports[i];
@@ -183,7 +204,8 @@ static const char *port_url(int i, int *blame) {
     return v ? v->text : NULL;
 }
 
-/* A stage with one required input reads stdin, one with one required output writes stdout, if nothing else was said. */
+/* A stage with one required input reads stdin, one with one required output writes stdout, if
+ * nothing else was said. */
 static bool takes_dash(const struct stage_about *about, bool output) {
     int required = 0, open = 0, blame;
     for (int i = 0; about->ports[i].name; i++) {
@@ -196,9 +218,13 @@ static bool takes_dash(const struct stage_about *about, bool output) {
 }
 
 static void port_missing(struct stage *s, const struct stage_port *p) {
-    complain(&s->err, NULL, "port '%s' (%s, %s) is open: give --%s %s=URL, like --%s %s=file:%s.jsonl, or '%s.%s = URL' in "
-             "the configuration", p->name, p->output ? "output" : "input", p->help ? p->help : "",
-             p->output ? "out" : "in", p->name, p->output ? "out" : "in", p->name, p->name, p->output ? "out" : "in", p->name);
+    complain(&s->err, NULL,
+             "port '%s' (%s, %s) is open: give --%s %s=URL, like --%s %s=file:%s.jsonl, or '%s.%s "
+             "= URL' in "
+             "the configuration",
+             p->name, p->output ? "output" : "input", p->help ? p->help : "",
+             p->output ? "out" : "in", p->name, p->output ? "out" : "in", p->name, p->name,
+             p->output ? "out" : "in", p->name);
 }
 
 static const char *choose_urls(struct stage *s, const char *url[PORTS_MAX], int blame[PORTS_MAX]) {
@@ -211,8 +237,8 @@ static const char *choose_urls(struct stage *s, const char *url[PORTS_MAX], int 
         if (!url[i] && ports[i].required) port_missing(s, &ports[i]);
         if (!url[i] || strcmp(url[i], "-") != 0) continue;
         if (dash[ports[i].output])
-            complain(&s->err, NULL, "ports '%s' and '%s' cannot both be %s", dash[ports[i].output], ports[i].name,
-                     ports[i].output ? "stdout" : "stdin");
+            complain(&s->err, NULL, "ports '%s' and '%s' cannot both be %s", dash[ports[i].output],
+                     ports[i].name, ports[i].output ? "stdout" : "stdin");
         dash[ports[i].output] = ports[i].name;
     }
     return s->err.text[0] ? NULL : "";
@@ -224,14 +250,21 @@ static void open_ports(struct stage *s) {
     if (!choose_urls(s, url, blame)) refuse(s, EXIT_USAGE);
     for (int i = 0; s->about->ports && s->about->ports[i].name; i++) {
         const struct stage_port *p = &s->about->ports[i];
-        struct link_opts o = { .name = p->name, .kind = p->kind, .bind = p->bind, .output = p->output,
-                               .expected = p->record, .identity = p->kind == LINK_KIND_DEALER ? s->id : NULL };
+        struct link_opts o = { .name = p->name,
+                               .kind = p->kind,
+                               .bind = p->bind,
+                               .output = p->output,
+                               .expected = p->record,
+                               .identity = p->kind == LINK_KIND_DEALER ? s->id : NULL };
         s->waits_for = p->name;          /* opening a FIFO waits for its other end */
         if (url[i] && link_open(&s->link[i], url[i], &o, &s->err) < 0) stage_die(s, blame[i]);
     }
     s->waits_for = "";
-    struct link_opts o = { .name = "beat", .kind = LINK_KIND_DEALER, .output = true, .identity = s->id };
-    if (own.beat_url && link_open(&s->beat, own.beat_url, &o, &s->err) < 0) stage_die(s, EXIT_USAGE);
+    struct link_opts o = {
+        .name = "beat", .kind = LINK_KIND_DEALER, .output = true, .identity = s->id
+    };
+    if (own.beat_url && link_open(&s->beat, own.beat_url, &o, &s->err) < 0)
+        stage_die(s, EXIT_USAGE);
 }
 
 /* ---- signals ---- */
@@ -251,7 +284,8 @@ static size_t put_count(char *to, size_t at, size_t size, int64_t v) {
     char digits[24];
     int n = 0;
     if (v < 0) at = put_text(to, at, size, "-");
-    for (uint64_t u = v < 0 ? 0 - (uint64_t)v : (uint64_t)v; u || !n; u /= 10) digits[n++] = (char)('0' + u % 10);
+    for (uint64_t u = v < 0 ? 0 - (uint64_t)v : (uint64_t)v; u || !n; u /= 10)
+        digits[n++] = (char)('0' + u % 10);
     while (n && at < size) to[at++] = digits[--n];
     return at;
 }
@@ -287,7 +321,8 @@ static void catch_signals(void) {
     catch(SIGINT, on_stop, (int)SA_RESETHAND);       /* the second one ends at once */
     catch(SIGUSR1, on_usr1, SA_RESTART);
     catch(SIGPIPE, SIG_IGN, 0);
-    catch(SIGXFSZ, SIG_IGN, 0);                      /* a full disk is an error of write, not a death */
+    /* a full disk is an error of write, not a death */
+    catch(SIGXFSZ, SIG_IGN, 0);
 }
 
 /* ---- start ---- */
@@ -315,11 +350,13 @@ static void read_configuration(struct stage *s) {
     struct settings args = own.settings;
     own.settings = (struct settings){ 0 };
     if (own.conf_file) settings_read(&own.settings, own.conf_file, &s->err);
-    for (int i = 0; i < args.n; i++) settings_add(&own.settings, args.v[i].name, args.v[i].text, args.v[i].from, 0);
+    for (int i = 0; i < args.n; i++)
+        settings_add(&own.settings, args.v[i].name, args.v[i].text, args.v[i].from, 0);
     settings_release(&args);
     int rc = conf_bind(s->conf, s->about, &own.settings, &s->err);
     struct err wrong = { 0 };
-    if (rc == 0 && s->about->check && s->about->check(s->conf, &wrong) < 0) complain(&s->err, NULL, "%s", wrong.text);
+    if (rc == 0 && s->about->check && s->about->check(s->conf, &wrong) < 0)
+        complain(&s->err, NULL, "%s", wrong.text);
     if (s->err.text[0]) refuse(s, wrong.code ? wrong.code : EXIT_CONFIG);
 }
 
@@ -362,7 +399,8 @@ static void cpu_list(struct str *out) {
 }
 
 void stage_ready(struct stage *s) {
-    const char *gpus = getenv("CUDA_VISIBLE_DEVICES");       /* what the launcher gave, only reported */
+    /* what the launcher gave, only reported */
+    const char *gpus = getenv("CUDA_VISIBLE_DEVICES");
     struct str cpus = { 0 }, metrics = { 0 };
     cpu_list(&cpus);
     str_puts(&metrics, "{\"cpus\":");
@@ -371,12 +409,14 @@ void stage_ready(struct stage *s) {
     json_quote(&metrics, gpus ? gpus : "", gpus ? strlen(gpus) : 0);
     str_puts(&metrics, "}");
     if (own.ready_fd >= 0) {
-        if (write(own.ready_fd, "ready\n", 6) != 6) log_warn("nobody reads --ready-fd: %s", strerror(errno));
+        if (write(own.ready_fd, "ready\n", 6) != 6)
+            log_warn("nobody reads --ready-fd: %s", strerror(errno));
         close(own.ready_fd);
         own.ready_fd = -1;
     }
     stage_beat(s, "ready", metrics.s);
-    log_info("ready: cores %s, GPUs %s", cpus.s ? cpus.s : "unknown", gpus && *gpus ? gpus : "none given");
+    log_info("ready: cores %s, GPUs %s", cpus.s ? cpus.s : "unknown",
+             gpus && *gpus ? gpus : "none given");
     str_release(&cpus);
     str_release(&metrics);
 }
@@ -386,7 +426,8 @@ bool stage_stopping(const struct stage *s) {
     return own.stopping;
 }
 
-/* Metrics that say something new go out at once: a step's numbers must not fall between two beats. */
+/* Metrics that say something new go out at once: a step's numbers must not fall between two
+ * beats. */
 void stage_beat(struct stage *s, const char *state, const char *metrics) {
     int64_t now = now_ms();
     bool news = strncmp(state, own.state, sizeof own.state - 1) != 0;
@@ -394,11 +435,17 @@ void stage_beat(struct stage *s, const char *state, const char *metrics) {
     if (!s->beat || (!news && !numbers && now - own.beat_at_ms < BEAT_MS)) return;
     struct rec r = { .type = REC_BEAT };
     r.beat = (struct rec_beat){
-        .stage = s->id, .pid = getpid(), .state = (char *)(uintptr_t)state, .waits_for = (char *)(uintptr_t)s->waits_for,
-        .progress = s->progress, .step = s->step, .metrics = (char *)(uintptr_t)(metrics ? metrics : ""),
+        .stage = s->id,
+        .pid = getpid(),
+        .state = (char *)(uintptr_t)state,
+        .waits_for = (char *)(uintptr_t)s->waits_for,
+        .progress = s->progress,
+        .step = s->step,
+        .metrics = (char *)(uintptr_t)(metrics ? metrics : ""),
     };
     struct err e = { 0 };
-    if (link_send(s->beat, &r, NULL, 0, &e) < 0) log_debug("beat: %s", e.text);   /* a launcher that is gone is no news */
+    /* a launcher that is gone is no news */
+    if (link_send(s->beat, &r, NULL, 0, &e) < 0) log_debug("beat: %s", e.text);
     own.beat_at_ms = now;
     snprintf(own.state, sizeof own.state, "%s", state);
     if (numbers) {

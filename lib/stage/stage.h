@@ -1,13 +1,17 @@
-/* stage.h - the life of a stage: command line, configuration, links, readiness, beats, signals, end.
+/* stage.h - the life of a stage: command line, configuration, links, readiness, beats, signals,
+ * end.
  *
- * A stage declares its keys and ports in one `struct stage_about`; everything else (--help, --describe, --plan, -c FILE,
- * --set k=v, --in/--out PORT=URL, the ready line, beats, SIGTERM, SIGUSR1) is done here, the same for all. Keys are bound to
- * a configuration struct by offset, so an option cannot be read under a misspelt name or forgotten: a key in the file that
- * no table names is an error with the nearest valid name. No setting comes from the environment.
+ * A stage declares its keys and ports in one `struct stage_about`; everything else (--help,
+ * --describe, --plan, -c FILE,
+ * --set k=v, --in/--out PORT=URL, the ready line, beats, SIGTERM, SIGUSR1) is done here, the same
+ * for all. Keys are bound to a configuration struct by offset, so an option cannot be read under a
+ * misspelt name or forgotten: a key in the file that no table names is an error with the nearest
+ * valid name. No setting comes from the environment.
  *
- * Configuration file: lines "section.name = value", '#' comments, and "in.PORT = URL" / "out.PORT = URL". Values: text to the
- * end of the line, trimmed. --set wins over the file; command-line --in/--out win over both, and where any is given the file's
- * sockets stay closed. All errors in one pass.
+ * Configuration file: lines "section.name = value", '#' comments, and "in.PORT = URL" / "out.PORT =
+ * URL". Values: text to the end of the line, trimmed. --set wins over the file; command-line
+ * --in/--out win over both, and where any is given the file's sockets stay closed. All errors in
+ * one pass.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_STAGE_H
 #define QERL_STAGE_H
@@ -16,7 +20,8 @@
 #include "lib/base/json.h"
 #include "lib/wire/link.h"
 
-enum key_type { KEY_INT, KEY_NUM, KEY_BOOL, KEY_TEXT, KEY_CHOICE };   /* int64_t, double, bool, char *, int (index of the choice) */
+/* int64_t, double, bool, char *, int (index of the choice) */
+enum key_type { KEY_INT, KEY_NUM, KEY_BOOL, KEY_TEXT, KEY_CHOICE };
 struct stage_key {
     const char *name;            /* "run.steps": section and key */
     enum key_type type;
@@ -41,13 +46,16 @@ struct stage_about {
     const char *name;            /* "rollout" */
     const char *summary;         /* first line of --help */
     const char *examples;        /* lines of --help */
-    const struct stage_key *const *keys;     /* NULL-terminated list of tables, each ended by a NULL name */
+    /* NULL-terminated list of tables, each ended by a NULL name */
+    const struct stage_key *const *keys;
     const struct stage_port *ports;          /* ended by a NULL name */
     size_t conf_bytes;           /* of the configuration struct */
-    /* Combinations that no range can say, asked when every key is right by itself; one line of e each. May be NULL. */
+    /* Combinations that no range can say, asked when every key is right by itself; one line of e
+     * each. May be NULL. */
     int (*check)(void *conf, struct err *e);
-    /* --plan: adds what this stage can say before the run to the JSON object (steps, tables, memory, files). Opens no socket,
-     * starts no thread. Absent files are listed, not fatal. May be NULL. */
+    /* --plan: adds what this stage can say before the run to the JSON object (steps, tables,
+     * memory, files). Opens no socket, starts no thread. Absent files are listed, not fatal. May be
+     * NULL. */
     int (*plan)(const void *conf, json_t *out, struct err *e);
 };
 
@@ -62,15 +70,16 @@ struct stage {
     const char *waits_for;       /* shown by beats and SIGUSR1; "" = working */
 };
 
-/* Parses and acts on the command line. --help, --describe and --plan print and exit here, errors too (2 usage, 3
- * configuration, 4 environment). On return the configuration is complete and the links are open. */
+/* Parses and acts on the command line. --help, --describe and --plan print and exit here, errors
+ * too (2 usage, 3 configuration, 4 environment). On return the configuration is complete and the
+ * links are open. */
 void stage_open(struct stage *s, int argc, char **argv, const struct stage_about *about);
 /* One line "ready\n" on the descriptor of --ready-fd (if given), a beat, a log line. */
 void stage_ready(struct stage *s);
 /* True once SIGTERM or SIGINT came: finish or abandon cleanly. */
 bool stage_stopping(const struct stage *s);
-/* Sends a beat when one is due (every 500 ms), when state changed, or when metrics (JSON object text or NULL) differ from the
- * last ones sent. Never waits. Cheap: call it in loops. */
+/* Sends a beat when one is due (every 500 ms), when state changed, or when metrics (JSON object
+ * text or NULL) differ from the last ones sent. Never waits. Cheap: call it in loops. */
 void stage_beat(struct stage *s, const char *state, const char *metrics);
 /* Prints s->err, sends a last beat, exits with err.code or `code`. */
 void stage_die(struct stage *s, int code) __attribute__((noreturn));

@@ -1,12 +1,15 @@
-/* gsm8k.c - the four rules that read a number out of an answer, and the shaping of long ones. See task.h.
+/* gsm8k.c - the four rules that read a number out of an answer, and the shaping of long ones. See
+ * task.h.
  *
- * The patterns are four fixed ones, so they are matched by hand: no engine, no backtracking, linear time.
+ * The patterns are four fixed ones, so they are matched by hand: no engine, no backtracking, linear
+ * time.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/task/task.h"
 
 enum { WINDOW_CHARACTERS = 300 };
 
-const char *const task_rule_name[TASK_RULE_COUNT] = { "strict", "flexible", "lm-strict", "lm-flexible" };
+const char *const task_rule_name[TASK_RULE_COUNT] = { "strict", "flexible", "lm-strict",
+                                                      "lm-flexible" };
 
 struct span { const char *s; size_t n; };
 

@@ -8,11 +8,15 @@
 #include "lib/base/json.h"
 #include "lib/base/rng.h"
 
-static const char instruction[] = "Let's think step by step and output the final answer after \"####\".";
+static const char instruction[] =
+    "Let's think step by step and output the final answer after \"####\".";
 
-void task_user_message(struct str *out, const char *question) { str_printf(out, "%s %s", question, instruction); }
+void task_user_message(struct str *out, const char *question) {
+    str_printf(out, "%s %s", question, instruction);
+}
 
-static int read_line(struct task_question *q, const char *line, size_t bytes, const char *where, struct err *e) {
+static int read_line(struct task_question *q, const char *line, size_t bytes, const char *where,
+                     struct err *e) {
     json_t *o = json_parse(line, bytes, where, e);
     const char *question, *answer;
     int rc = -1;
@@ -21,11 +25,16 @@ static int read_line(struct task_question *q, const char *line, size_t bytes, co
         err_set(e, "%s: not a JSON object", where);
         goto done;
     }
-    if (json_need_str(o, "question", &question, where, e) < 0 || json_need_str(o, "answer", &answer, where, e) < 0) goto done;
+    if (json_need_str(o, "question", &question, where, e) < 0 ||
+        json_need_str(o, "answer", &answer, where, e) < 0)
+        goto done;
     const char *gold = NULL;
     for (const char *p = answer; (p = strstr(p, "#### ")); p += 5) gold = p + 5;
     if (!gold || !*question) {
-        err_set(e, gold ? "%s: field 'question' is empty" : "%s: field 'answer' has no \"#### \" before its number", where);
+        err_set(e,
+                gold ? "%s: field 'question' is empty"
+                     : "%s: field 'answer' has no \"#### \" before its number",
+                where);
         goto done;
     }
     q->question = mem_dup(question);
@@ -57,7 +66,8 @@ int task_load(struct task_set *s, const char *path, const char *split, int first
         if (n == 0) continue;
         if (first_n > 0 && s->n == first_n) break;
         if (n > TASK_LINE_BYTES_MAX || s->n == TASK_QUESTIONS_MAX) {
-            rc = err_set(e, "%s: %s", where, n > TASK_LINE_BYTES_MAX ? "line longer than 1 MiB" : "too many questions");
+            rc = err_set(e, "%s: %s", where,
+                         n > TASK_LINE_BYTES_MAX ? "line longer than 1 MiB" : "too many questions");
             break;
         }
         if (s->n == cap_q) {
@@ -106,7 +116,9 @@ double task_pass_at(int n, int c, int k) {
     return 1 - fail;
 }
 
-void task_order_init(struct task_order *o, uint64_t seed, int n) { *o = (struct task_order){ .seed = seed, .n = n, .epoch = -1 }; }
+void task_order_init(struct task_order *o, uint64_t seed, int n) {
+    *o = (struct task_order){ .seed = seed, .n = n, .epoch = -1 };
+}
 
 void task_order_release(struct task_order *o) {
     free(o->perm);
@@ -120,7 +132,8 @@ int task_order_at(struct task_order *o, int64_t index) {
         for (int i = 0; i < o->n; i++) o->perm[i] = i;
         uint32_t key[2];
         rng_key(key, o->seed, RNG_PURPOSE_PERMUTE, (uint64_t)epoch);
-        for (int i = o->n - 1; i > 0; i--) {         /* Fisher-Yates; 64 random bits make the modulo's bias negligible */
+        /* Fisher-Yates; 64 random bits make the modulo's bias negligible */
+        for (int i = o->n - 1; i > 0; i--) {
             const uint32_t counter[4] = { (uint32_t)i };
             struct rng4 r = rng_philox(counter, key);
             uint64_t wide = (uint64_t)r.v[0] << 32 | r.v[1];

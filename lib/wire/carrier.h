@@ -1,4 +1,5 @@
-/* carrier.h - inside lib/wire only: what carries a link. One table of functions a carrier; link.c picks it by the URL.
+/* carrier.h - inside lib/wire only: what carries a link. One table of functions a carrier; link.c
+ * picks it by the URL.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_CARRIER_H
 #define QERL_CARRIER_H
@@ -8,10 +9,12 @@
 struct carrier {
     const char *scheme;          /* start of the URL; "-" is matched whole */
     bool file;                   /* knows direction and can end */
-    int (*open)(struct link *l, const char *rest, struct err *e);       /* rest: the URL behind the scheme */
+    /* rest: the URL behind the scheme */
+    int (*open)(struct link *l, const char *rest, struct err *e);
     void (*close)(struct link *l);
     int (*recv)(struct link *l, struct rec *r, char *peer, int timeout_ms, struct err *e);
-    int (*send)(struct link *l, const struct rec *r, const char *peer, int timeout_ms, struct err *e);
+    int (*send)(struct link *l, const struct rec *r, const char *peer, int timeout_ms,
+                struct err *e);
     bool (*ready)(struct link *l);          /* a record or the end can be had without waiting */
 };
 extern const struct carrier carrier_zmq_ipc, carrier_zmq_tcp;           /* link_zmq.c */

@@ -10,7 +10,8 @@
 
 enum { LINKS_WAIT_MAX = 32 };
 
-static const struct carrier *const carriers[] = { &carrier_zmq_ipc, &carrier_zmq_tcp, &carrier_tape, &carrier_file };
+static const struct carrier *const carriers[] = { &carrier_zmq_ipc, &carrier_zmq_tcp, &carrier_tape,
+                                                  &carrier_file };
 
 static const struct carrier *carrier_of(const char *url, const char **rest) {
     *rest = url;
@@ -29,7 +30,8 @@ int link_open(struct link **out, const char *url, const struct link_opts *o, str
     const struct carrier *c = carrier_of(url, &rest);
     if (!c)
         return err_set(e,
-                       "port '%s': cannot use '%s' as a link: it must be zmq+ipc://PATH, zmq+tcp://HOST:PORT, tape:FILE, "
+                       "port '%s': cannot use '%s' as a link: it must be zmq+ipc://PATH, "
+                       "zmq+tcp://HOST:PORT, tape:FILE, "
                        "file:FILE.jsonl or - (JSON lines on stdin or stdout)",
                        o->name, url);
     struct link *l = mem_alloc(sizeof *l);
@@ -68,7 +70,8 @@ bool link_is_file(const struct link *l) { return l->carrier->file; }
 int link_recv(struct link *l, struct rec *r, char *peer, int timeout_ms, struct err *e) {
     rec_init(r, REC_NONE);
     if (peer) peer[0] = 0;
-    if (l->carrier->file && l->o.output) return err_set(e, "port '%s' (%s) is an output", l->name, l->url);
+    if (l->carrier->file && l->o.output)
+        return err_set(e, "port '%s' (%s) is an output", l->name, l->url);
     if (l->ended) return LINK_END;
     int rc = l->carrier->recv(l, r, peer, timeout_ms, e);
     if (rc == LINK_END) l->ended = true;
@@ -76,15 +79,19 @@ int link_recv(struct link *l, struct rec *r, char *peer, int timeout_ms, struct 
     return rc;
 }
 
-int link_send(struct link *l, const struct rec *r, const char *peer, int timeout_ms, struct err *e) {
-    if (l->carrier->file && !l->o.output) return err_set(e, "port '%s' (%s) is an input", l->name, l->url);
+int link_send(struct link *l, const struct rec *r, const char *peer, int timeout_ms,
+              struct err *e) {
+    if (l->carrier->file && !l->o.output)
+        return err_set(e, "port '%s' (%s) is an input", l->name, l->url);
     if (rec_check(r, e) < 0) return err_wrap(e, "port '%s'", l->name);
     int rc = l->carrier->send(l, r, peer, timeout_ms, e);
     if (rc < 0) err_wrap(e, "port '%s'", l->name);
     return rc;
 }
 
-static bool readable(struct link *l) { return l && !l->ended && !(l->carrier->file && l->o.output); }
+static bool readable(struct link *l) {
+    return l && !l->ended && !(l->carrier->file && l->o.output);
+}
 
 int link_wait(struct link *const *l, int n, int timeout_ms) {
     zmq_pollitem_t item[LINKS_WAIT_MAX];

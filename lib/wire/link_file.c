@@ -1,8 +1,8 @@
 /* link_file.c - links that are files and pipes: JSON lines, and tapes.
  *
- * An input ends. An output is appended to, never truncated: a stage started again must not eat what it wrote; a last line
- * that a kill left half written is cut. Each record is written at once; a tape is made durable when it is closed.
- * Order: lines in, lines out, tapes.
+ * An input ends. An output is appended to, never truncated: a stage started again must not eat what
+ * it wrote; a last line that a kill left half written is cut. Each record is written at once; a
+ * tape is made durable when it is closed. Order: lines in, lines out, tapes.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/wire/link.h"
 
@@ -22,13 +22,17 @@ enum { LINE_MAX_BYTES = REC_BYTES_MAX, READ_BYTES = 1 << 16 };
 
 /* ---- lines in ---- */
 
-static const char *label(const struct link *l) { return l->carrier == &carrier_pipe ? "<stdin>" : strchr(l->url, ':') + 1; }
+static const char *label(const struct link *l) {
+    return l->carrier == &carrier_pipe ? "<stdin>" : strchr(l->url, ':') + 1;
+}
 
-/* Bytes of the next whole line in the buffer, its end not counted; -1 = none yet. Looks at each byte once. */
+/* Bytes of the next whole line in the buffer, its end not counted; -1 = none yet. Looks at each
+ * byte once. */
 static ssize_t line_end(struct link *l) {
     size_t have = l->in.len - l->in_at;
     if (!have) return -1;
-    const char *start = l->in.s + l->in_at, *nl = memchr(start + l->in_seen, '\n', have - l->in_seen);
+    const char *start = l->in.s + l->in_at,
+               *nl = memchr(start + l->in_seen, '\n', have - l->in_seen);
     if (nl) {
         l->in_seen = (size_t)(nl - start);
         return nl - start;
@@ -62,7 +66,8 @@ static int fill(struct link *l, int timeout_ms, struct err *e) {
     if (n == 0) l->eof = true;
     else str_add(&l->in, buf, (size_t)n);
     if (l->in.len - l->in_at > LINE_MAX_BYTES && line_end(l) < 0)
-        return err_set(e, "%s:%lld: a line of more than %d bytes", label(l), (long long)l->line + 1, LINE_MAX_BYTES);
+        return err_set(e, "%s:%lld: a line of more than %d bytes", label(l), (long long)l->line + 1,
+                       LINE_MAX_BYTES);
     return 1;
 }
 
@@ -113,15 +118,19 @@ static int write_all(struct link *l, const char *p, size_t bytes, struct err *e)
             poll(&(struct pollfd){ l->fd, POLLOUT, 0 }, 1, -1);
             continue;
         }
-        if (n < 0 && errno == EPIPE) return err_code(e, EXIT_FAILED, "the reader of %s has gone", to);
-        if (n <= 0) return err_code(e, EXIT_FAILED, "cannot write '%s': %s", to, strerror(n < 0 ? errno : ENOSPC));
+        if (n < 0 && errno == EPIPE)
+            return err_code(e, EXIT_FAILED, "the reader of %s has gone", to);
+        if (n <= 0)
+            return err_code(e, EXIT_FAILED, "cannot write '%s': %s", to,
+                            strerror(n < 0 ? errno : ENOSPC));
         p += n;
         bytes -= (size_t)n;
     }
     return 0;
 }
 
-static int send_lines(struct link *l, const struct rec *r, const char *peer, int timeout_ms, struct err *e) {
+static int send_lines(struct link *l, const struct rec *r, const char *peer, int timeout_ms,
+                      struct err *e) {
     (void)peer;
     (void)timeout_ms;
     str_clear(&l->out);
@@ -138,14 +147,16 @@ static int cut_torn_line(struct link *l, struct err *e) {
     while (keep > 0 && pread(l->fd, &c, 1, keep - 1) == 1 && c != '\n') keep--;
     if (keep != st.st_size) {
         log_warn("%s: the last line is torn; cut at byte %lld", label(l), (long long)keep);
-        if (ftruncate(l->fd, keep) < 0) return err_code(e, EXIT_ENV, "cannot cut '%s': %s", label(l), strerror(errno));
+        if (ftruncate(l->fd, keep) < 0)
+            return err_code(e, EXIT_ENV, "cannot cut '%s': %s", label(l), strerror(errno));
     }
     if (keep) log_info("%s: appends to the %lld bytes there", label(l), (long long)keep);
     return 0;
 }
 
 static int open_file(struct link *l, const char *path, struct err *e) {
-    /* O_RDWR: the end of an output is looked at before it is added to; a FIFO or device takes O_WRONLY only. */
+    /* O_RDWR: the end of an output is looked at before it is added to; a FIFO or device takes
+     * O_WRONLY only. */
     struct stat st;
     int out = stat(path, &st) == 0 && !S_ISREG(st.st_mode) ? O_WRONLY : O_RDWR | O_CREAT | O_APPEND;
     l->fd = open(path, (l->o.output ? out : O_RDONLY) | O_CLOEXEC, 0644);
@@ -185,12 +196,14 @@ static int recv_tape(struct link *l, struct rec *r, char *peer, int timeout_ms, 
     if (rc <= 0) return rc < 0 ? -1 : LINK_END;
     if (l->o.expected == REC_NONE || r->type == l->o.expected) return LINK_RECORD;
     err_set(e, "tape '%s', frame %llu: a record '%s' where '%s' is expected", label(l),
-            (unsigned long long)tape_frames(l->tape) - 1, rec_name[r->type], rec_name[l->o.expected]);
+            (unsigned long long)tape_frames(l->tape) - 1, rec_name[r->type],
+            rec_name[l->o.expected]);
     rec_release(r);
     return -1;
 }
 
-static int send_tape(struct link *l, const struct rec *r, const char *peer, int timeout_ms, struct err *e) {
+static int send_tape(struct link *l, const struct rec *r, const char *peer, int timeout_ms,
+                     struct err *e) {
     (void)peer;
     (void)timeout_ms;
     if (tape_append(l->tape, r, e) < 0) return -1;
@@ -202,6 +215,9 @@ static bool ready_tape(struct link *l) {
     return true;
 }
 
-const struct carrier carrier_file = { "file:", true, open_file, close_lines, recv_lines, send_lines, ready_lines };
-const struct carrier carrier_pipe = { "-", true, open_pipe, close_lines, recv_lines, send_lines, ready_lines };
-const struct carrier carrier_tape = { "tape:", true, open_tape, close_tape, recv_tape, send_tape, ready_tape };
+const struct carrier carrier_file = { "file:",    true,       open_file,  close_lines,
+                                      recv_lines, send_lines, ready_lines };
+const struct carrier carrier_pipe = { "-",        true,       open_pipe,  close_lines,
+                                      recv_lines, send_lines, ready_lines };
+const struct carrier carrier_tape = { "tape:",   true,      open_tape, close_tape,
+                                      recv_tape, send_tape, ready_tape };

@@ -1,10 +1,11 @@
 /* link_zmq.c - links over ZeroMQ: one socket a link, one record a message.
  *
- * Facts that shaped it (libzmq 4.3): a ROUTER throws unroutable messages away unless it is told not to; DEALER and PUSH
- * queue for peers that are not there unless IMMEDIATE is set; LINGER -1 hangs at exit; an ipc path in use is silently
- * taken over; contexts do not survive fork. While a link lives LINGER is 0; at link_close it is 2 s, so that the
- * last words of a stage that ends in good order reach a peer that is there - nothing may rely on it.
- * Order: context, addresses, open, send, receive.
+ * Facts that shaped it (libzmq 4.3): a ROUTER throws unroutable messages away unless it is told not
+ * to; DEALER and PUSH queue for peers that are not there unless IMMEDIATE is set; LINGER -1 hangs
+ * at exit; an ipc path in use is silently taken over; contexts do not survive fork. While a link
+ * lives LINGER is 0; at link_close it is 2 s, so that the last words of a stage that ends in good
+ * order reach a peer that is there - nothing may rely on it. Order: context, addresses, open, send,
+ * receive.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/wire/link.h"
 
@@ -16,8 +17,14 @@
 
 #include "lib/wire/carrier.h"
 
-enum { HWM_DEFAULT = 64, LINGER_CLOSE_MS = 2000, HEARTBEAT_MS = 2000, SILENCE_MS = 6000, RECONNECT_MS = 50,
-       RECONNECT_MAX_MS = 2000 };
+enum {
+    HWM_DEFAULT = 64,
+    LINGER_CLOSE_MS = 2000,
+    HEARTBEAT_MS = 2000,
+    SILENCE_MS = 6000,
+    RECONNECT_MS = 50,
+    RECONNECT_MAX_MS = 2000
+};
 
 /* ---- the context: one a process, made after fork, gone with its last socket ---- */
 
@@ -30,7 +37,8 @@ static void *context_get(struct err *e) {
     int major, minor, patch;
     zmq_version(&major, &minor, &patch);
     if (major * 10000 + minor * 100 + patch < 40303) {
-        err_code(e, EXIT_ENV, "libzmq %d.%d.%d is too old: 4.3.3 closed holes in it", major, minor, patch);
+        err_code(e, EXIT_ENV, "libzmq %d.%d.%d is too old: 4.3.3 closed holes in it", major, minor,
+                 patch);
         return NULL;
     }
     context = zmq_ctx_new();       /* a parent's context is left alone: it is not ours to close */
@@ -54,19 +62,22 @@ static void socket_close(void *socket, int linger_ms) {
 static int ipc_check(const char *path, bool bind, struct err *e) {
     struct sockaddr_un a = { .sun_family = AF_UNIX };
     if (strlen(path) >= sizeof a.sun_path)
-        return err_code(e, EXIT_ENV, "the path of an ipc socket has at most %zu bytes, '%s' has %zu", sizeof a.sun_path - 1,
-                        path, strlen(path));
+        return err_code(e, EXIT_ENV,
+                        "the path of an ipc socket has at most %zu bytes, '%s' has %zu",
+                        sizeof a.sun_path - 1, path, strlen(path));
     if (!bind) return 0;
     memcpy(a.sun_path, path, strlen(path));
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) return err_code(e, EXIT_ENV, "cannot make a socket: %s", strerror(errno));
-    bool taken = connect(fd, (struct sockaddr *)&a, sizeof a) == 0 || errno == EAGAIN || errno == EINPROGRESS;
+    bool taken = connect(fd, (struct sockaddr *)&a, sizeof a) == 0 || errno == EAGAIN ||
+                 errno == EINPROGRESS;
     close(fd);
     return taken ? err_code(e, EXIT_ENV, "'%s' is in use: another process listens there", path) : 0;
 }
 
 static bool is_loopback(const char *host, size_t n) {
-    return (n == 9 && memcmp(host, "localhost", 9) == 0) || (n == 5 && memcmp(host, "[::1]", 5) == 0) ||
+    return (n == 9 && memcmp(host, "localhost", 9) == 0) ||
+           (n == 5 && memcmp(host, "[::1]", 5) == 0) ||
            (n > 4 && memcmp(host, "127.", 4) == 0 && strspn(host, "0123456789.") == n);
 }
 
@@ -74,12 +85,16 @@ static bool is_loopback(const char *host, size_t n) {
 static int tcp_address(struct str *out, const char *rest, struct err *e) {
     const char *colon = strrchr(rest, ':');
     int64_t port;
-    if (!colon || colon == rest || (strcmp(colon + 1, "*") != 0 && (!str_to_i64(colon + 1, &port) || port < 1 || port > 65535)))
+    if (!colon || colon == rest ||
+        (strcmp(colon + 1, "*") != 0 &&
+         (!str_to_i64(colon + 1, &port) || port < 1 || port > 65535)))
         return err_set(e, "'%s' is not HOST:PORT", rest);
     if (!is_loopback(rest, (size_t)(colon - rest)))
         return err_set(e,
-                       "'%s' leaves this machine, and links are not encrypted yet: use 127.0.0.1, or an ssh tunnel that "
-                       "ends there", rest);
+                       "'%s' leaves this machine, and links are not encrypted yet: use 127.0.0.1, "
+                       "or an ssh tunnel that "
+                       "ends there",
+                       rest);
     if (str_starts(rest, "localhost:")) str_printf(out, "tcp://127.0.0.1%s", colon);
     else str_printf(out, "tcp://%s", rest);
     return 0;
@@ -92,7 +107,9 @@ static const int socket_type[] = {
     [LINK_KIND_DEALER] = ZMQ_DEALER, [LINK_KIND_PUB] = ZMQ_PUB,   [LINK_KIND_SUB] = ZMQ_SUB,
 };
 
-static int set_int(void *socket, int option, int value) { return zmq_setsockopt(socket, option, &value, sizeof value); }
+static int set_int(void *socket, int option, int value) {
+    return zmq_setsockopt(socket, option, &value, sizeof value);
+}
 
 static int socket_options(struct link *l) {
     int hwm = l->o.hwm ? l->o.hwm : HWM_DEFAULT, rc = 0;
@@ -109,7 +126,8 @@ static int socket_options(struct link *l) {
     rc |= zmq_setsockopt(l->socket, ZMQ_MAXMSGSIZE, &bytes_max, sizeof bytes_max);
     if (l->o.kind == LINK_KIND_ROUTER) {
         rc |= set_int(l->socket, ZMQ_ROUTER_MANDATORY, 1);
-        rc |= set_int(l->socket, ZMQ_ROUTER_HANDOVER, 1);     /* a stage started again takes its name over */
+        /* a stage started again takes its name over */
+        rc |= set_int(l->socket, ZMQ_ROUTER_HANDOVER, 1);
     }
     if (l->o.kind == LINK_KIND_DEALER && l->identity)
         rc |= zmq_setsockopt(l->socket, ZMQ_ROUTING_ID, l->identity, strlen(l->identity));
@@ -121,7 +139,8 @@ static int socket_options(struct link *l) {
 static void learn_url(struct link *l) {
     char last[256];
     size_t n = sizeof last;
-    if (!str_ends(l->url, ":*") || zmq_getsockopt(l->socket, ZMQ_LAST_ENDPOINT, last, &n) < 0) return;
+    if (!str_ends(l->url, ":*") || zmq_getsockopt(l->socket, ZMQ_LAST_ENDPOINT, last, &n) < 0)
+        return;
     struct str url = { 0 };
     str_printf(&url, "zmq+%s", last);
     free(l->url);
@@ -135,13 +154,14 @@ static int attach(struct link *l, const char *address, struct err *e) {
     l->socket = zmq_socket(context, socket_type[l->o.kind]);
     if (!l->socket) return err_code(e, EXIT_ENV, "cannot make a socket: %s", zmq_strerror(errno));
     context_sockets++;
-    if (socket_options(l) != 0) return err_code(e, EXIT_ENV, "cannot set socket options: %s", zmq_strerror(errno));
+    if (socket_options(l) != 0)
+        return err_code(e, EXIT_ENV, "cannot set socket options: %s", zmq_strerror(errno));
     int rc = l->o.bind ? zmq_bind(l->socket, address) : zmq_connect(l->socket, address);
     if (rc < 0 && errno == EADDRINUSE)
         return err_code(e, EXIT_ENV, "'%s' is in use: another process listens there", address);
     if (rc < 0)
-        return err_code(e, EXIT_ENV, "cannot %s '%s': %s", l->o.bind ? "listen at" : "connect to", address,
-                        zmq_strerror(errno));
+        return err_code(e, EXIT_ENV, "cannot %s '%s': %s", l->o.bind ? "listen at" : "connect to",
+                        address, zmq_strerror(errno));
     learn_url(l);
     return 0;
 }
@@ -169,7 +189,8 @@ static void close_zmq(struct link *l) {
 
 /* ---- send ---- */
 
-/* A peer that gave itself no name has five bytes of the library's; they are shown as '#' and hex digits. */
+/* A peer that gave itself no name has five bytes of the library's; they are shown as '#' and hex
+ * digits. */
 static size_t peer_to_id(const char *peer, char id[LINK_PEER_MAX]) {
     size_t n = strlen(peer);
     if (*peer != '#') {
@@ -190,24 +211,29 @@ static int send_part(struct link *l, const void *data, size_t bytes, int flags, 
     return err_code(e, EXIT_FAILED, "cannot send: %s", zmq_strerror(errno));
 }
 
-static int send_zmq(struct link *l, const struct rec *r, const char *peer, int timeout_ms, struct err *e) {
+static int send_zmq(struct link *l, const struct rec *r, const char *peer, int timeout_ms,
+                    struct err *e) {
     bool routed = l->o.kind == LINK_KIND_ROUTER;
     assert(routed == (peer != NULL));
-    if (peer && (strlen(peer) >= LINK_PEER_MAX || !*peer)) return err_set(e, "'%s' is no name of a peer", peer);
+    if (peer && (strlen(peer) >= LINK_PEER_MAX || !*peer))
+        return err_set(e, "'%s' is no name of a peer", peer);
     str_clear(&l->out);
     rec_pack(&l->out, r);
     if (l->out.len > REC_BYTES_MAX)
-        return err_set(e, "%s: %zu bytes, a record has at most %d", rec_name[r->type], l->out.len, REC_BYTES_MAX);
+        return err_set(e, "%s: %zu bytes, a record has at most %d", rec_name[r->type], l->out.len,
+                       REC_BYTES_MAX);
     set_int(l->socket, ZMQ_SNDTIMEO, timeout_ms);
     if (routed) {
         char id[LINK_PEER_MAX];
         size_t n = peer_to_id(peer, id);
         int rc = send_part(l, id, n, ZMQ_SNDMORE, e);
         if (rc) return rc;
-        set_int(l->socket, ZMQ_SNDTIMEO, -1);         /* the first part was taken: the second cannot block for long */
+        /* the first part was taken: the second cannot block for long */
+        set_int(l->socket, ZMQ_SNDTIMEO, -1);
     }
     int rc;
-    while ((rc = send_part(l, l->out.s, l->out.len, 0, e)) == 1 && routed && errno == EINTR) continue;
+    while ((rc = send_part(l, l->out.s, l->out.len, 0, e)) == 1 && routed && errno == EINTR)
+        continue;
     return rc;
 }
 
@@ -223,7 +249,8 @@ static void id_to_peer(const void *id, size_t n, char *peer) {
         return;
     }
     snprintf(peer, LINK_PEER_MAX, "#");
-    for (size_t i = 0; i < n && 2 * i + 3 < LINK_PEER_MAX; i++) snprintf(peer + 1 + 2 * i, 3, "%02x", p[i]);
+    for (size_t i = 0; i < n && 2 * i + 3 < LINK_PEER_MAX; i++)
+        snprintf(peer + 1 + 2 * i, 3, "%02x", p[i]);
 }
 
 /* The rest of a message with too many parts must go, or it would be taken for the next one. */
@@ -244,8 +271,10 @@ static int recv_body(struct link *l, zmq_msg_t *m, struct rec *r, char *peer, st
     char from[LINK_PEER_MAX] = "";
     if (l->o.kind == LINK_KIND_ROUTER) {
         id_to_peer(zmq_msg_data(m), zmq_msg_size(m), from);
-        if (!zmq_msg_more(m)) return err_set(e, "port '%s': a message without a body from '%s'", l->name, from);
-        if (zmq_msg_recv(m, l->socket, 0) < 0) return err_set(e, "port '%s': %s", l->name, zmq_strerror(errno));
+        if (!zmq_msg_more(m))
+            return err_set(e, "port '%s': a message without a body from '%s'", l->name, from);
+        if (zmq_msg_recv(m, l->socket, 0) < 0)
+            return err_set(e, "port '%s': %s", l->name, zmq_strerror(errno));
     }
     if (peer) snprintf(peer, LINK_PEER_MAX, "%s", from);
     if (zmq_msg_more(m)) return err_set(e, "port '%s': a message of several parts", l->name);
@@ -274,5 +303,7 @@ static bool ready_zmq(struct link *l) {
     return zmq_getsockopt(l->socket, ZMQ_EVENTS, &events, &n) == 0 && events & ZMQ_POLLIN;
 }
 
-const struct carrier carrier_zmq_ipc = { "zmq+ipc://", false, open_ipc, close_zmq, recv_zmq, send_zmq, ready_zmq };
-const struct carrier carrier_zmq_tcp = { "zmq+tcp://", false, open_tcp, close_zmq, recv_zmq, send_zmq, ready_zmq };
+const struct carrier carrier_zmq_ipc = { "zmq+ipc://", false,    open_ipc, close_zmq,
+                                         recv_zmq,     send_zmq, ready_zmq };
+const struct carrier carrier_zmq_tcp = { "zmq+tcp://", false,    open_tcp, close_zmq,
+                                         recv_zmq,     send_zmq, ready_zmq };

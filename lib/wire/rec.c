@@ -1,7 +1,7 @@
 /* rec.c - what a record is made of: the tables of fields, and what follows from them alone.
  *
- * Knows: names, kinds, limits and JSON defaults of every field; rules between fields; how to free a record.
- * Does not know: bytes (rec_pack.c), text (rec_json.c).
+ * Knows: names, kinds, limits and JSON defaults of every field; rules between fields; how to free a
+ * record. Does not know: bytes (rec_pack.c), text (rec_json.c).
  * Order: tables, look-ups, release, rules, check.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/wire/rec.h"
@@ -10,8 +10,9 @@
 
 #include "lib/wire/fields.h"
 
-const char *const rec_name[REC_TYPE_COUNT] = { "none", "ticket", "traj",   "group", "ack",    "nack",
-                                               "end",  "want",   "adapter", "score", "answer", "beat" };
+const char *const rec_name[REC_TYPE_COUNT] = { "none",    "ticket", "traj",   "group",
+                                               "ack",     "nack",   "end",    "want",
+                                               "adapter", "score",  "answer", "beat" };
 
 #define TEXT(s, m, ...) { .name = #m, .kind = FIELD_TEXT, .at = offsetof(struct s, m), __VA_ARGS__ }
 #define INT(s, m, ...) { .name = #m, .kind = FIELD_INT, .at = offsetof(struct s, m), __VA_ARGS__ }
@@ -20,8 +21,11 @@ const char *const rec_name[REC_TYPE_COUNT] = { "none", "ticket", "traj",   "grou
 #define FLAG(s, m) { .name = #m, .kind = FIELD_FLAG, .at = offsetof(struct s, m) }
 #define I32(s, m, ...) { .name = #m, .kind = FIELD_I32, .at = offsetof(struct s, m), __VA_ARGS__ }
 #define F32(s, m, ...) { .name = #m, .kind = FIELD_F32, .at = offsetof(struct s, m), __VA_ARGS__ }
-#define IDS(s, m, n, ...) \
-    { .name = #m, .kind = FIELD_I64, .at = offsetof(struct s, m), .count_at = offsetof(struct s, n), __VA_ARGS__ }
+#define IDS(s, m, n, ...)                                                                          \
+    {                                                                                              \
+        .name = #m, .kind = FIELD_I64, .at = offsetof(struct s, m),                                \
+        .count_at = offsetof(struct s, n), __VA_ARGS__                                             \
+    }
 #define TREATMENT(s, m) { .name = #m, .kind = FIELD_TREATMENT, .at = offsetof(struct s, m), .sub = treatment_fields }
 #define LAST { .name = NULL }
 #define NEED .need = true
@@ -33,68 +37,124 @@ static const struct field treatment_fields[] = {
 };
 
 static const struct field ticket_fields[] = {
-    TEXT(rec_ticket, run), INT(rec_ticket, fence), INT(rec_ticket, step), INT(rec_ticket, group, .numbered = true),
-    TEXT(rec_ticket, question_id), TEXT(rec_ticket, prompt), I32(rec_ticket, prompt_ids), TEXT(rec_ticket, question),
-    TEXT(rec_ticket, answer), INT(rec_ticket, samples, RANGE(0, REC_SAMPLES_MAX)),
-    INT(rec_ticket, new_max, RANGE(0, REC_TOKENS_MAX)), NUM(rec_ticket, temperature, .def = -1),
-    NUM(rec_ticket, top_p, .def = 1), INT(rec_ticket, top_k, RANGE(0, REC_TOKENS_MAX)),
-    SEED(rec_ticket, seed), INT(rec_ticket, version), TEXT(rec_ticket, adapter), TEXT(rec_ticket, adapter_sha256),
-    TREATMENT(rec_ticket, treatment), LAST,
+    TEXT(rec_ticket, run),
+    INT(rec_ticket, fence),
+    INT(rec_ticket, step),
+    INT(rec_ticket, group, .numbered = true),
+    TEXT(rec_ticket, question_id),
+    TEXT(rec_ticket, prompt),
+    I32(rec_ticket, prompt_ids),
+    TEXT(rec_ticket, question),
+    TEXT(rec_ticket, answer),
+    INT(rec_ticket, samples, RANGE(0, REC_SAMPLES_MAX)),
+    INT(rec_ticket, new_max, RANGE(0, REC_TOKENS_MAX)),
+    NUM(rec_ticket, temperature, .def = -1),
+    NUM(rec_ticket, top_p, .def = 1),
+    INT(rec_ticket, top_k, RANGE(0, REC_TOKENS_MAX)),
+    SEED(rec_ticket, seed),
+    INT(rec_ticket, version),
+    TEXT(rec_ticket, adapter),
+    TEXT(rec_ticket, adapter_sha256),
+    TREATMENT(rec_ticket, treatment),
+    LAST,
 };
 
-/* What a rollout knows of a sample, and what the reward stage adds. Only the need of JSON differs: a reader of hand-written
- * trajectories wants a text, a learner wants ids and a score. */
-#define SAMPLE_MADE(text_need, ids_need)                                                                      \
-    INT(rec_sample, k, RANGE(0, INT32_MAX), .numbered = true), INT(rec_sample, attempt),                       \
-    I32(rec_sample, ids, .need = ids_need), F32(rec_sample, lp), F32(rec_sample, lp_raw),                      \
-    TEXT(rec_sample, stop, .text = "eos", .choices = "eos|stop_string|length"),                               \
-    TEXT(rec_sample, text, .need = text_need)
+/* What a rollout knows of a sample, and what the reward stage adds. Only the need of JSON differs:
+ * a reader of hand-written trajectories wants a text, a learner wants ids and a score. */
+#define SAMPLE_MADE(text_need, ids_need)                                                           \
+    INT(rec_sample, k, RANGE(0, INT32_MAX), .numbered = true), INT(rec_sample, attempt),           \
+        I32(rec_sample, ids, .need = ids_need), F32(rec_sample, lp), F32(rec_sample, lp_raw),      \
+        TEXT(rec_sample, stop, .text = "eos", .choices = "eos|stop_string|length"),                \
+        TEXT(rec_sample, text, .need = text_need)
 static const struct field traj_sample_fields[] = { SAMPLE_MADE(true, false), LAST };
 static const struct field group_sample_fields[] = {
-    SAMPLE_MADE(false, true), NUM(rec_sample, score, NEED), NUM(rec_sample, acc), NUM(rec_sample, strict),
-    NUM(rec_sample, flexible), NUM(rec_sample, format), NUM(rec_sample, overlong), TEXT(rec_sample, extracted), LAST,
+    SAMPLE_MADE(false, true),  NUM(rec_sample, score, NEED), NUM(rec_sample, acc),
+    NUM(rec_sample, strict),   NUM(rec_sample, flexible),    NUM(rec_sample, format),
+    NUM(rec_sample, overlong), TEXT(rec_sample, extracted),  LAST,
 };
 
-#define GROUP_FIELDS(answer_need, ids_need, sample_fields)                                                    \
-    TEXT(rec_group, run), INT(rec_group, fence), INT(rec_group, step), INT(rec_group, group, .numbered = true), \
-    TEXT(rec_group, question_id), TEXT(rec_group, question), TEXT(rec_group, prompt),                          \
-    TEXT(rec_group, answer, .need = answer_need), I32(rec_group, prompt_ids, .need = ids_need),                \
-    NUM(rec_group, temperature, .def = 1), NUM(rec_group, top_p, .def = 1),                                   \
-    INT(rec_group, top_k, RANGE(0, REC_TOKENS_MAX)), INT(rec_group, new_max, RANGE(0, REC_TOKENS_MAX)),       \
-    SEED(rec_group, seed), INT(rec_group, version), TEXT(rec_group, adapter_sha256),                          \
-    TREATMENT(rec_group, treatment), NUM(rec_group, sigma_realised), INT(rec_group, noise_elements),           \
-    INT(rec_group, noise_changed), TEXT(rec_group, rollout), TEXT(rec_group, rule),                           \
-    { .name = "samples", .kind = FIELD_SAMPLES, .at = offsetof(struct rec_group, sample),                      \
-      .count_at = offsetof(struct rec_group, samples), .need = true, .sub = sample_fields }
+#define GROUP_FIELDS(answer_need, ids_need, sample_fields)                                         \
+    TEXT(rec_group, run), INT(rec_group, fence), INT(rec_group, step),                             \
+        INT(rec_group, group, .numbered = true), TEXT(rec_group, question_id),                     \
+        TEXT(rec_group, question), TEXT(rec_group, prompt),                                        \
+        TEXT(rec_group, answer, .need = answer_need),                                              \
+        I32(rec_group, prompt_ids, .need = ids_need), NUM(rec_group, temperature, .def = 1),       \
+        NUM(rec_group, top_p, .def = 1), INT(rec_group, top_k, RANGE(0, REC_TOKENS_MAX)),          \
+        INT(rec_group, new_max, RANGE(0, REC_TOKENS_MAX)), SEED(rec_group, seed),                  \
+        INT(rec_group, version), TEXT(rec_group, adapter_sha256), TREATMENT(rec_group, treatment), \
+        NUM(rec_group, sigma_realised), INT(rec_group, noise_elements),                            \
+        INT(rec_group, noise_changed), TEXT(rec_group, rollout), TEXT(rec_group, rule), {          \
+        .name = "samples", .kind = FIELD_SAMPLES, .at = offsetof(struct rec_group, sample),        \
+        .count_at = offsetof(struct rec_group, samples), .need = true, .sub = sample_fields        \
+    }
 static const struct field traj_fields[] = { GROUP_FIELDS(true, false, traj_sample_fields), LAST };
 static const struct field group_fields[] = { GROUP_FIELDS(false, true, group_sample_fields), LAST };
 
 static const struct field ack_fields[] = {
-    TEXT(rec_ack, run), INT(rec_ack, fence), IDS(rec_ack, group, groups, NEED), TEXT(rec_ack, why), LAST,
+    TEXT(rec_ack, run),
+    INT(rec_ack, fence),
+    IDS(rec_ack, group, groups, NEED),
+    TEXT(rec_ack, why),
+    LAST,
 };
-static const struct field end_fields[] = { TEXT(rec_end, run), INT(rec_end, fence), INT(rec_end, step), LAST };
+static const struct field end_fields[] = { TEXT(rec_end, run), INT(rec_end, fence),
+                                           INT(rec_end, step), LAST };
 static const struct field want_fields[] = {
     TEXT(rec_want, rollout, NEED), TEXT(rec_want, incarnation), INT(rec_want, credit, NEED),
     IDS(rec_want, group, groups), LAST,
 };
 static const struct field adapter_fields[] = {
-    TEXT(rec_adapter, run), INT(rec_adapter, version, NEED), INT(rec_adapter, step), TEXT(rec_adapter, path, NEED),
-    TEXT(rec_adapter, sha256), FLAG(rec_adapter, final), TREATMENT(rec_adapter, treatment), LAST,
+    TEXT(rec_adapter, run),
+    INT(rec_adapter, version, NEED),
+    INT(rec_adapter, step),
+    TEXT(rec_adapter, path, NEED),
+    TEXT(rec_adapter, sha256),
+    FLAG(rec_adapter, final),
+    TREATMENT(rec_adapter, treatment),
+    LAST,
 };
 static const struct field score_fields[] = {
-    TEXT(rec_score, run), INT(rec_score, version), INT(rec_score, step, NEED), TEXT(rec_score, split, NEED),
-    INT(rec_score, n, NEED), INT(rec_score, right, NEED), TEXT(rec_score, rule, NEED), INT(rec_score, parsed),
-    INT(rec_score, right_strict), INT(rec_score, right_flexible), TEXT(rec_score, quant), TEXT(rec_score, noise),
-    INT(rec_score, samples_per_question, .def = 1), NUM(rec_score, temperature), NUM(rec_score, length_mean),
-    NUM(rec_score, truncated), NUM(rec_score, low, NEED), NUM(rec_score, high, NEED), TEXT(rec_score, adapter_sha256),
-    TEXT(rec_score, model_sha256), TEXT(rec_score, data_sha256), TEXT(rec_score, treatment_trained), LAST,
+    TEXT(rec_score, run),
+    INT(rec_score, version),
+    INT(rec_score, step, NEED),
+    TEXT(rec_score, split, NEED),
+    INT(rec_score, n, NEED),
+    INT(rec_score, right, NEED),
+    TEXT(rec_score, rule, NEED),
+    INT(rec_score, parsed),
+    INT(rec_score, right_strict),
+    INT(rec_score, right_flexible),
+    TEXT(rec_score, quant),
+    TEXT(rec_score, noise),
+    INT(rec_score, samples_per_question, .def = 1),
+    NUM(rec_score, temperature),
+    NUM(rec_score, length_mean),
+    NUM(rec_score, truncated),
+    NUM(rec_score, low, NEED),
+    NUM(rec_score, high, NEED),
+    TEXT(rec_score, adapter_sha256),
+    TEXT(rec_score, model_sha256),
+    TEXT(rec_score, data_sha256),
+    TEXT(rec_score, treatment_trained),
+    LAST,
 };
 static const struct field answer_fields[] = {
-    TEXT(rec_answer, run), INT(rec_answer, version), INT(rec_answer, step), TEXT(rec_answer, split),
-    TEXT(rec_answer, question_id, NEED), TEXT(rec_answer, question), TEXT(rec_answer, answer, NEED),
-    INT(rec_answer, k), TEXT(rec_answer, text, NEED),
-    TEXT(rec_answer, stop, .text = "eos", .choices = "eos|stop_string|length"), INT(rec_answer, tokens),
-    NUM(rec_answer, strict), NUM(rec_answer, flexible), TEXT(rec_answer, quant), TEXT(rec_answer, noise), LAST,
+    TEXT(rec_answer, run),
+    INT(rec_answer, version),
+    INT(rec_answer, step),
+    TEXT(rec_answer, split),
+    TEXT(rec_answer, question_id, NEED),
+    TEXT(rec_answer, question),
+    TEXT(rec_answer, answer, NEED),
+    INT(rec_answer, k),
+    TEXT(rec_answer, text, NEED),
+    TEXT(rec_answer, stop, .text = "eos", .choices = "eos|stop_string|length"),
+    INT(rec_answer, tokens),
+    NUM(rec_answer, strict),
+    NUM(rec_answer, flexible),
+    TEXT(rec_answer, quant),
+    TEXT(rec_answer, noise),
+    LAST,
 };
 static const struct field beat_fields[] = {
     TEXT(rec_beat, stage, NEED), INT(rec_beat, pid),
@@ -103,11 +163,13 @@ static const struct field beat_fields[] = {
 };
 
 static const struct field *const tables[REC_TYPE_COUNT] = {
-    [REC_TICKET] = ticket_fields, [REC_TRAJ] = traj_fields,   [REC_GROUP] = group_fields, [REC_ACK] = ack_fields,
-    [REC_NACK] = ack_fields,      [REC_END] = end_fields,     [REC_WANT] = want_fields,   [REC_ADAPTER] = adapter_fields,
-    [REC_SCORE] = score_fields,   [REC_ANSWER] = answer_fields, [REC_BEAT] = beat_fields,
+    [REC_TICKET] = ticket_fields, [REC_TRAJ] = traj_fields,       [REC_GROUP] = group_fields,
+    [REC_ACK] = ack_fields,       [REC_NACK] = ack_fields,        [REC_END] = end_fields,
+    [REC_WANT] = want_fields,     [REC_ADAPTER] = adapter_fields, [REC_SCORE] = score_fields,
+    [REC_ANSWER] = answer_fields, [REC_BEAT] = beat_fields,
 };
-_Static_assert(COUNT_OF(group_fields) <= FIELDS_MAX && COUNT_OF(score_fields) <= FIELDS_MAX, "one bit a field");
+_Static_assert(COUNT_OF(group_fields) <= FIELDS_MAX && COUNT_OF(score_fields) <= FIELDS_MAX,
+               "one bit a field");
 
 const struct field *field_table(enum rec_type type) {
     assert(type > REC_NONE && type < REC_TYPE_COUNT);
@@ -128,11 +190,14 @@ bool field_in_choices(const char *choices, const char *word, size_t bytes) {
 
 /* 2^53: the whole numbers that every JSON reader keeps exactly. */
 int64_t field_least(const struct field *f) { return f->least || f->most ? f->least : 0; }
-int64_t field_most(const struct field *f) { return f->least || f->most ? f->most : (int64_t)1 << 53; }
+int64_t field_most(const struct field *f) {
+    return f->least || f->most ? f->most : (int64_t)1 << 53;
+}
 
 enum rec_type rec_type_of(const char *name, size_t bytes) {
     for (int t = REC_NONE + 1; t < REC_TYPE_COUNT; t++)
-        if (strlen(rec_name[t]) == bytes && memcmp(rec_name[t], name, bytes) == 0) return (enum rec_type)t;
+        if (strlen(rec_name[t]) == bytes && memcmp(rec_name[t], name, bytes) == 0)
+            return (enum rec_type)t;
     return REC_NONE;
 }
 
@@ -155,16 +220,19 @@ void field_release(void *base, const struct field *table) {
         case FIELD_I64: free(*at_i64(base, f)); break;
         case FIELD_TREATMENT: field_release((char *)base + f->at, f->sub); break;
         case FIELD_SAMPLES:
-            for (int i = 0; i < *at_count(base, f); i++) field_release(*at_samples(base, f) + i, f->sub);
+            for (int i = 0; i < *at_count(base, f); i++)
+                field_release(*at_samples(base, f) + i, f->sub);
             free(*at_samples(base, f));
             break;
         case FIELD_INT: case FIELD_SEED: case FIELD_NUM: case FIELD_FLAG: break;
         }
 }
 
-/* A traj may hold what only a group says (its stage filled it in), so both are freed by the group's table. */
+/* A traj may hold what only a group says (its stage filled it in), so both are freed by the group's
+ * table. */
 void rec_release(struct rec *r) {
-    if (r->type != REC_NONE) field_release(rec_body(r), field_table(r->type == REC_TRAJ ? REC_GROUP : r->type));
+    if (r->type != REC_NONE)
+        field_release(rec_body(r), field_table(r->type == REC_TRAJ ? REC_GROUP : r->type));
     rec_init(r, REC_NONE);
 }
 
@@ -172,10 +240,11 @@ static int sample_rules(const struct rec *r, struct err *e) {
     for (int i = 0; i < r->group.samples; i++) {
         const struct rec_sample *s = &r->group.sample[i];
         if (s->lp.n && s->lp.n != s->ids.n)
-            return err_set(e, "%s: samples[%d] has %d log-probs for %d tokens", rec_name[r->type], i, s->lp.n, s->ids.n);
+            return err_set(e, "%s: samples[%d] has %d log-probs for %d tokens", rec_name[r->type],
+                           i, s->lp.n, s->ids.n);
         if (s->lp_raw.n && s->lp_raw.n != s->ids.n)
-            return err_set(e, "%s: samples[%d] has %d raw log-probs for %d tokens", rec_name[r->type], i, s->lp_raw.n,
-                           s->ids.n);
+            return err_set(e, "%s: samples[%d] has %d raw log-probs for %d tokens",
+                           rec_name[r->type], i, s->lp_raw.n, s->ids.n);
     }
     return 0;
 }
@@ -188,8 +257,10 @@ int rec_rules(const struct rec *r, struct err *e) {
     }
     if (r->type == REC_SCORE) {
         const struct rec_score *s = &r->score;
-        if (s->right > s->n || s->parsed > s->n || s->right_strict > s->n || s->right_flexible > s->n)
-            return err_set(e, "score: more answers right or parsed than the %lld that were asked", (long long)s->n);
+        if (s->right > s->n || s->parsed > s->n || s->right_strict > s->n ||
+            s->right_flexible > s->n)
+            return err_set(e, "score: more answers right or parsed than the %lld that were asked",
+                           (long long)s->n);
     }
     return r->type == REC_TRAJ || r->type == REC_GROUP ? sample_rules(r, e) : 0;
 }
@@ -201,7 +272,9 @@ static int check_arrays(void *base, const struct field *f, const char *rec, stru
             : f->kind == FIELD_F32 ? at_f32(base, f)->n
                                    : *at_count(base, f);
     int most = f->kind == FIELD_SAMPLES ? REC_SAMPLES_MAX : REC_TOKENS_MAX;
-    if (n < 0 || n > most) return err_set(e, "%s: field '%s' has %d entries, at most %d travel", rec, f->name, n, most);
+    if (n < 0 || n > most)
+        return err_set(e, "%s: field '%s' has %d entries, at most %d travel", rec, f->name, n,
+                       most);
     for (int i = 0; i < n; i++) {
         if (f->kind == FIELD_I32 && at_i32(base, f)->v[i] < 0)
             return err_set(e, "%s: field '%s'[%d] is negative", rec, f->name, i);
@@ -220,16 +293,19 @@ static int check_fields(void *base, const struct field *table, const char *rec, 
         case FIELD_TEXT: {
             const char *t = *at_text(base, f) ? *at_text(base, f) : "";
             if (f->choices && !field_in_choices(f->choices, t, strlen(t)))
-                return err_set(e, "%s: field '%s' is '%s', not one of %s", rec, f->name, t, f->choices);
+                return err_set(e, "%s: field '%s' is '%s', not one of %s", rec, f->name, t,
+                               f->choices);
             break;
         }
         case FIELD_INT:
             if (*at_int(base, f) < field_least(f) || *at_int(base, f) > field_most(f))
                 return err_set(e, "%s: field '%s' is %lld, outside %lld .. %lld", rec, f->name,
-                               (long long)*at_int(base, f), (long long)field_least(f), (long long)field_most(f));
+                               (long long)*at_int(base, f), (long long)field_least(f),
+                               (long long)field_most(f));
             break;
         case FIELD_NUM:
-            if (!isfinite(*at_num(base, f))) return err_set(e, "%s: field '%s' is not finite", rec, f->name);
+            if (!isfinite(*at_num(base, f)))
+                return err_set(e, "%s: field '%s' is not finite", rec, f->name);
             break;
         case FIELD_I32: case FIELD_F32: case FIELD_I64: case FIELD_SAMPLES:
             if (check_arrays(base, f, rec, e) < 0) return -1;
@@ -243,7 +319,8 @@ static int check_fields(void *base, const struct field *table, const char *rec, 
 }
 
 int rec_check(const struct rec *r, struct err *e) {
-    if (r->type <= REC_NONE || r->type >= REC_TYPE_COUNT) return err_set(e, "a record of no type cannot be sent");
+    if (r->type <= REC_NONE || r->type >= REC_TYPE_COUNT)
+        return err_set(e, "a record of no type cannot be sent");
     if (check_fields(rec_body(r), field_table(r->type), rec_name[r->type], e) < 0) return -1;
     return rec_rules(r, e);
 }

@@ -1,8 +1,8 @@
 /* rec_json.c - records as lines of JSON: the form that people read and write by hand.
  *
- * Numbers are printed so that they read back to the same bits: float32 with %.9g, doubles with as few digits as do, whole
- * numbers above INT64_MAX (seeds only) as strings. A field with a default may be left out; an unknown one may not be there.
- * Order: writer, reader.
+ * Numbers are printed so that they read back to the same bits: float32 with %.9g, doubles with as
+ * few digits as do, whole numbers above INT64_MAX (seeds only) as strings. A field with a default
+ * may be left out; an unknown one may not be there. Order: writer, reader.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/wire/rec.h"
 
@@ -46,7 +46,9 @@ static void put_seed(struct str *out, uint64_t v) {
 static void put_fields(struct str *out, void *base, const struct field *table, const char *before);
 
 static void put_array(struct str *out, void *base, const struct field *f) {
-    int n = f->kind == FIELD_I32 ? at_i32(base, f)->n : f->kind == FIELD_F32 ? at_f32(base, f)->n : *at_count(base, f);
+    int n = f->kind == FIELD_I32   ? at_i32(base, f)->n
+            : f->kind == FIELD_F32 ? at_f32(base, f)->n
+                                   : *at_count(base, f);
     str_puts(out, "[");
     for (int i = 0; i < n; i++) {
         if (i) str_puts(out, ",");
@@ -75,7 +77,10 @@ static void put_fields(struct str *out, void *base, const struct field *table, c
         case FIELD_SEED: put_seed(out, *at_seed(base, f)); break;
         case FIELD_NUM: put_num(out, *at_num(base, f)); break;
         case FIELD_FLAG: str_puts(out, *at_flag(base, f) ? "true" : "false"); break;
-        case FIELD_I32: case FIELD_F32: case FIELD_I64: case FIELD_SAMPLES: put_array(out, base, f); break;
+        case FIELD_I32:
+        case FIELD_F32:
+        case FIELD_I64:
+        case FIELD_SAMPLES: put_array(out, base, f); break;
         case FIELD_TREATMENT:
             put_fields(out, (char *)base + f->at, f->sub, "{");
             str_puts(out, "}");
@@ -122,7 +127,8 @@ static int get_int(const struct reader *j, int64_t *out, const struct field *f, 
     int64_t least = field_least(f), most = field_most(f);
     if (!json_is_integer(v) || json_integer_value(v) < least || json_integer_value(v) > most) {
         char must[96];
-        snprintf(must, sizeof must, "must be a whole number from %lld to %lld", (long long)least, (long long)most);
+        snprintf(must, sizeof must, "must be a whole number from %lld to %lld", (long long)least,
+                 (long long)most);
         return bad(j, f, must);
     }
     *out = json_integer_value(v);
@@ -172,7 +178,8 @@ static int get_numbers(const struct reader *j, void *base, const struct field *f
     return 0;
 }
 
-static int get_fields(struct reader *j, void *base, const struct field *table, const json_t *o, bool top);
+static int get_fields(struct reader *j, void *base, const struct field *table, const json_t *o,
+                      bool top);
 
 static int get_samples(struct reader *j, void *base, const struct field *f, const json_t *v) {
     if (!json_is_array(v)) return bad(j, f, "must be an array of samples");
@@ -230,11 +237,12 @@ static int unknown(struct reader *j, const struct field *table, const char *key)
     size_t n = 0;
     for (; table[n].name; n++) names[n] = table[n].name;
     const char *near = str_nearest(key, names, n);
-    return err_set(j->e, "%s: %s: unknown field '%.64s'%s%s%s", j->where, j->rec, key, near ? ", did you mean '" : "",
-                   near ? near : "", near ? "'?" : "");
+    return err_set(j->e, "%s: %s: unknown field '%.64s'%s%s%s", j->where, j->rec, key,
+                   near ? ", did you mean '" : "", near ? near : "", near ? "'?" : "");
 }
 
-static int get_fields(struct reader *j, void *base, const struct field *table, const json_t *o, bool top) {
+static int get_fields(struct reader *j, void *base, const struct field *table, const json_t *o,
+                      bool top) {
     const char *key;
     json_t *v;
     json_object_foreach((json_t *)(uintptr_t)o, key, v) {
@@ -248,25 +256,29 @@ static int get_fields(struct reader *j, void *base, const struct field *table, c
     return 0;
 }
 
-static int get_type(enum rec_type *type, const json_t *o, enum rec_type expected, const char *where, struct err *e) {
+static int get_type(enum rec_type *type, const json_t *o, enum rec_type expected, const char *where,
+                    struct err *e) {
     const json_t *rec = json_object_get(o, "rec"), *v = json_object_get(o, "v");
     *type = expected;
     if (rec) {
         if (!json_is_string(rec)) return err_set(e, "%s: field 'rec' must be a string", where);
         *type = rec_type_of(json_string_value(rec), json_string_length(rec));
-        if (*type == REC_NONE) return err_set(e, "%s: unknown kind of record '%.64s'", where, json_string_value(rec));
+        if (*type == REC_NONE)
+            return err_set(e, "%s: unknown kind of record '%.64s'", where, json_string_value(rec));
         if (expected != REC_NONE && *type != expected)
-            return err_set(e, "%s: a record '%s' where '%s' is expected", where, rec_name[*type], rec_name[expected]);
+            return err_set(e, "%s: a record '%s' where '%s' is expected", where, rec_name[*type],
+                           rec_name[expected]);
     }
-    if (*type == REC_NONE) return err_set(e, "%s: field 'rec' is missing: it says which record this is", where);
+    if (*type == REC_NONE)
+        return err_set(e, "%s: field 'rec' is missing: it says which record this is", where);
     if (v && (!json_is_integer(v) || json_integer_value(v) != REC_VERSION))
-        return err_set(e, "%s: %s: field 'v' must be %d, the version this program speaks", where, rec_name[*type],
-                       REC_VERSION);
+        return err_set(e, "%s: %s: field 'v' must be %d, the version this program speaks", where,
+                       rec_name[*type], REC_VERSION);
     return 0;
 }
 
-static int from_object(struct rec *r, const json_t *o, enum rec_type expected, const char *where, int64_t number,
-                       struct err *e) {
+static int from_object(struct rec *r, const json_t *o, enum rec_type expected, const char *where,
+                       int64_t number, struct err *e) {
     enum rec_type type;
     if (!json_is_object(o)) return err_set(e, "%s: a record is a JSON object", where);
     if (get_type(&type, o, expected, where, e) < 0) return -1;
@@ -280,8 +292,8 @@ static int from_object(struct rec *r, const json_t *o, enum rec_type expected, c
     return -1;
 }
 
-int rec_from_json_line(struct rec *r, const char *line, size_t bytes, enum rec_type expected, const char *where,
-                       int64_t number, struct err *e) {
+int rec_from_json_line(struct rec *r, const char *line, size_t bytes, enum rec_type expected,
+                       const char *where, int64_t number, struct err *e) {
     rec_init(r, REC_NONE);
     json_error_t je;
     json_t *o = json_loadb(line, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &je);
@@ -291,7 +303,7 @@ int rec_from_json_line(struct rec *r, const char *line, size_t bytes, enum rec_t
     return rc;
 }
 
-int rec_from_json(struct rec *r, const char *line, size_t bytes, enum rec_type expected, const char *where,
-                  struct err *e) {
+int rec_from_json(struct rec *r, const char *line, size_t bytes, enum rec_type expected,
+                  const char *where, struct err *e) {
     return rec_from_json_line(r, line, bytes, expected, where, 0, e);
 }

@@ -1,9 +1,9 @@
 /* rec_pack.c - records as MessagePack.
  *
- * Writing goes through msgpack-c. Reading does not: its reader reserves memory for what a header claims (4 GiB for five
- * bytes), so a linear validator looks at every header first, and a cursor over the same bytes then fills the struct.
- * Memory taken is at most the bytes present plus 256 empty samples.
- * Order: writer, validator, cursor, reader.
+ * Writing goes through msgpack-c. Reading does not: its reader reserves memory for what a header
+ * claims (4 GiB for five bytes), so a linear validator looks at every header first, and a cursor
+ * over the same bytes then fills the struct. Memory taken is at most the bytes present plus 256
+ * empty samples. Order: writer, validator, cursor, reader.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/wire/rec.h"
 
@@ -12,7 +12,8 @@
 
 #include "lib/wire/fields.h"
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "arrays travel little endian and are copied as they lie");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "arrays travel little endian and are copied as they lie");
 
 /* ---- writing ---- */
 
@@ -65,9 +66,15 @@ static void pack_field(msgpack_packer *p, void *base, const struct field *f) {
     case FIELD_SEED: msgpack_pack_uint64(p, *at_seed(base, f)); break;
     case FIELD_NUM: msgpack_pack_double(p, *at_num(base, f)); break;
     case FIELD_FLAG: *at_flag(base, f) ? msgpack_pack_true(p) : msgpack_pack_false(p); break;
-    case FIELD_I32: pack_array(p, at_i32(base, f)->v, (size_t)at_i32(base, f)->n, sizeof(int32_t)); break;
-    case FIELD_F32: pack_array(p, at_f32(base, f)->v, (size_t)at_f32(base, f)->n, sizeof(float)); break;
-    case FIELD_I64: pack_array(p, *at_i64(base, f), (size_t)*at_count(base, f), sizeof(int64_t)); break;
+    case FIELD_I32:
+        pack_array(p, at_i32(base, f)->v, (size_t)at_i32(base, f)->n, sizeof(int32_t));
+        break;
+    case FIELD_F32:
+        pack_array(p, at_f32(base, f)->v, (size_t)at_f32(base, f)->n, sizeof(float));
+        break;
+    case FIELD_I64:
+        pack_array(p, *at_i64(base, f), (size_t)*at_count(base, f), sizeof(int64_t));
+        break;
     case FIELD_TREATMENT:
         msgpack_pack_map(p, rows(f->sub));
         pack_fields(p, (char *)base + f->at, f->sub);
@@ -100,7 +107,16 @@ void rec_pack(struct str *out, const struct rec *r) {
 
 /* ---- the validator ---- */
 
-enum item_kind { ITEM_INT, ITEM_UINT, ITEM_NUM, ITEM_FLAG, ITEM_STR, ITEM_BIN, ITEM_ARRAY, ITEM_MAP };
+enum item_kind {
+    ITEM_INT,
+    ITEM_UINT,
+    ITEM_NUM,
+    ITEM_FLAG,
+    ITEM_STR,
+    ITEM_BIN,
+    ITEM_ARRAY,
+    ITEM_MAP
+};
 static const char *const item_name[] = { "a number",   "a number", "a float",  "a flag",
                                          "a string", "binary",   "an array", "a map" };
 struct item {
@@ -121,7 +137,8 @@ static int broken(const struct cursor *c, const char *what, struct err *e) {
     return err_set(e, "MessagePack: %s at byte %zu", what, (size_t)(c->p - c->start));
 }
 
-/* Which kind a first byte opens, and how many bytes of header follow it; -1 = not used by records (nil, ext, float32). */
+/* Which kind a first byte opens, and how many bytes of header follow it; -1 = not used by records
+ * (nil, ext, float32). */
 static int classify(uint8_t b, enum item_kind *kind, int *more) {
     *more = 0;
     if (b <= 0x7F) *kind = ITEM_UINT;
@@ -165,10 +182,13 @@ static int next_item(struct cursor *c, struct item *it, struct err *e) {
     }
     uint64_t left = (uint64_t)(c->end - c->p - 1 - more);
     bool whole = it->kind == ITEM_STR || it->kind == ITEM_BIN;
-    if ((whole || it->kind == ITEM_ARRAY) && it->count > left) return broken(c, "a count that does not fit", e);
-    if (it->kind == ITEM_MAP && it->count > left / 2) return broken(c, "a count that does not fit", e);
+    if ((whole || it->kind == ITEM_ARRAY) && it->count > left)
+        return broken(c, "a count that does not fit", e);
+    if (it->kind == ITEM_MAP && it->count > left / 2)
+        return broken(c, "a count that does not fit", e);
     it->data = (const char *)c->p + 1 + more;
-    if (it->kind == ITEM_STR && (!utf8_valid(it->data, it->count) || memchr(it->data, 0, it->count)))
+    if (it->kind == ITEM_STR &&
+        (!utf8_valid(it->data, it->count) || memchr(it->data, 0, it->count)))
         return broken(c, "a string that is not text (UTF-8 without NUL)", e);
     c->p += 1 + more + (whole ? it->count : 0);
     return 0;
@@ -177,7 +197,8 @@ static int next_item(struct cursor *c, struct item *it, struct err *e) {
 enum { DEPTH_MAX = 8 };
 
 int rec_validate(const void *data, size_t bytes, struct err *e) {
-    if (bytes > REC_BYTES_MAX) return err_set(e, "MessagePack: %zu bytes, a record has at most %d", bytes, REC_BYTES_MAX);
+    if (bytes > REC_BYTES_MAX)
+        return err_set(e, "MessagePack: %zu bytes, a record has at most %d", bytes, REC_BYTES_MAX);
     struct cursor c = { data, data, (const uint8_t *)data + bytes };
     uint64_t left[DEPTH_MAX + 1] = { 1 };
     int depth = 0;
@@ -198,10 +219,12 @@ int rec_validate(const void *data, size_t bytes, struct err *e) {
 
 /* ---- reading ---- */
 
-static int want(struct cursor *c, struct item *it, enum item_kind kind, const char *rec, const char *name, struct err *e) {
+static int want(struct cursor *c, struct item *it, enum item_kind kind, const char *rec,
+                const char *name, struct err *e) {
     if (next_item(c, it, e) < 0) return err_wrap(e, "%s: field '%s'", rec, name);
     if (it->kind != kind)
-        return err_set(e, "%s: field '%s' is %s, must be %s", rec, name, item_name[it->kind], item_name[kind]);
+        return err_set(e, "%s: field '%s' is %s, must be %s", rec, name, item_name[it->kind],
+                       item_name[kind]);
     return 0;
 }
 
@@ -211,21 +234,25 @@ static char *text_copy(const struct item *it) {
     return t;
 }
 
-static int read_int(struct cursor *c, int64_t *out, int64_t least, int64_t most, const char *rec, const char *name,
-                    struct err *e) {
+static int read_int(struct cursor *c, int64_t *out, int64_t least, int64_t most, const char *rec,
+                    const char *name, struct err *e) {
     struct item it;
     if (next_item(c, &it, e) < 0) return err_wrap(e, "%s: field '%s'", rec, name);
     if (it.kind != ITEM_INT && it.kind != ITEM_UINT)
-        return err_set(e, "%s: field '%s' is %s, must be a whole number", rec, name, item_name[it.kind]);
-    bool fits = it.kind == ITEM_INT ? it.i >= least && it.i <= most : it.u <= INT64_MAX && (int64_t)it.u >= least &&
-                                                                          (int64_t)it.u <= most;
+        return err_set(e, "%s: field '%s' is %s, must be a whole number", rec, name,
+                       item_name[it.kind]);
+    bool fits = it.kind == ITEM_INT
+                    ? it.i >= least && it.i <= most
+                    : it.u <= INT64_MAX && (int64_t)it.u >= least && (int64_t)it.u <= most;
     if (!fits)
-        return err_set(e, "%s: field '%s' is outside %lld .. %lld", rec, name, (long long)least, (long long)most);
+        return err_set(e, "%s: field '%s' is outside %lld .. %lld", rec, name, (long long)least,
+                       (long long)most);
     *out = it.kind == ITEM_INT ? it.i : (int64_t)it.u;
     return 0;
 }
 
-static int read_seed(struct cursor *c, uint64_t *out, const char *rec, const char *name, struct err *e) {
+static int read_seed(struct cursor *c, uint64_t *out, const char *rec, const char *name,
+                     struct err *e) {
     struct item it;
     if (want(c, &it, ITEM_UINT, rec, name, e) < 0) return -1;
     *out = it.u;
@@ -233,13 +260,13 @@ static int read_seed(struct cursor *c, uint64_t *out, const char *rec, const cha
 }
 
 /* Copies a binary of count x bytes_each; *v stays NULL where it is empty. */
-static int read_array(struct cursor *c, void **v, int *n, size_t bytes_each, const char *rec, const char *name,
-                      struct err *e) {
+static int read_array(struct cursor *c, void **v, int *n, size_t bytes_each, const char *rec,
+                      const char *name, struct err *e) {
     struct item it;
     if (want(c, &it, ITEM_BIN, rec, name, e) < 0) return -1;
     if (it.count % bytes_each || it.count / bytes_each > REC_TOKENS_MAX)
-        return err_set(e, "%s: field '%s' has %llu bytes, not 0 .. %d x %zu", rec, name, (unsigned long long)it.count,
-                       REC_TOKENS_MAX, bytes_each);
+        return err_set(e, "%s: field '%s' has %llu bytes, not 0 .. %d x %zu", rec, name,
+                       (unsigned long long)it.count, REC_TOKENS_MAX, bytes_each);
     if (it.count == 0) return 0;
     *v = mem_alloc(it.count);
     memcpy(*v, it.data, it.count);
@@ -247,7 +274,8 @@ static int read_array(struct cursor *c, void **v, int *n, size_t bytes_each, con
     return 0;
 }
 
-static int read_i32(struct cursor *c, struct rec_i32 *out, const char *rec, const char *name, struct err *e) {
+static int read_i32(struct cursor *c, struct rec_i32 *out, const char *rec, const char *name,
+                    struct err *e) {
     void *v = NULL;
     int rc = read_array(c, &v, &out->n, sizeof *out->v, rec, name, e);
     out->v = v;
@@ -256,16 +284,19 @@ static int read_i32(struct cursor *c, struct rec_i32 *out, const char *rec, cons
     return rc;
 }
 
-static int read_f32(struct cursor *c, struct rec_f32 *out, const char *rec, const char *name, struct err *e) {
+static int read_f32(struct cursor *c, struct rec_f32 *out, const char *rec, const char *name,
+                    struct err *e) {
     void *v = NULL;
     int rc = read_array(c, &v, &out->n, sizeof *out->v, rec, name, e);
     out->v = v;
     for (int i = 0; rc == 0 && i < out->n; i++)
-        if (!isfinite(out->v[i])) return err_set(e, "%s: field '%s'[%d] is not finite", rec, name, i);
+        if (!isfinite(out->v[i]))
+            return err_set(e, "%s: field '%s'[%d] is not finite", rec, name, i);
     return rc;
 }
 
-static int read_i64(struct cursor *c, int64_t **out, int *n, const char *rec, const char *name, struct err *e) {
+static int read_i64(struct cursor *c, int64_t **out, int *n, const char *rec, const char *name,
+                    struct err *e) {
     void *v = NULL;
     int rc = read_array(c, &v, n, sizeof **out, rec, name, e);
     *out = v;
@@ -274,15 +305,16 @@ static int read_i64(struct cursor *c, int64_t **out, int *n, const char *rec, co
     return rc;
 }
 
-static int read_map(struct cursor *c, void *base, const struct field *table, uint64_t entries, const char *rec,
-                    struct err *e);
+static int read_map(struct cursor *c, void *base, const struct field *table, uint64_t entries,
+                    const char *rec, struct err *e);
 
-static int read_samples(struct cursor *c, void *base, const struct field *f, const char *rec, struct err *e) {
+static int read_samples(struct cursor *c, void *base, const struct field *f, const char *rec,
+                        struct err *e) {
     struct item it;
     if (want(c, &it, ITEM_ARRAY, rec, f->name, e) < 0) return -1;
     if (it.count > REC_SAMPLES_MAX)
-        return err_set(e, "%s: %llu samples, at most %d travel together", rec, (unsigned long long)it.count,
-                       REC_SAMPLES_MAX);
+        return err_set(e, "%s: %llu samples, at most %d travel together", rec,
+                       (unsigned long long)it.count, REC_SAMPLES_MAX);
     if (it.count == 0) return 0;
     struct rec_sample *s = mem_alloc(it.count * sizeof *s);
     *at_samples(base, f) = s;
@@ -294,7 +326,8 @@ static int read_samples(struct cursor *c, void *base, const struct field *f, con
     return 0;
 }
 
-static int read_field(struct cursor *c, void *base, const struct field *f, const char *rec, struct err *e) {
+static int read_field(struct cursor *c, void *base, const struct field *f, const char *rec,
+                      struct err *e) {
     struct item it;
     switch (f->kind) {
     case FIELD_TEXT:
@@ -303,7 +336,8 @@ static int read_field(struct cursor *c, void *base, const struct field *f, const
             return err_set(e, "%s: field '%s' is not one of %s", rec, f->name, f->choices);
         *at_text(base, f) = text_copy(&it);
         return 0;
-    case FIELD_INT: return read_int(c, at_int(base, f), field_least(f), field_most(f), rec, f->name, e);
+    case FIELD_INT:
+        return read_int(c, at_int(base, f), field_least(f), field_most(f), rec, f->name, e);
     case FIELD_SEED: return read_seed(c, at_seed(base, f), rec, f->name, e);
     case FIELD_NUM:
         if (want(c, &it, ITEM_NUM, rec, f->name, e) < 0) return -1;
@@ -326,21 +360,24 @@ static int read_field(struct cursor *c, void *base, const struct field *f, const
 }
 
 /* Every row of the table exactly once, in any order. */
-static int read_map(struct cursor *c, void *base, const struct field *table, uint64_t entries, const char *rec,
-                    struct err *e) {
+static int read_map(struct cursor *c, void *base, const struct field *table, uint64_t entries,
+                    const char *rec, struct err *e) {
     uint64_t seen = 0;
     for (uint64_t i = 0; i < entries; i++) {
         struct item key;
         if (want(c, &key, ITEM_STR, rec, "(name)", e) < 0) return -1;
         const struct field *f = field_find(table, key.data, key.count);
-        if (!f) return err_set(e, "%s: unknown field '%.*s'", rec, (int)(key.count < 64 ? key.count : 64), key.data);
+        if (!f)
+            return err_set(e, "%s: unknown field '%.*s'", rec,
+                           (int)(key.count < 64 ? key.count : 64), key.data);
         uint64_t bit = 1ull << (f - table);
         if (seen & bit) return err_set(e, "%s: field '%s' is there twice", rec, f->name);
         seen |= bit;
         if (read_field(c, base, f, rec, e) < 0) return -1;
     }
     for (const struct field *f = table; f->name; f++)
-        if (!(seen & 1ull << (f - table))) return err_set(e, "%s: field '%s' is missing", rec, f->name);
+        if (!(seen & 1ull << (f - table)))
+            return err_set(e, "%s: field '%s' is missing", rec, f->name);
     return 0;
 }
 
@@ -351,17 +388,20 @@ static int read_head(struct cursor *c, enum rec_type *type, uint64_t *fields, st
     *fields = it.count - 2;
     if (it.count < 2) return err_set(e, "record: a map that does not start with 'rec' and 'v'");
     if (want(c, &it, ITEM_STR, "record", "rec", e) < 0) return -1;
-    if (it.count != 3 || memcmp(it.data, "rec", 3)) return err_set(e, "record: the first field must be 'rec'");
+    if (it.count != 3 || memcmp(it.data, "rec", 3))
+        return err_set(e, "record: the first field must be 'rec'");
     if (want(c, &it, ITEM_STR, "record", "rec", e) < 0) return -1;
     *type = rec_type_of(it.data, it.count);
     if (*type == REC_NONE)
-        return err_set(e, "record: unknown kind '%.*s'", (int)(it.count < 64 ? it.count : 64), it.data);
+        return err_set(e, "record: unknown kind '%.*s'", (int)(it.count < 64 ? it.count : 64),
+                       it.data);
     if (want(c, &it, ITEM_STR, "record", "v", e) < 0) return -1;
     if (it.count != 1 || *it.data != 'v') return err_set(e, "record: the second field must be 'v'");
     int64_t version;
     if (read_int(c, &version, 0, INT64_MAX, rec_name[*type], "v", e) < 0) return -1;
     if (version != REC_VERSION)
-        return err_set(e, "%s: version %lld, this program speaks %d", rec_name[*type], (long long)version, REC_VERSION);
+        return err_set(e, "%s: version %lld, this program speaks %d", rec_name[*type],
+                       (long long)version, REC_VERSION);
     return 0;
 }
 
@@ -373,7 +413,9 @@ int rec_unpack(struct rec *r, const void *data, size_t bytes, struct err *e) {
     uint64_t fields;
     if (read_head(&c, &type, &fields, e) < 0) return -1;
     rec_init(r, type);
-    if (read_map(&c, rec_body(r), field_table(type), fields, rec_name[type], e) == 0 && rec_rules(r, e) == 0) return 0;
+    if (read_map(&c, rec_body(r), field_table(type), fields, rec_name[type], e) == 0 &&
+        rec_rules(r, e) == 0)
+        return 0;
     rec_release(r);
     return -1;
 }

@@ -1,9 +1,9 @@
 /* tape.c - see tape.h.
  *
  * Knows: frames, torn tails, damage, durability. Does not know: what a record means.
- * What tells a torn tail from damage: after a kill only the end of the file can be missing. So a frame that is cut off
- * or does not match its CRC is a tail only if no good frame with the next number is anywhere behind it.
- * Order: frames as bytes, scan, open, read, append, truncate.
+ * What tells a torn tail from damage: after a kill only the end of the file can be missing. So a
+ * frame that is cut off or does not match its CRC is a tail only if no good frame with the next
+ * number is anywhere behind it. Order: frames as bytes, scan, open, read, append, truncate.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/wire/tape.h"
 
@@ -43,7 +43,8 @@ static uint32_t frame_crc(uint64_t sequence, const void *payload, size_t bytes) 
 }
 
 /* Bytes read (short only at the end of the file), or -1. */
-static ssize_t read_at(const struct tape *t, void *to, size_t bytes, uint64_t offset, struct err *e) {
+static ssize_t read_at(const struct tape *t, void *to, size_t bytes, uint64_t offset,
+                       struct err *e) {
     size_t got = 0;
     while (got < bytes) {
         ssize_t n = pread(t->fd, (char *)to + got, bytes - got, (off_t)(offset + got));
@@ -86,8 +87,10 @@ static bool frame_between(const uint8_t *p, const uint8_t *end, uint64_t sequenc
     return false;
 }
 
-/* A frame at `offset` that is cut off or does not match: is it what a crash leaves (1), or damage (0)? -1 = cannot read. */
-static int is_tail(const struct tape *t, uint64_t offset, const struct frame_head *h, uint64_t sequence, struct err *e) {
+/* A frame at `offset` that is cut off or does not match: is it what a crash leaves (1), or damage
+ * (0)? -1 = cannot read. */
+static int is_tail(const struct tape *t, uint64_t offset, const struct frame_head *h,
+                   uint64_t sequence, struct err *e) {
     struct fs_map m;
     if (fs_map(&m, t->path, e) < 0) return -1;
     const uint8_t *body = m.data + offset + FRAME_BYTES, *end = m.data + m.bytes;
@@ -98,13 +101,15 @@ static int is_tail(const struct tape *t, uint64_t offset, const struct frame_hea
     return tail;
 }
 
-static int damage(const struct tape *t, uint64_t offset, uint64_t sequence, const char *what, struct err *e) {
+static int damage(const struct tape *t, uint64_t offset, uint64_t sequence, const char *what,
+                  struct err *e) {
     return err_code(e, EXIT_FAILED, "tape '%s' is damaged: frame %llu at byte %llu %s", t->path,
                     (unsigned long long)sequence, (unsigned long long)offset, what);
 }
 
 /* Looks at the frame that should start at `offset`; its payload lands in t->frame. */
-static enum found look(struct tape *t, uint64_t offset, uint64_t sequence, struct frame_head *h, struct err *e) {
+static enum found look(struct tape *t, uint64_t offset, uint64_t sequence, struct frame_head *h,
+                       struct err *e) {
     struct stat st;
     if (fstat(t->fd, &st) < 0) {
         err_set(e, "cannot read tape '%s': %s", t->path, strerror(errno));
@@ -119,7 +124,8 @@ static enum found look(struct tape *t, uint64_t offset, uint64_t sequence, struc
         if (payload_read(t, offset + FRAME_BYTES, h->length, e) < 0) return FOUND_ERROR;
         if (frame_crc(h->sequence, t->frame.s, t->frame.len) == h->crc) {
             if (h->sequence == sequence) return FOUND_FRAME;
-            damage(t, offset, sequence, "has another number: frames are missing or out of order", e);
+            damage(t, offset, sequence, "has another number: frames are missing or out of order",
+                   e);
             return FOUND_DAMAGE;
         }
     }
@@ -177,15 +183,19 @@ static int head_look(struct tape *t, struct err *e) {
     uint8_t got[HEAD_BYTES];
     ssize_t n = read_at(t, got, sizeof got, 0, e);
     if (n < 0) return -1;
-    if (memcmp(got, head, (size_t)n < 8 ? (size_t)n : 8) == 0 && n >= 12 && memcmp(got + 8, head + 8, 4) != 0)
-        return err_code(e, EXIT_FAILED, "tape '%s' has another version; this program reads version %d", t->path,
+    if (memcmp(got, head, (size_t)n < 8 ? (size_t)n : 8) == 0 && n >= 12 &&
+        memcmp(got + 8, head + 8, 4) != 0)
+        return err_code(e, EXIT_FAILED,
+                        "tape '%s' has another version; this program reads version %d", t->path,
                         TAPE_VERSION);
-    if (memcmp(got, head, (size_t)n) != 0) return err_code(e, EXIT_FAILED, "'%s' is not a tape", t->path);
+    if (memcmp(got, head, (size_t)n) != 0)
+        return err_code(e, EXIT_FAILED, "'%s' is not a tape", t->path);
     return n == HEAD_BYTES;
 }
 
 static int head_write(struct tape *t, struct err *e) {
-    if (ftruncate(t->fd, 0) < 0 || pwrite(t->fd, head, sizeof head, 0) != (ssize_t)sizeof head || fsync(t->fd) < 0)
+    if (ftruncate(t->fd, 0) < 0 || pwrite(t->fd, head, sizeof head, 0) != (ssize_t)sizeof head ||
+        fsync(t->fd) < 0)
         return err_set(e, "cannot create tape '%s': %s", t->path, strerror(errno));
     return sync_folder(t->path, e);
 }
@@ -193,7 +203,8 @@ static int head_write(struct tape *t, struct err *e) {
 static int open_file(struct tape *t, int flags, struct err *e) {
     struct stat st;
     t->fd = open(t->path, flags | O_CLOEXEC, 0644);
-    if (t->fd < 0) return err_code(e, EXIT_ENV, "cannot open tape '%s': %s", t->path, strerror(errno));
+    if (t->fd < 0)
+        return err_code(e, EXIT_ENV, "cannot open tape '%s': %s", t->path, strerror(errno));
     if (fstat(t->fd, &st) < 0 || !S_ISREG(st.st_mode))
         return err_code(e, EXIT_ENV, "tape '%s' is not a regular file", t->path);
     return 0;
@@ -264,15 +275,17 @@ int tape_read(struct tape *t, struct rec *r, struct err *e) {
     switch (look(t, t->read_at, t->frames_read, &h, e)) {
     case FOUND_END: return 0;
     case FOUND_TORN:
-        if (!t->warned) log_warn("tape '%s' ends in a torn frame (%llu)", t->path, (unsigned long long)t->frames_read);
+        if (!t->warned)
+            log_warn("tape '%s' ends in a torn frame (%llu)", t->path,
+                     (unsigned long long)t->frames_read);
         t->warned = true;
         return 0;
     case FOUND_FRAME: break;
     case FOUND_DAMAGE: case FOUND_ERROR: return -1;
     }
     if (rec_unpack(r, t->frame.s, t->frame.len, e) < 0) {
-        err_wrap(e, "tape '%s', frame %llu at byte %llu", t->path, (unsigned long long)t->frames_read,
-                 (unsigned long long)t->read_at);
+        err_wrap(e, "tape '%s', frame %llu at byte %llu", t->path,
+                 (unsigned long long)t->frames_read, (unsigned long long)t->read_at);
         if (e) e->code = EXIT_FAILED;
         return -1;
     }
@@ -301,7 +314,8 @@ int tape_append(struct tape *t, const struct rec *r, struct err *e) {
     size_t bytes = t->pending.len - start - FRAME_BYTES;
     if (bytes > REC_BYTES_MAX) {
         t->pending.len = start;
-        return err_set(e, "%s: %zu bytes, a record has at most %d", rec_name[r->type], bytes, REC_BYTES_MAX);
+        return err_set(e, "%s: %zu bytes, a record has at most %d", rec_name[r->type], bytes,
+                       REC_BYTES_MAX);
     }
     h.length = (uint32_t)bytes;
     h.crc = frame_crc(h.sequence, t->pending.s + start + FRAME_BYTES, bytes);
@@ -315,7 +329,8 @@ int tape_append(struct tape *t, const struct rec *r, struct err *e) {
 int tape_flush(struct tape *t, struct err *e) {
     if (t->failed) return err_set(e, "tape '%s' failed before; it must be opened again", t->path);
     for (size_t done = 0; done < t->pending.len;) {
-        ssize_t n = pwrite(t->fd, t->pending.s + done, t->pending.len - done, (off_t)(t->size + done));
+        ssize_t n = pwrite(t->fd, t->pending.s + done, t->pending.len - done,
+                           (off_t)(t->size + done));
         if (n < 0 && errno == EINTR) continue;
         if (n == 0) errno = ENOSPC;
         if (n <= 0) return append_failed(t, "write", e);
@@ -334,8 +349,8 @@ int tape_sync(struct tape *t, struct err *e) {
 int tape_truncate(struct tape *t, uint64_t frames, struct err *e) {
     assert(t->append);
     if (frames > t->frames_total)
-        return err_set(e, "tape '%s' has %llu frames, %llu are needed", t->path, (unsigned long long)t->frames_total,
-                       (unsigned long long)frames);
+        return err_set(e, "tape '%s' has %llu frames, %llu are needed", t->path,
+                       (unsigned long long)t->frames_total, (unsigned long long)frames);
     if (tape_flush(t, e) < 0) return -1;
     if (frames == t->frames_total) return 0;
     if (cut(t, t->at[frames], e) < 0) return -1;

@@ -29,11 +29,17 @@ static void note_answer(struct book *b, const struct rec_answer *a) {
     int64_t q;
     if (a->k != 0 || !colon || !str_to_i64(colon + 1, &q) || q >= b->c->shown) return;
     b->shown = mem_grow(b->shown, (size_t)(b->showns + 1) * sizeof *b->shown);
-    b->shown[b->showns++] = (struct shown){ a->step, mem_dup(a->question_id), mem_dup(a->question), mem_dup(a->answer),
-                                            mem_dup(a->text), task_right((enum task_rule)b->c->rule, a->text, a->answer, NULL) };
+    b->shown[b->showns++] = (struct shown){ a->step,
+                                            mem_dup(a->question_id),
+                                            mem_dup(a->question),
+                                            mem_dup(a->answer),
+                                            mem_dup(a->text),
+                                            task_right((enum task_rule)b->c->rule, a->text,
+                                                       a->answer, NULL) };
 }
 
-/* Reads the tape; an incomplete last batch is cut off. Batches are contiguous, so only the last step can be incomplete. */
+/* Reads the tape; an incomplete last batch is cut off. Batches are contiguous, so only the last
+ * step can be incomplete. */
 static int read_answers(struct book *b, const char *path, int64_t per_step, struct err *e) {
     struct rec r;
     int got;
@@ -54,7 +60,8 @@ static int read_answers(struct book *b, const char *path, int64_t per_step, stru
     }
     if (got < 0) return -1;
     if (in_batch && in_batch < per_step) {
-        log_info("%lld answers of step %lld are not a whole score: asking again", (long long)in_batch, (long long)step);
+        log_info("%lld answers of step %lld are not a whole score: asking again",
+                 (long long)in_batch, (long long)step);
         if (tape_truncate(b->tape, batch_at, e) < 0) return -1;
     }
     tape_close(&b->tape);
@@ -75,21 +82,24 @@ static int read_scores(struct book *b, struct err *e) {
         for (char *p = old.s; *p;) {
             char *end = strchr(p, '\n');
             json_t *o = end ? json_loadb(p, (size_t)(end - p), 0, NULL) : NULL;
-            if (!o) break;                           /* a torn last line: its score is made again from the answers */
+            /* a torn last line: its score is made again from the answers */
+            if (!o) break;
             b->scored = mem_grow(b->scored, (size_t)(b->scores + 1) * sizeof *b->scored);
             b->scored[b->scores++] = json_integer_value(json_object_get(o, "step"));
             json_decref(o);
             str_add(&whole, p, (size_t)(end - p) + 1);
             p = end + 1;
         }
-        if (whole.len != old.len) rc = fs_replace(b->scores_path, whole.s ? whole.s : "", whole.len, e);
+        if (whole.len != old.len)
+            rc = fs_replace(b->scores_path, whole.s ? whole.s : "", whole.len, e);
     }
     str_release(&old);
     str_release(&whole);
     return rc;
 }
 
-int book_open(struct book **out, const struct eval_conf *c, int64_t answers_per_step, struct err *e) {
+int book_open(struct book **out, const struct eval_conf *c, int64_t answers_per_step,
+              struct err *e) {
     struct book *b = mem_alloc(sizeof *b);
     char path[FS_PATH_MAX];
     b->c = c;
@@ -162,8 +172,10 @@ int book_write_samples(struct book *b, struct err *e) {
     str_init(&md);
     fs_join(path, sizeof path, b->c->shared.run.dir, "samples.md");
     str_printf(&md,
-        "# What the model answers, step by step\n\nRun %s, rule %s. The first %lld test questions at every scored step; all "
-               "answers are in tape/answers.tape.\n", b->c->shared.run.id, task_rule_name[b->c->rule], (long long)b->c->shown);
+               "# What the model answers, step by step\n\nRun %s, rule %s. The first %lld test "
+               "questions at every scored step; all "
+               "answers are in tape/answers.tape.\n",
+               b->c->shared.run.id, task_rule_name[b->c->rule], (long long)b->c->shown);
     for (int64_t q = 0; q < b->c->shown; q++) {
         bool headed = false;
         for (int i = 0; i < b->showns; i++) {
@@ -171,9 +183,11 @@ int book_write_samples(struct book *b, struct err *e) {
             int64_t index = -1;
             const char *colon = strrchr(x->id, ':');
             if (!colon || !str_to_i64(colon + 1, &index) || index != q) continue;
-            if (!headed) str_printf(&md, "\n## %s\n\n%s\n\nRight answer: %s\n", x->id, x->question, x->gold);
+            if (!headed)
+                str_printf(&md, "\n## %s\n\n%s\n\nRight answer: %s\n", x->id, x->question, x->gold);
             headed = true;
-            str_printf(&md, "\nStep %lld, %s:\n\n", (long long)x->step, x->right ? "right" : "wrong");
+            str_printf(&md, "\nStep %lld, %s:\n\n", (long long)x->step,
+                       x->right ? "right" : "wrong");
             str_puts(&md, "    ");
             for (const char *p = x->text; *p; p++) {
                 str_add(&md, p, 1);

@@ -1,14 +1,17 @@
-/* book.h - what the evaluator keeps in a run folder: every answer (tape/answers.tape), every score (scores.jsonl), samples.md.
+/* book.h - what the evaluator keeps in a run folder: every answer (tape/answers.tape), every score
+ * (scores.jsonl), samples.md.
  *
- * Idempotent per step: answers of a step are written as one durable batch, then the score line. A batch cut short by a kill is
- * dropped and asked again; a whole batch without its line is scored from the answers.
+ * Idempotent per step: answers of a step are written as one durable batch, then the score line. A
+ * batch cut short by a kill is dropped and asked again; a whole batch without its line is scored
+ * from the answers.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_BOOK_H
 #define QERL_BOOK_H
 #include "stages/eval/tally.h"
 
 struct book;
-int book_open(struct book **out, const struct eval_conf *c, int64_t answers_per_step, struct err *e);
+int book_open(struct book **out, const struct eval_conf *c, int64_t answers_per_step,
+              struct err *e);
 void book_close(struct book **b);
 bool book_has_score(const struct book *b, int64_t step);
 /* Tally of the kept answers of a step, or NULL. */

@@ -16,10 +16,13 @@ struct examiner {
     char adapter_sha256[SHA256_HEX]; /* in force; "" = base */
 };
 
-static int64_t new_max(const struct eval_conf *c) { return c->new_max > 0 ? c->new_max : c->shared.sample.new_max; }
+static int64_t new_max(const struct eval_conf *c) {
+    return c->new_max > 0 ? c->new_max : c->shared.sample.new_max;
+}
 
 struct gen_opts examiner_gen_opts(const struct eval_conf *c, const struct lora_shape *shape) {
-    return (struct gen_opts){ .rows = (int)c->rows, .positions_max = (int)(c->shared.data.prompt_max + new_max(c)),
+    return (struct gen_opts){ .rows = (int)c->rows,
+                              .positions_max = (int)(c->shared.data.prompt_max + new_max(c)),
                               .lora = *shape };
 }
 
@@ -27,10 +30,12 @@ struct examiner *examiner_create(struct stage *s) {
     struct examiner *x = mem_alloc(sizeof *x);
     x->s = s;
     x->c = s->conf;
-    if (task_load(&x->test, x->c->shared.data.test, x->c->split, (int)x->c->questions, &s->err) < 0) goto failed;
+    if (task_load(&x->test, x->c->shared.data.test, x->c->split, (int)x->c->questions, &s->err) < 0)
+        goto failed;
     if (policy_open(&x->policy, &x->c->shared, &s->err) < 0) goto failed;
     struct gen_opts o = examiner_gen_opts(x->c, &x->policy.shape);
-    if (o.positions_max > x->policy.model->conf.positions_max) o.positions_max = x->policy.model->conf.positions_max;
+    if (o.positions_max > x->policy.model->conf.positions_max)
+        o.positions_max = x->policy.model->conf.positions_max;
     if (gen_create(&x->gen, x->policy.model, x->policy.tok, &o, &s->err) < 0) goto failed;
     return x;
 failed:
@@ -70,12 +75,22 @@ static void take_answer(void *ud, const struct gen_sample *g) {
     snprintf(id, sizeof id, "%s:%d", x->test.split, q);
     rec_init(r, REC_ANSWER);
     r->answer = (struct rec_answer){
-        .run = mem_dup(x->c->shared.run.id), .version = x->version, .step = x->step, .split = mem_dup(x->test.split),
-        .question_id = mem_dup(id), .question = mem_dup(x->test.q[q].question), .answer = mem_dup(x->test.q[q].gold), .k = g->k,
-        .text = mem_dup(text.s), .stop = mem_dup(gen_stop_name[g->stop]), .tokens = g->n,
+        .run = mem_dup(x->c->shared.run.id),
+        .version = x->version,
+        .step = x->step,
+        .split = mem_dup(x->test.split),
+        .question_id = mem_dup(id),
+        .question = mem_dup(x->test.q[q].question),
+        .answer = mem_dup(x->test.q[q].gold),
+        .k = g->k,
+        .text = mem_dup(text.s),
+        .stop = mem_dup(gen_stop_name[g->stop]),
+        .tokens = g->n,
         .strict = task_right(TASK_RULE_STRICT, text.s, x->test.q[q].gold, NULL),
         .flexible = task_right(TASK_RULE_FLEXIBLE, text.s, x->test.q[q].gold, NULL),
-        .quant = mem_dup(policy_quant_label(&x->c->shared)), .noise = mem_dup("none") };
+        .quant = mem_dup(policy_quant_label(&x->c->shared)),
+        .noise = mem_dup("none")
+    };
     str_release(&text);
     x->done++;
     x->s->progress++;
@@ -90,14 +105,16 @@ static int adopt(struct examiner *x, const char *dir, const char *sha256) {
         if (lora_load(&l, &x->policy.model->conf, dir, e) < 0) return -1;
         lora_sha256(l, got);
         if (l->shape.rank != x->policy.shape.rank) {
-            err_code(e, EXIT_CONFIG, "adapter '%s' has rank %d, this configuration says %d: --set lora.rank=%d", dir, l->shape.rank,
-                     x->policy.shape.rank, l->shape.rank);
+            err_code(e, EXIT_CONFIG,
+                     "adapter '%s' has rank %d, this configuration says %d: --set lora.rank=%d",
+                     dir, l->shape.rank, x->policy.shape.rank, l->shape.rank);
             lora_destroy(&l);
             return -1;
         }
         if (*sha256 && strcmp(got, sha256) != 0) {
             lora_destroy(&l);
-            return err_set(e, "adapter '%s' hashes to %.12s, %.12s was announced", dir, got, sha256);
+            return err_set(e, "adapter '%s' hashes to %.12s, %.12s was announced", dir, got,
+                           sha256);
         }
     }
     int rc = gen_adopt(x->gen, l, NULL, e);
@@ -112,9 +129,15 @@ static int submit(struct examiner *x, int q) {
     str_init(&text);
     int rc = policy_prompt(&x->policy, &c->shared, x->test.q[q].question, &text, &ids, &x->s->err);
     if (rc == 0) {
-        struct gen_request r = { .tag = (uint64_t)q, .prompt = ids.id, .prompt_n = ids.n, .samples = (int)c->samples,
-                                 .new_max = (int)new_max(c), .temperature = (float)c->temperature, .top_k = (int)c->top_k,
-                                 .top_p = (float)c->top_p, .prompt_uid = (uint64_t)q };
+        struct gen_request r = { .tag = (uint64_t)q,
+                                 .prompt = ids.id,
+                                 .prompt_n = ids.n,
+                                 .samples = (int)c->samples,
+                                 .new_max = (int)new_max(c),
+                                 .temperature = (float)c->temperature,
+                                 .top_k = (int)c->top_k,
+                                 .top_p = (float)c->top_p,
+                                 .prompt_uid = (uint64_t)q };
         rng_key(r.key, (uint64_t)c->shared.run.seed, RNG_PURPOSE_EVAL, (uint64_t)x->step);
         rc = gen_submit(x->gen, &r, &x->s->err);
         if (rc < 0) err_wrap(&x->s->err, "%s: question %d", c->shared.data.test, q + 1);
@@ -124,8 +147,8 @@ static int submit(struct examiner *x, int q) {
     return rc;
 }
 
-int examiner_ask(struct examiner *x, const char *dir, const char *sha256, int64_t version, int64_t step, struct rec **answer,
-                 int64_t *count) {
+int examiner_ask(struct examiner *x, const char *dir, const char *sha256, int64_t version,
+                 int64_t step, struct rec **answer, int64_t *count) {
     x->version = version;
     x->step = step;
     x->done = 0;
@@ -135,10 +158,12 @@ int examiner_ask(struct examiner *x, const char *dir, const char *sha256, int64_
     int ahead = (int)(2 * x->c->rows / x->c->samples) + 1;
     while (rc == 0 && x->done < *count) {
         if (stage_stopping(x->s)) rc = 1;
-        while (rc == 0 && asked < x->test.n && asked - x->done / x->c->samples < ahead) rc = submit(x, asked++);
+        while (rc == 0 && asked < x->test.n && asked - x->done / x->c->samples < ahead)
+            rc = submit(x, asked++);
         if (rc == 0) rc = gen_step(x->gen, take_answer, x, &x->s->err);
         char metrics[96];
-        snprintf(metrics, sizeof metrics, "{\"scoring_step\":%lld,\"answered\":%lld,\"questions\":%lld}", (long long)step,
+        snprintf(metrics, sizeof metrics,
+                 "{\"scoring_step\":%lld,\"answered\":%lld,\"questions\":%lld}", (long long)step,
                  (long long)x->done, (long long)*count);
         stage_beat(x->s, "work", metrics);
     }

@@ -1,7 +1,8 @@
 /* main.c - qerl-eval: scores policies on the test questions, or kept answers without any policy.
  *
- * Three ways to work, chosen by what is given: eval.answers (score a file again), the adapter port (score every announced
- * step of a run until the last), or neither (score one adapter folder, or the base model, once).
+ * Three ways to work, chosen by what is given: eval.answers (score a file again), the adapter port
+ * (score every announced step of a run until the last), or neither (score one adapter folder, or
+ * the base model, once).
  * SPDX-License-Identifier: Apache-2.0 */
 #include <dirent.h>
 
@@ -12,26 +13,40 @@
 
 #define AT(field) offsetof(struct eval_conf, field)
 static const struct stage_key keys[] = {
-    { "eval.adapter", KEY_TEXT, AT(adapter), "", 0, 0, NULL, "adapter folder to score once; empty = the base model" },
-    { "eval.answers", KEY_TEXT, AT(answers), "", 0, 0, NULL, "tape or .jsonl of kept answers to score again without a model" },
-    { "eval.rule", KEY_CHOICE, AT(rule), "strict", 0, 0, "strict|flexible|lm-strict|lm-flexible", "rule of the score" },
-    { "eval.split", KEY_TEXT, AT(split), "test", 0, 0, NULL, "name of the split in scores and question ids" },
-    { "eval.questions", KEY_INT, AT(questions), "0", 0, 1e7, NULL, "first questions only; 0 = all" },
+    { "eval.adapter", KEY_TEXT, AT(adapter), "", 0, 0, NULL,
+      "adapter folder to score once; empty = the base model" },
+    { "eval.answers", KEY_TEXT, AT(answers), "", 0, 0, NULL,
+      "tape or .jsonl of kept answers to score again without a model" },
+    { "eval.rule", KEY_CHOICE, AT(rule), "strict", 0, 0, "strict|flexible|lm-strict|lm-flexible",
+      "rule of the score" },
+    { "eval.split", KEY_TEXT, AT(split), "test", 0, 0, NULL,
+      "name of the split in scores and question ids" },
+    { "eval.questions", KEY_INT, AT(questions), "0", 0, 1e7, NULL,
+      "first questions only; 0 = all" },
     { "eval.samples", KEY_INT, AT(samples), "1", 1, 256, NULL, "answers per question" },
     { "eval.temperature", KEY_NUM, AT(temperature), "0", 0, 100, NULL, "0 = greedy" },
     { "eval.top_k", KEY_INT, AT(top_k), "0", 0, 1 << 20, NULL, "0 = off" },
     { "eval.top_p", KEY_NUM, AT(top_p), "1", 1e-6, 1, NULL, "1 = off" },
-    { "eval.new_max", KEY_INT, AT(new_max), "0", 0, 1 << 20, NULL, "tokens of an answer at most; 0 = sample.new_max" },
+    { "eval.new_max", KEY_INT, AT(new_max), "0", 0, 1 << 20, NULL,
+      "tokens of an answer at most; 0 = sample.new_max" },
     { "eval.rows", KEY_INT, AT(rows), "32", 1, 4096, NULL, "answers decoded together" },
     { "eval.shown", KEY_INT, AT(shown), "5", 0, 1000, NULL, "questions shown in samples.md" },
     { 0 },
 };
-static const struct stage_key *const tables[] = { shared_run_keys, shared_model_keys, shared_quant_keys, shared_lora_keys,
-                                                  shared_aqn_keys, shared_data_keys, shared_sample_keys, keys, NULL };
+static const struct stage_key *const tables[] = { shared_run_keys,
+                                                  shared_model_keys,
+                                                  shared_quant_keys,
+                                                  shared_lora_keys,
+                                                  shared_aqn_keys,
+                                                  shared_data_keys,
+                                                  shared_sample_keys,
+                                                  keys,
+                                                  NULL };
 static const struct stage_port ports[] = {
     { "adapter", false, REC_ADAPTER, LINK_KIND_SUB, false, false,
       "doorbell of the learner; the files under run.dir are the truth" },
-    { "score", true, REC_SCORE, LINK_KIND_PUSH, false, false, "scores as records, besides scores.jsonl" },
+    { "score", true, REC_SCORE, LINK_KIND_PUSH, false, false,
+      "scores as records, besides scores.jsonl" },
     { 0 },
 };
 
@@ -40,7 +55,8 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     json_t *files = json_array();
     json_object_set_new(out, "files", files);
     if (*c->answers) {
-        shared_plan_file(files, c->answers, "answers", "run a pipeline first, then --set eval.answers=RUN/tape/answers.tape");
+        shared_plan_file(files, c->answers, "answers",
+                         "run a pipeline first, then --set eval.answers=RUN/tape/answers.tape");
         return 0;
     }
     policy_plan_files(files, &c->shared);
@@ -50,22 +66,31 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     if (policy_lora_shape(&shape, &c->shared, e) < 0) return -1;
     if (model_conf_load(&m, c->shared.model.path, NULL) < 0) return 0;
     struct gen_opts o = examiner_gen_opts(c, &shape);
-    json_object_set_new(out, "memory_bytes",
-                        json_integer((json_int_t)gen_plan(&m, (enum model_quant)c->shared.quant.weights, &o)));
+    json_object_set_new(
+        out, "memory_bytes",
+        json_integer((json_int_t)gen_plan(&m, (enum model_quant)c->shared.quant.weights, &o)));
     return 0;
 }
 
 static const struct stage_about about = {
     .name = "eval",
-    .summary = "scores a model on test questions with n and a 95 % interval; scores kept answers again without a model",
-    .examples = "  qerl-eval --set model.path=models/tiny --set data.test=models/tiny/test.jsonl --set eval.questions=100\n"
-                "  qerl-eval --set model.path=models/tiny --set eval.adapter=runs/quickstart-0001/adapters/v000030 \\\n"
+    .summary = "scores a model on test questions with n and a 95 % interval; scores kept answers "
+               "again without a model",
+    .examples = "  qerl-eval --set model.path=models/tiny --set data.test=models/tiny/test.jsonl "
+                "--set eval.questions=100\n"
+                "  qerl-eval --set model.path=models/tiny --set "
+                "eval.adapter=runs/quickstart-0001/adapters/v000030 \\\n"
                 "      --set data.test=models/tiny/test.jsonl\n"
-                "  qerl-eval --set eval.answers=runs/quickstart-0001/tape/answers.tape --set eval.rule=flexible\n",
-    .keys = tables, .ports = ports, .conf_bytes = sizeof(struct eval_conf), .plan = plan,
+                "  qerl-eval --set eval.answers=runs/quickstart-0001/tape/answers.tape --set "
+                "eval.rule=flexible\n",
+    .keys = tables,
+    .ports = ports,
+    .conf_bytes = sizeof(struct eval_conf),
+    .plan = plan,
 };
 
-/* Where a score goes: the port, the log of a run, or stdout when a person asked; who names the policy, "" = by its step. */
+/* Where a score goes: the port, the log of a run, or stdout when a person asked; who names the
+ * policy, "" = by its step. */
 static int tell_score(struct stage *s, const struct rec *score, const char *who) {
     struct str line;
     str_init(&line);
@@ -88,7 +113,8 @@ static int score_again(struct stage *s) {
     struct rec r;
     int got;
     if (link_open(&l, url, &o, &s->err) < 0) return -1;
-    while ((got = link_recv(l, &r, NULL, 500, &s->err)) >= 0 && got != LINK_END && !stage_stopping(s)) {
+    while ((got = link_recv(l, &r, NULL, 500, &s->err)) >= 0 && got != LINK_END &&
+           !stage_stopping(s)) {
         if (got != LINK_RECORD) continue;
         tally_add(&set, &r.answer, (enum task_rule)c->rule);
         rec_release(&r);
@@ -102,7 +128,8 @@ static int score_again(struct stage *s) {
         rec_to_json(&lines, &r);
         got = tell_score(s, &r, "");
     }
-    if (got >= 0 && *c->shared.run.dir) {            /* inside a pipeline the launcher shows scores.jsonl */
+    /* inside a pipeline the launcher shows scores.jsonl */
+    if (got >= 0 && *c->shared.run.dir) {
         char path[FS_PATH_MAX];
         fs_join(path, sizeof path, c->shared.run.dir, "scores.jsonl");
         got = fs_replace(path, lines.s, lines.len, &s->err);
@@ -112,7 +139,8 @@ static int score_again(struct stage *s) {
     return got < 0 ? -1 : 0;
 }
 
-/* The learner's note about the adapter in `dir`, where a run left one beside it: which step, trained under which treatment. */
+/* The learner's note about the adapter in `dir`, where a run left one beside it: which step,
+ * trained under which treatment. */
 static bool find_mark(const char *dir, int64_t version, struct rec *mark) {
     char parent[FS_PATH_MAX], path[FS_PATH_MAX];
     bool found = false;
@@ -123,7 +151,8 @@ static bool find_mark(const char *dir, int64_t version, struct rec *mark) {
         if (!str_starts(entry->d_name, "at-") || !str_ends(entry->d_name, ".json")) continue;
         str_init(&text);
         fs_join(path, sizeof path, parent, entry->d_name);
-        if (fs_read(&text, path, 1 << 20, NULL) == 0 && rec_from_json(mark, text.s, text.len, REC_ADAPTER, path, NULL) == 0) {
+        if (fs_read(&text, path, 1 << 20, NULL) == 0 &&
+            rec_from_json(mark, text.s, text.len, REC_ADAPTER, path, NULL) == 0) {
             found = mark->adapter.version == version;
             if (!found) rec_release(mark);
         }
@@ -138,8 +167,10 @@ static int score_once(struct stage *s, struct examiner *x) {
     struct rec *answer, score;
     int64_t n;
     if (*c->adapter && !fs_is_dir(c->adapter))
-        return err_code(&s->err, EXIT_ENV, "there is no adapter folder '%s': eval.adapter names one like RUN/adapters/v000040",
-                        c->adapter);
+        return err_code(
+            &s->err, EXIT_ENV,
+            "there is no adapter folder '%s': eval.adapter names one like RUN/adapters/v000040",
+            c->adapter);
     char folder[FS_PATH_MAX], who[FS_PATH_MAX] = "base model";
     snprintf(folder, sizeof folder, "%.1000s", c->adapter);
     for (size_t end = strlen(folder); end > 1 && folder[end - 1] == '/'; end--) folder[end - 1] = 0;
@@ -149,8 +180,11 @@ static int score_once(struct stage *s, struct examiner *x) {
     bool numbered = name[0] == 'v' && str_to_i64(name + 1 + strspn(name + 1, "0"), &version);
     bool marked = numbered && find_mark(folder, version, &mark);
     int64_t step = marked ? mark.adapter.step : 0;
-    if (*name) snprintf(who, sizeof who, marked ? "adapter %.200s of step %lld" : "adapter %.200s", name, (long long)step);
-    int rc = examiner_ask(x, c->adapter, marked ? mark.adapter.sha256 : "", version, step, &answer, &n);
+    if (*name)
+        snprintf(who, sizeof who, marked ? "adapter %.200s of step %lld" : "adapter %.200s", name,
+                 (long long)step);
+    int rc = examiner_ask(x, c->adapter, marked ? mark.adapter.sha256 : "", version, step, &answer,
+                          &n);
     if (rc != 0) {
         if (marked) rec_release(&mark);
         return rc < 0 ? -1 : 0;
@@ -187,7 +221,8 @@ static int score_step(struct stage *s, struct examiner *x, struct book *b, int64
     str_release(&text);
     if (rc < 0) return -1;
     if (!book_answers(b, step)) {
-        rc = examiner_ask(x, mark.adapter.path, mark.adapter.sha256, mark.adapter.version, step, &answer, &n);
+        rc = examiner_ask(x, mark.adapter.path, mark.adapter.sha256, mark.adapter.version, step,
+                          &answer, &n);
         if (rc == 0) {
             rc = book_keep_answers(b, answer, n, &s->err);
             for (int64_t i = 0; i < n; i++) rec_release(&answer[i]);
@@ -220,7 +255,8 @@ static int score_run(struct stage *s, struct examiner *x, struct book *b) {
         struct rec bell;                             /* only wakes us: the file is the truth */
         s->waits_for = "adapter";
         stage_beat(s, "wait", NULL);
-        if (link_recv(s->link[PORT_ADAPTER], &bell, NULL, 200, &s->err) == LINK_RECORD) rec_release(&bell);
+        if (link_recv(s->link[PORT_ADAPTER], &bell, NULL, 200, &s->err) == LINK_RECORD)
+            rec_release(&bell);
         s->waits_for = "";
     }
     return 0;

@@ -16,13 +16,15 @@ void tally_release(struct tally_set *s) {
 static struct tally *row_of(struct tally_set *s, const struct rec_answer *a) {
     for (int i = 0; i < s->n; i++) {
         struct tally *t = &s->t[i];
-        if (t->step == a->step && t->version == a->version && strcmp(t->run, a->run) == 0 && strcmp(t->split, a->split) == 0 &&
-            strcmp(t->quant, a->quant) == 0 && strcmp(t->noise, a->noise) == 0)
+        if (t->step == a->step && t->version == a->version && strcmp(t->run, a->run) == 0 &&
+            strcmp(t->split, a->split) == 0 && strcmp(t->quant, a->quant) == 0 &&
+            strcmp(t->noise, a->noise) == 0)
             return t;
     }
     s->t = mem_grow(s->t, (size_t)(s->n + 1) * sizeof *s->t);
     struct tally *t = &s->t[s->n++];
-    *t = (struct tally){ .run = mem_dup(a->run), .split = mem_dup(a->split), .quant = mem_dup(a->quant), .noise = mem_dup(a->noise),
+    *t = (struct tally){ .run = mem_dup(a->run), .split = mem_dup(a->split),
+                         .quant = mem_dup(a->quant), .noise = mem_dup(a->noise),
                          .version = a->version, .step = a->step };
     return t;
 }
@@ -44,9 +46,19 @@ void tally_add(struct tally_set *s, const struct rec_answer *a, enum task_rule r
 void tally_score(struct rec *out, const struct tally *t, enum task_rule rule) {
     rec_init(out, REC_SCORE);
     struct rec_score *s = &out->score;
-    *s = (struct rec_score){ .run = t->run, .version = t->version, .step = t->step, .split = t->split, .n = t->n, .right = t->right,
-                             .rule = (char *)(uintptr_t)task_rule_name[rule], .parsed = t->parsed, .right_strict = t->right_strict,
-                             .right_flexible = t->right_flexible, .quant = t->quant, .noise = t->noise, .samples_per_question = 1,
+    *s = (struct rec_score){ .run = t->run,
+                             .version = t->version,
+                             .step = t->step,
+                             .split = t->split,
+                             .n = t->n,
+                             .right = t->right,
+                             .rule = (char *)(uintptr_t)task_rule_name[rule],
+                             .parsed = t->parsed,
+                             .right_strict = t->right_strict,
+                             .right_flexible = t->right_flexible,
+                             .quant = t->quant,
+                             .noise = t->noise,
+                             .samples_per_question = 1,
                              .length_mean = t->n ? (double)t->tokens / (double)t->n : 0,
                              .truncated = t->n ? (double)t->truncated / (double)t->n : 0 };
     task_interval(t->right, t->n, &s->low, &s->high);
@@ -56,9 +68,11 @@ void tally_line(struct str *out, const struct rec_score *s, const char *who) {
     double n = s->n > 0 ? (double)s->n : 1;
     if (who && *who) str_printf(out, "%s  ", who);
     else str_printf(out, "step %-5lld ", (long long)s->step);
-    str_printf(out, "%s  %lld of %lld = %.2f %% [%.2f, %.2f]  rule %s  ", s->split, (long long)s->right,
-               (long long)s->n, 100. * (double)s->right / n, 100 * s->low, 100 * s->high, s->rule);
-    str_printf(out, "(strict %.2f %%, flexible %.2f %%, parsed %.1f %%, cut off %.1f %%)  %s, noise %s\n",
-               100. * (double)s->right_strict / n, 100. * (double)s->right_flexible / n,
-               100. * (double)s->parsed / n, 100 * s->truncated, s->quant, s->noise);
+    str_printf(out, "%s  %lld of %lld = %.2f %% [%.2f, %.2f]  rule %s  ", s->split,
+               (long long)s->right, (long long)s->n, 100. * (double)s->right / n, 100 * s->low,
+               100 * s->high, s->rule);
+    str_printf(
+        out, "(strict %.2f %%, flexible %.2f %%, parsed %.1f %%, cut off %.1f %%)  %s, noise %s\n",
+        100. * (double)s->right_strict / n, 100. * (double)s->right_flexible / n,
+        100. * (double)s->parsed / n, 100 * s->truncated, s->quant, s->noise);
 }

@@ -13,8 +13,11 @@
 
 enum { CKPT_FORMAT = 1, CKPT_KEEP = 2, ENTRIES_MAX = 100000 };
 
-#define PROGRESS_FIELDS(X) X(step) X(version) X(cursor) X(groups_seen) X(groups_kept) X(groups_all_right) X(groups_all_wrong) \
-    X(groups_surplus) X(skipped_starved) X(skipped_nonfinite) X(nonfinite_in_a_row) X(updates_changed)
+#define PROGRESS_FIELDS(X)                                                                         \
+    X(step)                                                                                        \
+    X(version) X(cursor) X(groups_seen) X(groups_kept) X(groups_all_right) X(groups_all_wrong)     \
+        X(groups_surplus) X(skipped_starved) X(skipped_nonfinite) X(nonfinite_in_a_row)            \
+            X(updates_changed)
 
 /* Numbers behind `prefix` in the folder, ascending; the caller frees. */
 static int64_t *numbered(const char *dir, const char *prefix, const char *suffix, int *count) {
@@ -46,7 +49,8 @@ static void path_of(char *out, const char *dir, const char *what, int64_t n, con
     (void)len;
 }
 
-static json_t *manifest_of(const struct progress *p, const struct update_state *s, const struct ckpt_identity *id) {
+static json_t *manifest_of(const struct progress *p, const struct update_state *s,
+                           const struct ckpt_identity *id) {
     json_t *o = json_object();
     json_object_set_new(o, "format", json_integer(CKPT_FORMAT));
 #define SET(field) json_object_set_new(o, #field, json_integer(p->field));
@@ -65,7 +69,8 @@ static json_t *manifest_of(const struct progress *p, const struct update_state *
 
 int ckpt_save(const char *dir, const struct progress *p, const struct update_state *s,
               const struct ckpt_identity *id, struct err *e) {
-    char parent[FS_PATH_MAX], final[FS_PATH_MAX], tmp[FS_PATH_MAX], path[FS_PATH_MAX], sha[SHA256_HEX];
+    char parent[FS_PATH_MAX], final[FS_PATH_MAX], tmp[FS_PATH_MAX], path[FS_PATH_MAX],
+        sha[SHA256_HEX];
     fs_join(parent, sizeof parent, dir, "ckpt");
     path_of(final, parent, "step-", p->step, "");
     path_of(tmp, parent, "step-", p->step, ".tmp");
@@ -86,7 +91,8 @@ int ckpt_save(const char *dir, const struct progress *p, const struct update_sta
     char *text = json_dumps(m, JSON_INDENT(1));
     fs_join(path, sizeof path, tmp, "manifest.json");
     if (rc == 0) rc = fs_replace(path, text, strlen(text), e);
-    if (rc == 0 && rename(tmp, final) < 0) rc = err_set(e, "cannot rename '%s': %s", tmp, strerror(errno));
+    if (rc == 0 && rename(tmp, final) < 0)
+        rc = err_set(e, "cannot rename '%s': %s", tmp, strerror(errno));
     if (rc == 0) rc = fs_sync_dir(parent, e);
     if (rc < 0) {
         err_wrap(e, "cannot save checkpoint of step %lld", (long long)p->step);
@@ -99,7 +105,8 @@ int ckpt_save(const char *dir, const struct progress *p, const struct update_sta
 }
 
 /* 1 good, 0 damaged (e says how), -1 made under other conditions. */
-static int load_one(const char *dir, struct progress *p, struct update_state *s, const struct ckpt_identity *id, struct err *e) {
+static int load_one(const char *dir, struct progress *p, struct update_state *s,
+                    const struct ckpt_identity *id, struct err *e) {
     char path[FS_PATH_MAX], sha[SHA256_HEX];
     fs_join(path, sizeof path, dir, "manifest.json");
     json_t *m = json_parse_file(path, 1 << 20, e);
@@ -116,13 +123,22 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
         json_need_int(m, "rate_steps", &s->rate_steps, 0, INT64_MAX, path, e) < 0 ||
         json_need_int(m, "params", &params, 0, INT64_MAX, path, e) < 0 ||
         json_need_int(m, "state_bytes", &bytes, 0, INT64_MAX, path, e) < 0 ||
-        json_need_str(m, "state_sha256", &want, path, e) < 0 || json_need_str(m, "model_sha256", &model, path, e) < 0 ||
-        json_need_str(m, "tokenizer_sha256", &tokenizer, path, e) < 0 || json_need_str(m, "data_sha256", &data, path, e) < 0 ||
-        json_need_str(m, "treatment", &treatment, path, e) < 0 || json_need_str(m, "kernels", &kernels, path, e) < 0) goto done;
-    const char *other = strcmp(model, id->model_sha256) ? "another base model" : strcmp(tokenizer, id->tokenizer_sha256) ?
-        "another tokenizer" : strcmp(data, id->data_sha256) ? "other training questions" : strcmp(treatment, id->treatment) ?
-        "another treatment (quantisation, adapter shape or noise)" : strcmp(kernels, id->kernels) ?
-        "another kernel path (set run.kernels to it)" : (size_t)params != s->lora->params ? "another adapter shape" : NULL;
+        json_need_str(m, "state_sha256", &want, path, e) < 0 ||
+        json_need_str(m, "model_sha256", &model, path, e) < 0 ||
+        json_need_str(m, "tokenizer_sha256", &tokenizer, path, e) < 0 ||
+        json_need_str(m, "data_sha256", &data, path, e) < 0 ||
+        json_need_str(m, "treatment", &treatment, path, e) < 0 ||
+        json_need_str(m, "kernels", &kernels, path, e) < 0)
+        goto done;
+    const char *other = strcmp(model, id->model_sha256)           ? "another base model"
+                        : strcmp(tokenizer, id->tokenizer_sha256) ? "another tokenizer"
+                        : strcmp(data, id->data_sha256)           ? "other training questions"
+                        : strcmp(treatment, id->treatment)
+                            ? "another treatment (quantisation, adapter shape or noise)"
+                        : strcmp(kernels, id->kernels)
+                            ? "another kernel path (set run.kernels to it)"
+                        : (size_t)params != s->lora->params ? "another adapter shape"
+                                                            : NULL;
     if (other) {
         rc = err_set(e, "checkpoint '%s' was made with %s: it cannot go on here", dir, other);
         goto done;
@@ -132,7 +148,9 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
     size_t each = s->lora->params * sizeof(float);
     sha256_of(map.data, map.bytes, sha);
     if ((int64_t)map.bytes != bytes || map.bytes != 3 * each || strcmp(sha, want) != 0) {
-        err_set(e, "checkpoint '%s' is damaged: state.bin does not have the bytes its manifest names", dir);
+        err_set(e,
+                "checkpoint '%s' is damaged: state.bin does not have the bytes its manifest names",
+                dir);
         goto done;
     }
     memcpy(s->lora->value, map.data, each);
@@ -145,7 +163,8 @@ done:
     return rc;
 }
 
-/* A damaged checkpoint that was passed over keeps its bytes under another name: its step will be saved again. */
+/* A damaged checkpoint that was passed over keeps its bytes under another name: its step will be
+ * saved again. */
 static int set_aside(const char *parent, int64_t step, struct err *e) {
     char from[FS_PATH_MAX], to[FS_PATH_MAX];
     path_of(from, parent, "step-", step, "");
@@ -154,7 +173,8 @@ static int set_aside(const char *parent, int64_t step, struct err *e) {
     return rename(from, to) < 0 ? err_set(e, "cannot rename '%s': %s", from, strerror(errno)) : 0;
 }
 
-int ckpt_load(const char *dir, struct progress *p, struct update_state *s, const struct ckpt_identity *id, struct err *e) {
+int ckpt_load(const char *dir, struct progress *p, struct update_state *s,
+              const struct ckpt_identity *id, struct err *e) {
     char parent[FS_PATH_MAX], path[FS_PATH_MAX];
     int count, rc = 0;
     fs_join(parent, sizeof parent, dir, "ckpt");
@@ -172,13 +192,14 @@ int ckpt_load(const char *dir, struct progress *p, struct update_state *s, const
     free(list);
     if (rc == 0 && count)
         return err_set(e,
-            "no checkpoint under '%s' is whole: remove that folder to train again from the journal, or start a new run",
+                       "no checkpoint under '%s' is whole: remove that folder to train again from "
+                       "the journal, or start a new run",
                        parent);
     return rc;
 }
 
-int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const char *model_path, char *path,
-                 size_t size, struct err *e) {
+int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const char *model_path,
+                 char *path, size_t size, struct err *e) {
     char parent[FS_PATH_MAX];
     fs_join(parent, sizeof parent, dir, "adapters");
     snprintf(path, size, "%s/v%06lld", parent, (long long)version);
@@ -215,7 +236,8 @@ static int64_t *versions_in_use(const char *dir, int *count) {
             fs_join(path, sizeof path, step, "manifest.json");
         }
         json_t *o = json_parse_file(path, 1 << 20, NULL);
-        if (json_is_integer(json_object_get(o, "version"))) used[(*count)++] = json_integer_value(json_object_get(o, "version"));
+        if (json_is_integer(json_object_get(o, "version")))
+            used[(*count)++] = json_integer_value(json_object_get(o, "version"));
         json_decref(o);
     }
     free(mark);
@@ -258,7 +280,8 @@ int ckpt_next_fence(const char *dir, int64_t *fence, struct err *e) {
     str_init(&old);
     fs_join(path, sizeof path, dir, "fence");
     *fence = 0;
-    if (fs_exists(path) && (fs_read(&old, path, 64, e) < 0 || sscanf(old.s, "%lld", (long long *)fence) != 1)) {
+    if (fs_exists(path) &&
+        (fs_read(&old, path, 64, e) < 0 || sscanf(old.s, "%lld", (long long *)fence) != 1)) {
         str_release(&old);
         return err_set(e, "'%s' does not hold the number of the learner's last start", path);
     }

@@ -1,8 +1,9 @@
 /* ckpt.h - what the learner keeps on disk: checkpoints, published adapters, the fence.
  *
- * A checkpoint is a folder ckpt/step-NNNNNN with state.bin (f32: adapter, m, v), and manifest.json written last (counters,
- * names, sizes, sha256, what the run was made of). It is written as .tmp, synced, renamed. Loading takes the newest whose
- * manifest verifies, older ones loudly. "How far we are" and the weights are thereby one commit.
+ * A checkpoint is a folder ckpt/step-NNNNNN with state.bin (f32: adapter, m, v), and manifest.json
+ * written last (counters, names, sizes, sha256, what the run was made of). It is written as .tmp,
+ * synced, renamed. Loading takes the newest whose manifest verifies, older ones loudly. "How far we
+ * are" and the weights are thereby one commit.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_CKPT_H
 #define QERL_CKPT_H
@@ -15,20 +16,24 @@ struct progress {                    /* committed counters */
     int64_t groups_seen, groups_kept, groups_all_right, groups_all_wrong, groups_surplus;
     int64_t skipped_starved, skipped_nonfinite, nonfinite_in_a_row, updates_changed;
 };
-struct ckpt_identity { const char *model_sha256, *tokenizer_sha256, *data_sha256, *treatment, *kernels; };
+struct ckpt_identity {
+    const char *model_sha256, *tokenizer_sha256, *data_sha256, *treatment, *kernels;
+};
 
 int ckpt_save(const char *dir, const struct progress *p, const struct update_state *s,
               const struct ckpt_identity *id, struct err *e);
-/* 1 loaded, 0 there is none, -1 refused: made with another model, data, treatment or kernel path (named). s->lora, m and v
- * exist with their sizes. */
-int ckpt_load(const char *dir, struct progress *p, struct update_state *s, const struct ckpt_identity *id, struct err *e);
+/* 1 loaded, 0 there is none, -1 refused: made with another model, data, treatment or kernel path
+ * (named). s->lora, m and v exist with their sizes. */
+int ckpt_load(const char *dir, struct progress *p, struct update_state *s,
+              const struct ckpt_identity *id, struct err *e);
 
 /* adapters/vNNNNNN (PEFT layout); idempotent. path receives it. */
-int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const char *model_path, char *path,
-                 size_t size, struct err *e);
+int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const char *model_path,
+                 char *path, size_t size, struct err *e);
 /* adapters/at-NNNNNN.json: the adapter record of a scored step; the evaluator's truth. */
 int ckpt_mark_scored(const char *dir, const struct rec *adapter, struct err *e);
-/* Keeps the last two checkpoints, and of the adapters the last two, the scored and the checkpointed ones. */
+/* Keeps the last two checkpoints, and of the adapters the last two, the scored and the checkpointed
+ * ones. */
 int ckpt_prune(const char *dir, const struct progress *p, struct err *e);
 /* Number of this start of the learner, from 1; made durable before it returns. */
 int ckpt_next_fence(const char *dir, int64_t *fence, struct err *e);

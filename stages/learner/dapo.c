@@ -4,7 +4,9 @@
 
 #include <math.h>
 
-static double clamp(double x, double least, double most) { return x < least ? least : x > most ? most : x; }
+static double clamp(double x, double least, double most) {
+    return x < least ? least : x > most ? most : x;
+}
 
 bool dapo_teaches(const double *metric, int n) {
     for (int i = 1; i < n; i++)
@@ -26,13 +28,17 @@ void dapo_advantage(const double *reward, int n, int ddof, double eps, double *a
     for (int i = 0; i < n; i++) advantage[i] = teaches ? (reward[i] - mean) / (sd + eps) : 0;
 }
 
-struct dapo_token dapo_loss(const struct dapo_clip *c, double a, double w, double lp_cur, double lp_old) {
+struct dapo_token dapo_loss(const struct dapo_clip *c, double a, double w, double lp_cur,
+                            double lp_old) {
     double d = lp_cur - lp_old, ratio = exp(clamp(d, -20, 20));
     double plain = -a * ratio, cut = -a * clamp(ratio, 1 - c->low, 1 + c->high);
-    struct dapo_token t = { .loss = plain, .slope = fabs(d) > 20 ? 0 : plain };   /* d(-a r)/d lp = -a r */
+    /* d(-a r)/d lp = -a r */
+    struct dapo_token t = { .loss = plain, .slope = fabs(d) > 20 ? 0 : plain };
     if (cut > plain) t = (struct dapo_token){ .loss = cut, .clipped = true };
     if (a < 0 && c->dual > 0 && t.loss > -a * c->dual)
-        t = (struct dapo_token){ .loss = -a * c->dual, .clipped = t.clipped, .clipped_lower = true };
+        t = (struct dapo_token){ .loss = -a * c->dual,
+                                 .clipped = t.clipped,
+                                 .clipped_lower = true };
     t.loss *= w;
     t.slope *= w;
     return t;
@@ -43,12 +49,14 @@ double dapo_tis(double lp_old, double lp_mu, double cap) {
     return rho < cap ? rho : cap;
 }
 
-static void gap_tokens(struct dapo_gap *g, const float *old, const float *mu, int32_t n, double cap) {
+static void gap_tokens(struct dapo_gap *g, const float *old, const float *mu, int32_t n,
+                       double cap) {
     double diff = 0, diff2 = 0, so = 0, sm = 0, soo = 0, smm = 0, som = 0;
     double rho_sum = 0, rho2 = 0, clamped_sum = 0, clamped2 = 0, high = 0, low = 0;
     g->is_min = INFINITY;
     for (int32_t i = 0; i < n; i++) {
-        double d = (double)old[i] - (double)mu[i], po = exp((double)old[i]), pm = exp((double)mu[i]), p = fabs(po - pm);
+        double d = (double)old[i] - (double)mu[i], po = exp((double)old[i]),
+               pm = exp((double)mu[i]), p = fabs(po - pm);
         double rho = exp(clamp(d, -20, 20)), held = clamp(rho, 1 / cap, cap);
         diff += p;
         diff2 += p * p;
@@ -87,7 +95,8 @@ static void gap_tokens(struct dapo_gap *g, const float *old, const float *mu, in
     g->is_fraction_low = low / m;
 }
 
-void dapo_gap(struct dapo_gap *g, const float *old, const float *mu, const int32_t *start, int seqs, double cap) {
+void dapo_gap(struct dapo_gap *g, const float *old, const float *mu, const int32_t *start, int seqs,
+              double cap) {
     *g = (struct dapo_gap){ .tokens = start[seqs], .probs_pearson = 1, .is_eff_sample_size = 1 };
     if (!g->tokens) return;
     gap_tokens(g, old, mu, start[seqs], cap);

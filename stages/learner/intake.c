@@ -1,4 +1,5 @@
-/* intake.c - see intake.h. In the order of a group's life: leased, received, checked, journalled, acknowledged, forgotten.
+/* intake.c - see intake.h. In the order of a group's life: leased, received, checked, journalled,
+ * acknowledged, forgotten.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/learner/intake.h"
 
@@ -8,7 +9,13 @@
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
 
-enum { PEERS_MAX = 64, LEASE_LOST_SECONDS = 5, PEER_LOST_SECONDS = 30, ACK_MAX = 64, QUESTION_ID_MAX = 48 };
+enum {
+    PEERS_MAX = 64,
+    LEASE_LOST_SECONDS = 5,
+    PEER_LOST_SECONDS = 30,
+    ACK_MAX = 64,
+    QUESTION_ID_MAX = 48
+};
 
 struct peer {
     char name[LINK_PEER_MAX], incarnation[64];
@@ -29,7 +36,8 @@ struct intake {
     struct task_order order;
     struct tape *journal;            /* NULL when groups come from a file */
     int64_t fence;
-    struct rec **held;               /* groups at hand, unordered; few: those of the open step. Each stays where it is: lent */
+    /* groups at hand, unordered; few: those of the open step. Each stays where it is: lent */
+    struct rec **held;
     int helds, held_cap;
     struct peer peer[PEERS_MAX];
     int peers;
@@ -65,7 +73,8 @@ static int read_all(struct intake *in, int64_t cursor, struct err *e) {
     int got;
     if (in->journal) {
         while ((got = tape_read(in->journal, &r, e)) == 1) {
-            if (r.type == REC_GROUP && r.group.group >= cursor && !find(in, r.group.group)) hold(in, &r);
+            if (r.type == REC_GROUP && r.group.group >= cursor && !find(in, r.group.group))
+                hold(in, &r);
             else rec_release(&r);
         }
         return got;
@@ -83,8 +92,8 @@ static int read_all(struct intake *in, int64_t cursor, struct err *e) {
     return 0;
 }
 
-int intake_open(struct intake **out, struct stage *s, const struct policy *p, struct task_set *train, int64_t fence,
-                int64_t cursor, struct err *e) {
+int intake_open(struct intake **out, struct stage *s, const struct policy *p,
+                struct task_set *train, int64_t fence, int64_t cursor, struct err *e) {
     struct intake *in = mem_alloc(sizeof *in);
     in->s = s;
     in->c = s->conf;
@@ -100,7 +109,9 @@ int intake_open(struct intake **out, struct stage *s, const struct policy *p, st
         if (tape_append_open(&in->journal, path, e) < 0) goto failed;
     }
     if (read_all(in, cursor, e) < 0) goto failed;
-    if (in->helds) log_info("%d group(s) from %s", in->helds, in->journal ? "the journal" : link_url(s->link[PORT_GROUP]));
+    if (in->helds)
+        log_info("%d group(s) from %s", in->helds,
+                 in->journal ? "the journal" : link_url(s->link[PORT_GROUP]));
     *out = in;
     return 0;
 failed:
@@ -159,13 +170,26 @@ static int send_ticket(struct intake *in, int w, int peer, struct err *e) {
     }
     struct rec r;
     rec_init(&r, REC_TICKET);
-    r.ticket = (struct rec_ticket){
-        .run = c->shared.run.id, .fence = in->fence, .step = p->step, .group = group, .question_id = id, .prompt = text.s,
-        .prompt_ids = { ids.id, ids.n }, .question = q->question, .answer = q->gold, .samples = c->shared.sample.n,
-        .new_max = c->shared.sample.new_max, .temperature = c->shared.sample.temperature, .top_p = c->shared.sample.top_p,
-        .top_k = c->shared.sample.top_k, .seed = (uint64_t)c->shared.run.seed, .version = p->version,
-        .adapter = (char *)(uintptr_t)p->adapter, .adapter_sha256 = (char *)(uintptr_t)p->adapter_sha256,
-        .treatment = { (char *)(uintptr_t)in->policy->treatment, p->sigma, p->noise_seed, "none" } };
+    r.ticket = (struct rec_ticket){ .run = c->shared.run.id,
+                                    .fence = in->fence,
+                                    .step = p->step,
+                                    .group = group,
+                                    .question_id = id,
+                                    .prompt = text.s,
+                                    .prompt_ids = { ids.id, ids.n },
+                                    .question = q->question,
+                                    .answer = q->gold,
+                                    .samples = c->shared.sample.n,
+                                    .new_max = c->shared.sample.new_max,
+                                    .temperature = c->shared.sample.temperature,
+                                    .top_p = c->shared.sample.top_p,
+                                    .top_k = c->shared.sample.top_k,
+                                    .seed = (uint64_t)c->shared.run.seed,
+                                    .version = p->version,
+                                    .adapter = (char *)(uintptr_t)p->adapter,
+                                    .adapter_sha256 = (char *)(uintptr_t)p->adapter_sha256,
+                                    .treatment = { (char *)(uintptr_t)in->policy->treatment,
+                                                   p->sigma, p->noise_seed, "none" } };
     int sent = link_send(in->s->link[PORT_TICKET], &r, in->peer[peer].name, 0, e);
     if (sent == 0) {
         in->want[w].peer = peer;
@@ -183,7 +207,8 @@ static int lease(struct intake *in, struct err *e) {
         if (in->want[w].peer >= 0) continue;
         int best = -1;
         for (int p = 0; p < in->peers; p++)
-            if (in->peer[p].credit > 0 && (best < 0 || in->peer[p].credit > in->peer[best].credit)) best = p;
+            if (in->peer[p].credit > 0 && (best < 0 || in->peer[p].credit > in->peer[best].credit))
+                best = p;
         if (best < 0) return 0;
         if (send_ticket(in, w, best, e) < 0) return -1;
     }
@@ -224,7 +249,8 @@ static void take_want(struct intake *in, const struct rec_want *want, const char
         bool holds = false;
         for (int i = 0; i < want->groups; i++) holds |= want->group[i] == in->want[w].group;
         if (holds) continue;
-        if (now() - in->want[w].leased_at > LEASE_LOST_SECONDS) in->want[w].peer = -1;    /* the ticket never arrived */
+        /* the ticket never arrived */
+        if (now() - in->want[w].leased_at > LEASE_LOST_SECONDS) in->want[w].peer = -1;
         else in_flight++;
     }
     peer->credit = want->credit - in_flight;
@@ -234,30 +260,39 @@ static void take_want(struct intake *in, const struct rec_want *want, const char
 
 enum verdict { VERDICT_TAKE, VERDICT_REPEAT, VERDICT_REFUSE, VERDICT_FATAL };
 
-/* A treatment that differs from what was asked for is fatal: the same pipeline would send it again for ever. */
-static enum verdict check_treatment(const struct intake *in, const struct rec_group *g, struct err *e) {
+/* A treatment that differs from what was asked for is fatal: the same pipeline would send it again
+ * for ever. */
+static enum verdict check_treatment(const struct intake *in, const struct rec_group *g,
+                                    struct err *e) {
     const struct intake_policy *p = in->now_wanted;
     if (strcmp(g->treatment.hash, in->policy->treatment) != 0) {
-        err_set(e, "group %lld was made under treatment %s, this learner's configuration gives %s", (long long)g->group,
-                g->treatment.hash, in->policy->treatment);
+        err_set(e, "group %lld was made under treatment %s, this learner's configuration gives %s",
+                (long long)g->group, g->treatment.hash, in->policy->treatment);
         return VERDICT_FATAL;
     }
-    if (g->treatment.sigma != p->sigma || (p->sigma > 0 && g->treatment.noise_seed != p->noise_seed)) {
-        err_set(e, "group %lld was made with sigma %g, step %lld asked for %g: the treatment was not applied as planned",
+    if (g->treatment.sigma != p->sigma ||
+        (p->sigma > 0 && g->treatment.noise_seed != p->noise_seed)) {
+        err_set(e,
+                "group %lld was made with sigma %g, step %lld asked for %g: the treatment was not "
+                "applied as planned",
                 (long long)g->group, g->treatment.sigma, (long long)p->step, p->sigma);
         return VERDICT_FATAL;
     }
     if (p->sigma <= 0) return VERDICT_TAKE;
     if (!(g->sigma_realised > 0) || g->noise_changed <= 0) {
-        err_set(e, "group %lld: noise of sigma %g was intended, but nothing changed (realised %g on %lld of %lld weights)",
-                (long long)g->group, p->sigma, g->sigma_realised, (long long)g->noise_changed, (long long)g->noise_elements);
+        err_set(e,
+                "group %lld: noise of sigma %g was intended, but nothing changed (realised %g on "
+                "%lld of %lld weights)",
+                (long long)g->group, p->sigma, g->sigma_realised, (long long)g->noise_changed,
+                (long long)g->noise_elements);
         return VERDICT_FATAL;
     }
-    /* rms of n normal draws: relative standard error 1/sqrt(2n); 1e-6 covers the rounding of w + dw near 1. */
+    /* rms of n normal draws: relative standard error 1/sqrt(2n); 1e-6 covers the rounding of w + dw
+     * near 1. */
     double bound = 6 * p->sigma / sqrt(2 * (double)g->noise_elements) + 1e-6;
     if (fabs(g->sigma_realised - p->sigma) > bound) {
-        err_set(e, "group %lld: noise of sigma %g was intended, %g was realised (bound %g)", (long long)g->group, p->sigma,
-                g->sigma_realised, bound);
+        err_set(e, "group %lld: noise of sigma %g was intended, %g was realised (bound %g)",
+                (long long)g->group, p->sigma, g->sigma_realised, bound);
         return VERDICT_FATAL;
     }
     return VERDICT_TAKE;
@@ -265,7 +300,8 @@ static enum verdict check_treatment(const struct intake *in, const struct rec_gr
 
 static const char *prompt_fault(const struct intake *in, const struct rec_group *g) {
     const struct shared *c = &in->c->shared;
-    if (g->prompt_ids.n < 1 || g->prompt_ids.n > c->data.prompt_max) return "its prompt is empty or longer than data.prompt_max";
+    if (g->prompt_ids.n < 1 || g->prompt_ids.n > c->data.prompt_max)
+        return "its prompt is empty or longer than data.prompt_max";
     if (g->prompt_ids.n + c->sample.new_max > in->policy->model->conf.positions_max)
         return "its prompt leaves no room for sample.new_max tokens in the model's context";
     for (int t = 0; t < g->prompt_ids.n; t++)
@@ -274,34 +310,40 @@ static const char *prompt_fault(const struct intake *in, const struct rec_group 
     return NULL;
 }
 
-/* What the group was made from and how, against what this run asks at its place; numbers that would hurt the update. */
+/* What the group was made from and how, against what this run asks at its place; numbers that would
+ * hurt the update. */
 static const char *group_fault(struct intake *in, const struct rec_group *g) {
     const struct shared *c = &in->c->shared;
     int vocab = in->policy->model->conf.vocab;
     char id[QUESTION_ID_MAX];
     question_id(in, g->group, id);
-    if (strcmp(g->question_id, id) != 0) return "it answers another question than this run asks there";
+    if (strcmp(g->question_id, id) != 0)
+        return "it answers another question than this run asks there";
     if (g->samples != c->sample.n) return "its number of samples is not sample.n";
-    if (g->temperature != c->sample.temperature || g->top_k != c->sample.top_k || g->top_p != c->sample.top_p ||
-        g->new_max != c->sample.new_max)
+    if (g->temperature != c->sample.temperature || g->top_k != c->sample.top_k ||
+        g->top_p != c->sample.top_p || g->new_max != c->sample.new_max)
         return "its temperature, top_k, top_p or new_max is not what was asked for";
     const char *prompt = prompt_fault(in, g);
     if (prompt) return prompt;
     for (int i = 0; i < g->samples; i++) {
         const struct rec_sample *s = &g->sample[i];
         if (s->k != i) return "samples are not numbered 0, 1, ...";
-        if (s->ids.n < 1 || s->ids.n > g->new_max) return "a sample is empty or longer than sample.new_max";
+        if (s->ids.n < 1 || s->ids.n > g->new_max)
+            return "a sample is empty or longer than sample.new_max";
         if (s->lp.n != s->ids.n) return "a sample has another number of log-probs than tokens";
         for (int t = 0; t < s->ids.n; t++) {
-            if (s->ids.v[t] < 0 || s->ids.v[t] >= vocab) return "a token id lies outside the vocabulary";
-            if (!(s->lp.v[t] <= 0) || !isfinite((double)s->lp.v[t])) return "a log-prob is not a finite number at most 0";
+            if (s->ids.v[t] < 0 || s->ids.v[t] >= vocab)
+                return "a token id lies outside the vocabulary";
+            if (!(s->lp.v[t] <= 0) || !isfinite((double)s->lp.v[t]))
+                return "a log-prob is not a finite number at most 0";
         }
         if (!isfinite(s->score)) return "a score is not finite";
     }
     return NULL;
 }
 
-static enum verdict check(struct intake *in, const struct rec_group *g, const char **why, struct err *e) {
+static enum verdict check(struct intake *in, const struct rec_group *g, const char **why,
+                          struct err *e) {
     const struct learner_conf *c = in->c;
     const struct intake_policy *p = in->now_wanted;
     bool wanted = false, offline = !in->journal;
@@ -323,12 +365,18 @@ static enum verdict check(struct intake *in, const struct rec_group *g, const ch
     return check_treatment(in, g, e);
 }
 
-static void answer(struct intake *in, enum rec_type type, const char *peer, int64_t *group, int n, const char *why) {
+static void answer(struct intake *in, enum rec_type type, const char *peer, int64_t *group, int n,
+                   const char *why) {
     if (!n || !in->s->link[PORT_TICKET]) return;
-    struct rec r = { .type = type, .ack = { .run = in->c->shared.run.id, .fence = in->fence, .group = group, .groups = n,
-                                            .why = (char *)(uintptr_t)why } };
+    struct rec r = { .type = type,
+                     .ack = { .run = in->c->shared.run.id,
+                              .fence = in->fence,
+                              .group = group,
+                              .groups = n,
+                              .why = (char *)(uintptr_t)why } };
     struct err ignored = { 0 };
-    link_send(in->s->link[PORT_TICKET], &r, peer, 0, &ignored);    /* lost? the rollout sends its group again */
+    /* lost? the rollout sends its group again */
+    link_send(in->s->link[PORT_TICKET], &r, peer, 0, &ignored);
 }
 
 /* Takes what has arrived, journals it with one sync, then acknowledges. */
@@ -351,7 +399,8 @@ static int receive(struct intake *in, int timeout_ms, struct err *e) {
             return -1;
         }
         if (v == VERDICT_REFUSE) {
-            log_warn("group %lld from '%s' refused: %s", (long long)r.group.group, r.group.rollout, why);
+            log_warn("group %lld from '%s' refused: %s", (long long)r.group.group, r.group.rollout,
+                     why);
             answer(in, REC_NACK, r.group.rollout, &r.group.group, 1, why);
             for (int w = 0; w < in->wants; w++)
                 if (in->want[w].group == r.group.group) in->want[w].peer = -1;
@@ -402,8 +451,8 @@ static int missing(const struct intake *in) {
     return n;
 }
 
-int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first, int count, const struct rec_group **group,
-                struct err *e) {
+int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first, int count,
+                const struct rec_group **group, struct err *e) {
     if (stage_stopping(in->s)) return 1;             /* with a file nothing below ever waits */
     in->now_wanted = p;
     in->want = mem_grow(in->want, (size_t)count * sizeof *in->want);
@@ -411,8 +460,9 @@ int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first,
     for (int i = 0; i < count; i++)
         if (!find(in, first + i)) in->want[in->wants++] = (struct want){ first + i, -1, 0 };
     if (in->wants && !in->journal)
-        return err_set(e, "port 'group': '%s' does not hold group %lld, which step %lld needs", link_url(in->s->link[PORT_GROUP]),
-                       (long long)in->want[0].group, (long long)p->step);
+        return err_set(e, "port 'group': '%s' does not hold group %lld, which step %lld needs",
+                       link_url(in->s->link[PORT_GROUP]), (long long)in->want[0].group,
+                       (long long)p->step);
     while (missing(in)) {
         if (stage_stopping(in->s)) return 1;
         in->s->waits_for = "group";
@@ -430,11 +480,16 @@ int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first,
     for (int i = 0; i < count; i++) {
         const struct rec_group *g = group[i] = find(in, first + i);
         const char *fault = group_fault(in, g);
-        if (fault) return err_set(e, "group %lld for step %lld: %s", (long long)g->group, (long long)p->step, fault);
+        if (fault)
+            return err_set(e, "group %lld for step %lld: %s", (long long)g->group,
+                           (long long)p->step, fault);
         if (g->version != p->version || strcmp(g->adapter_sha256, p->adapter_sha256) != 0)
-            return err_set(e, "recorded group %lld was made with adapter version %lld %.12s, this configuration arrives at version "
-                           "%lld %.12s: settings, model or program differ from the recorded run's", (long long)g->group,
-                           (long long)g->version, g->adapter_sha256, (long long)p->version, p->adapter_sha256);
+            return err_set(e,
+                           "recorded group %lld was made with adapter version %lld %.12s, this "
+                           "configuration arrives at version "
+                           "%lld %.12s: settings, model or program differ from the recorded run's",
+                           (long long)g->group, (long long)g->version, g->adapter_sha256,
+                           (long long)p->version, p->adapter_sha256);
         if (check_treatment(in, g, e) != VERDICT_TAKE) return -1;
     }
     return 0;
@@ -444,14 +499,17 @@ void intake_end(struct intake *in) {
     struct link *l = in->s->link[PORT_TICKET];
     if (!l) return;
     struct err ignored = { 0 };
-    struct rec end = { .type = REC_END, .end = { .run = in->c->shared.run.id, .fence = in->fence, .step = in->s->step } };
+    struct rec end = { .type = REC_END,
+                       .end = {
+                           .run = in->c->shared.run.id, .fence = in->fence, .step = in->s->step } };
     bool gone[PEERS_MAX] = { false };
     for (double until = now() + 2; now() < until;) {
         int left = 0;
         for (int p = 0; p < in->peers; p++)
             if (!gone[p]) {
                 left++;
-                if (link_send(l, &end, in->peer[p].name, 0, &ignored) != 0) gone[p] = true;    /* it closed its socket */
+                /* it closed its socket */
+                if (link_send(l, &end, in->peer[p].name, 0, &ignored) != 0) gone[p] = true;
             }
         if (!left) return;
         struct rec r;

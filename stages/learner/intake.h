@@ -1,9 +1,11 @@
-/* intake.h - where groups come from: leased as tickets to rollouts, or found in the journal or in a recorded tape.
+/* intake.h - where groups come from: leased as tickets to rollouts, or found in the journal or in a
+ * recorded tape.
  *
- * The learner is the only committer. A group that arrives is checked, appended to the journal (tape/groups.tape),
- * made durable, and only then acknowledged; so an acknowledged group is never lost and never made twice. Which groups a
- * step wants is decided by the caller from committed state; who makes them, and in which order they arrive, changes
- * nothing. Leases are kept in memory only: after a restart they are "wanted minus journalled".
+ * The learner is the only committer. A group that arrives is checked, appended to the journal
+ * (tape/groups.tape), made durable, and only then acknowledged; so an acknowledged group is never
+ * lost and never made twice. Which groups a step wants is decided by the caller from committed
+ * state; who makes them, and in which order they arrive, changes nothing. Leases are kept in memory
+ * only: after a restart they are "wanted minus journalled".
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_INTAKE_H
 #define QERL_INTAKE_H
@@ -18,14 +20,16 @@ struct intake_policy {               /* what the groups of a wave must have been
     double sigma;
     uint64_t noise_seed;
 };
-/* Opens the journal in DIR/tape when there is a ticket link; reads what it holds from group `cursor` on. With a file on the
- * group port everything comes from there and nothing is journalled. */
-int intake_open(struct intake **out, struct stage *s, const struct policy *p, struct task_set *train, int64_t fence,
-                int64_t cursor, struct err *e);
+/* Opens the journal in DIR/tape when there is a ticket link; reads what it holds from group
+ * `cursor` on. With a file on the group port everything comes from there and nothing is
+ * journalled. */
+int intake_open(struct intake **out, struct stage *s, const struct policy *p,
+                struct task_set *train, int64_t fence, int64_t cursor, struct err *e);
 void intake_close(struct intake **in);
-/* Fills group[0 .. count-1] with groups first .. first+count-1 (lent until intake_forget). 0 done, 1 asked to stop, -1 error. */
-int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first, int count, const struct rec_group **group,
-                struct err *e);
+/* Fills group[0 .. count-1] with groups first .. first+count-1 (lent until intake_forget). 0 done,
+ * 1 asked to stop, -1 error. */
+int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first, int count,
+                const struct rec_group **group, struct err *e);
 /* Releases groups below `cursor`: their step is committed. */
 void intake_forget(struct intake *in, int64_t cursor);
 /* Tells the rollouts that no more will be asked for; waits shortly for their goodbye. */

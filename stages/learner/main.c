@@ -1,47 +1,73 @@
-/* main.c - qerl-learner: decides which questions a step asks, journals what comes back, updates the adapter, commits.
+/* main.c - qerl-learner: decides which questions a step asks, journals what comes back, updates the
+ * adapter, commits.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/learner/run.h"
 
 #define AT(field) offsetof(struct learner_conf, field)
 static const struct stage_key keys[] = {
-    { "learner.batch", KEY_INT, AT(batch), "2", 1, 4096, NULL, "questions (groups) trained on in a step" },
-    { "learner.wave", KEY_INT, AT(wave), "0", 0, 4096, NULL, "questions asked for at once; 0 = learner.batch" },
+    { "learner.batch", KEY_INT, AT(batch), "2", 1, 4096, NULL,
+      "questions (groups) trained on in a step" },
+    { "learner.wave", KEY_INT, AT(wave), "0", 0, 4096, NULL,
+      "questions asked for at once; 0 = learner.batch" },
     { "learner.minibatch", KEY_INT, AT(minibatch), "0", 0, 4096, NULL,
       "questions per optimiser update; 0 = all (one update a step)" },
     { "learner.micro_tokens", KEY_INT, AT(micro_tokens), "1280", 32, 1 << 20, NULL,
       "tokens of a micro-batch: bounds memory, changes no bit" },
-    { "learner.save_every", KEY_INT, AT(save_every), "50", 1, 1e9, NULL, "steps between checkpoints" },
+    { "learner.save_every", KEY_INT, AT(save_every), "50", 1, 1e9, NULL,
+      "steps between checkpoints" },
     { "learner.lr", KEY_NUM, AT(lr), "1e-5", 0, 1, NULL, "peak learning rate" },
     { "learner.warmup", KEY_INT, AT(warmup), "10", 0, 1e9, NULL, "steps of linear warm-up from 0" },
-    { "learner.lr_schedule", KEY_CHOICE, AT(schedule), "constant", 0, 0, "constant|cosine|wsd", "after the warm-up" },
-    { "learner.lr_floor", KEY_NUM, AT(lr_floor), "0", 0, 1, NULL, "cosine, wsd: lowest rate as a share of the peak" },
-    { "learner.lr_stable", KEY_NUM, AT(lr_stable), "0.9", 0, 1, NULL, "wsd: share of the steps at the peak" },
+    { "learner.lr_schedule", KEY_CHOICE, AT(schedule), "constant", 0, 0, "constant|cosine|wsd",
+      "after the warm-up" },
+    { "learner.lr_floor", KEY_NUM, AT(lr_floor), "0", 0, 1, NULL,
+      "cosine, wsd: lowest rate as a share of the peak" },
+    { "learner.lr_stable", KEY_NUM, AT(lr_stable), "0.9", 0, 1, NULL,
+      "wsd: share of the steps at the peak" },
     { "learner.beta1", KEY_NUM, AT(beta1), "0.9", 0, .999999, NULL, "AdamW" },
     { "learner.beta2", KEY_NUM, AT(beta2), "0.999", 0, .9999999, NULL, "AdamW" },
     { "learner.adam_eps", KEY_NUM, AT(adam_eps), "1e-8", 1e-15, 1, NULL, "AdamW" },
     { "learner.weight_decay", KEY_NUM, AT(weight_decay), "0.01", 0, 10, NULL, "AdamW, decoupled" },
-    { "learner.grad_clip", KEY_NUM, AT(grad_clip), "1", 1e-9, 1e9, NULL, "bound on the gradient's global norm" },
-    { "learner.clip_low", KEY_NUM, AT(clip_low), "0.2", 0, 1, NULL, "ratio is clipped below at 1 - this" },
-    { "learner.clip_high", KEY_NUM, AT(clip_high), "0.28", 0, 100, NULL, "ratio is clipped above at 1 + this (clip-higher)" },
-    { "learner.clip_dual", KEY_NUM, AT(clip_dual), "10", 0, 1e6, NULL, "dual clip for negative advantages; 0 = off" },
-    { "learner.adv_eps", KEY_NUM, AT(adv_eps), "1e-6", 0, 1, NULL, "added to a group's standard deviation" },
-    { "learner.adv_ddof", KEY_INT, AT(adv_ddof), "1", 0, 1, NULL, "1 = sample, 0 = population standard deviation" },
+    { "learner.grad_clip", KEY_NUM, AT(grad_clip), "1", 1e-9, 1e9, NULL,
+      "bound on the gradient's global norm" },
+    { "learner.clip_low", KEY_NUM, AT(clip_low), "0.2", 0, 1, NULL,
+      "ratio is clipped below at 1 - this" },
+    { "learner.clip_high", KEY_NUM, AT(clip_high), "0.28", 0, 100, NULL,
+      "ratio is clipped above at 1 + this (clip-higher)" },
+    { "learner.clip_dual", KEY_NUM, AT(clip_dual), "10", 0, 1e6, NULL,
+      "dual clip for negative advantages; 0 = off" },
+    { "learner.adv_eps", KEY_NUM, AT(adv_eps), "1e-6", 0, 1, NULL,
+      "added to a group's standard deviation" },
+    { "learner.adv_ddof", KEY_INT, AT(adv_ddof), "1", 0, 1, NULL,
+      "1 = sample, 0 = population standard deviation" },
     { "learner.tis_cap", KEY_NUM, AT(tis_cap), "0", 0, 1e6, NULL,
-      "truncated importance sampling: cap on the weight learner / rollout of a token; 0 = no correction" },
+      "truncated importance sampling: cap on the weight learner / rollout of a token; 0 = no "
+      "correction" },
     { "filter.metric", KEY_CHOICE, AT(filter), "acc", 0, 0, "acc|score|off",
       "dynamic sampling drops groups without spread in: acc = right or wrong; "
       "score = all that is trained on (with format and length)" },
-    { "filter.waves_max", KEY_INT, AT(waves_max), "5", 1, 1000, NULL, "waves of questions a step may ask for" },
+    { "filter.waves_max", KEY_INT, AT(waves_max), "5", 1, 1000, NULL,
+      "waves of questions a step may ask for" },
     { 0 },
 };
-static const struct stage_key *const tables[] = { shared_run_keys, shared_model_keys, shared_quant_keys, shared_lora_keys,
-                                                  shared_aqn_keys, shared_data_keys, shared_sample_keys, keys, NULL };
+static const struct stage_key *const tables[] = { shared_run_keys,
+                                                  shared_model_keys,
+                                                  shared_quant_keys,
+                                                  shared_lora_keys,
+                                                  shared_aqn_keys,
+                                                  shared_data_keys,
+                                                  shared_sample_keys,
+                                                  keys,
+                                                  NULL };
 static const struct stage_port ports[] = {
-    { "ticket", true, REC_TICKET, LINK_KIND_ROUTER, true, false, "groups asked for; left open when groups come from a file" },
-    { "group", false, REC_GROUP, LINK_KIND_PULL, true, true, "scored groups: live, or a recorded tape" },
-    { "adapter", true, REC_ADAPTER, LINK_KIND_PUB, true, false, "doorbell: a new adapter lies on disk" },
+    { "ticket", true, REC_TICKET, LINK_KIND_ROUTER, true, false,
+      "groups asked for; left open when groups come from a file" },
+    { "group", false, REC_GROUP, LINK_KIND_PULL, true, true,
+      "scored groups: live, or a recorded tape" },
+    { "adapter", true, REC_ADAPTER, LINK_KIND_PUB, true, false,
+      "doorbell: a new adapter lies on disk" },
     { "score", false, REC_SCORE, LINK_KIND_PULL, true, false,
-      "if linked, the learner waits for the score of a scored step: stages that share cores take turns" },
+      "if linked, the learner waits for the score of a scored step: stages that share cores take "
+      "turns" },
     { 0 },
 };
 
@@ -49,19 +75,28 @@ static int check(void *conf, struct err *e) {
     const struct learner_conf *c = conf;
     int rc = shared_check_aqn(&c->shared, e);
     if (c->minibatch > 0 && c->batch % c->minibatch)
-        rc = err_more(e, EXIT_CONFIG, "learner.batch = %lld is not a multiple of learner.minibatch = %lld", (long long)c->batch,
-                      (long long)c->minibatch);
+        rc = err_more(e, EXIT_CONFIG,
+                      "learner.batch = %lld is not a multiple of learner.minibatch = %lld",
+                      (long long)c->batch, (long long)c->minibatch);
     if (c->wave > 0 && c->wave < c->batch && c->filter == FILTER_METRIC_OFF)
         rc = err_more(e, EXIT_CONFIG,
-            "learner.wave = %lld is smaller than learner.batch = %lld and filter.metric is off: a step could "
-                      "never have its batch", (long long)c->wave, (long long)c->batch);
+                      "learner.wave = %lld is smaller than learner.batch = %lld and filter.metric "
+                      "is off: a step could "
+                      "never have its batch",
+                      (long long)c->wave, (long long)c->batch);
     if (c->shared.sample.temperature <= 0)
-        rc = err_more(e, EXIT_CONFIG, "sample.temperature must be above 0 to train: greedy answers of a group are all the same");
+        rc = err_more(e, EXIT_CONFIG,
+                      "sample.temperature must be above 0 to train: greedy answers of a group are "
+                      "all the same");
     if (c->shared.sample.top_k > 0 || c->shared.sample.top_p < 1)
-        rc = err_more(e, EXIT_CONFIG, "training needs sample.top_k = 0 and sample.top_p = 1: the learner scores with the whole "
+        rc = err_more(e, EXIT_CONFIG,
+                      "training needs sample.top_k = 0 and sample.top_p = 1: the learner scores "
+                      "with the whole "
                       "distribution");
     if (c->shared.sample.n < 2 && c->filter != FILTER_METRIC_OFF)
-        rc = err_more(e, EXIT_CONFIG, "sample.n = 1: a group of one has no spread; use at least 2 or set filter.metric = off");
+        rc = err_more(e, EXIT_CONFIG,
+                      "sample.n = 1: a group of one has no spread; use at least 2 or set "
+                      "filter.metric = off");
     return rc;
 }
 
@@ -70,10 +105,15 @@ static int plan(const void *conf, json_t *out, struct err *e) { return run_plan(
 static const struct stage_about about = {
     .name = "learner",
     .summary = "trains the LoRA adapter with DAPO; the only stage that commits anything",
-    .examples = "  qerl-learner -c runs/quickstart-0001/conf/learner.conf \\\n"
-                "      --in group=tape:runs/quickstart-0001/tape/groups.tape \\\n"
-                "      --set run.dir=/tmp/again          replays a recorded run: same adapter, same hash\n",
-    .keys = tables, .ports = ports, .conf_bytes = sizeof(struct learner_conf), .check = check, .plan = plan,
+    .examples =
+        "  qerl-learner -c runs/quickstart-0001/conf/learner.conf \\\n"
+        "      --in group=tape:runs/quickstart-0001/tape/groups.tape \\\n"
+        "      --set run.dir=/tmp/again          replays a recorded run: same adapter, same hash\n",
+    .keys = tables,
+    .ports = ports,
+    .conf_bytes = sizeof(struct learner_conf),
+    .check = check,
+    .plan = plan,
 };
 
 int main(int argc, char **argv) {

@@ -28,7 +28,8 @@ static int drop_later(const char *path, int64_t kept, struct err *e) {
         char *end = strchr(p, '\n');
         if (!end) break;
         json_t *o = json_loadb(p, (size_t)(end - p), 0, NULL);
-        if (o && json_integer_value(json_object_get(o, "step")) <= kept) str_add(&new, p, (size_t)(end - p) + 1);
+        if (o && json_integer_value(json_object_get(o, "step")) <= kept)
+            str_add(&new, p, (size_t)(end - p) + 1);
         json_decref(o);
         p = end + 1;
     }
@@ -64,16 +65,22 @@ void metrics_close(struct metrics **mp) {
 }
 
 int metrics_sync(struct metrics *m, struct err *e) {
-    return fdatasync(m->fd) < 0 ? err_set(e, "cannot make '%s' durable: %s", m->path, strerror(errno)) : 0;
+    return fdatasync(m->fd) < 0
+               ? err_set(e, "cannot make '%s' durable: %s", m->path, strerror(errno))
+               : 0;
 }
 
 static void set(json_t *o, const char *name, double value) {
     if (isfinite(value)) json_object_set_new(o, name, json_real(value));
 }
-static void set_int(json_t *o, const char *name, int64_t value) { json_object_set_new(o, name, json_integer(value)); }
+static void set_int(json_t *o, const char *name, int64_t value) {
+    json_object_set_new(o, name, json_integer(value));
+}
 
-static void set_groups(json_t *o, const struct rec_group *const *group, int groups, int64_t new_max) {
-    double reward = 0, low = INFINITY, high = -INFINITY, length = 0, longest = 0, shortest = INFINITY, prompt = 0;
+static void set_groups(json_t *o, const struct rec_group *const *group, int groups,
+                       int64_t new_max) {
+    double reward = 0, low = INFINITY, high = -INFINITY, length = 0, longest = 0,
+           shortest = INFINITY, prompt = 0;
     int64_t n = 0, at_limit = 0;
     for (int g = 0; g < groups; g++)
         for (int k = 0; k < group[g]->samples; k++) {
@@ -141,8 +148,9 @@ static void set_update(json_t *o, const struct update_metrics *u) {
     set(o, "rollout_corr/tis_mean", u->tis_mean);
 }
 
-const char *metrics_step(struct metrics *m, const struct progress *p, const struct step_counts *n, const struct update_metrics *u,
-                         const struct rec_group *const *group, int groups, const struct step_seconds *t, struct err *e) {
+const char *metrics_step(struct metrics *m, const struct progress *p, const struct step_counts *n,
+                         const struct update_metrics *u, const struct rec_group *const *group,
+                         int groups, const struct step_seconds *t, struct err *e) {
     json_t *o = json_object();
     json_object_set_new(o, "stage", json_string("learner"));
     set_int(o, "step", p->step);

@@ -1,5 +1,6 @@
-/* metrics.h - metrics.jsonl: one line a completed step, keyed (stage, step), with verl's names. The learner is its only writer;
- * going on after step N first drops the lines of later steps, so a replay writes them again, not twice.
+/* metrics.h - metrics.jsonl: one line a completed step, keyed (stage, step), with verl's names. The
+ * learner is its only writer; going on after step N first drops the lines of later steps, so a
+ * replay writes them again, not twice.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_METRICS_H
 #define QERL_METRICS_H
@@ -16,8 +17,10 @@ struct step_seconds { double gather, update, step; };
 struct metrics;
 int metrics_open(struct metrics **out, const char *dir, int64_t step, struct err *e);
 void metrics_close(struct metrics **m);
-/* Appends the line of step p->step; u = NULL where the step made no update. Returns the line (lent), NULL on error. */
-const char *metrics_step(struct metrics *m, const struct progress *p, const struct step_counts *n, const struct update_metrics *u,
-                         const struct rec_group *const *group, int groups, const struct step_seconds *t, struct err *e);
+/* Appends the line of step p->step; u = NULL where the step made no update. Returns the line
+ * (lent), NULL on error. */
+const char *metrics_step(struct metrics *m, const struct progress *p, const struct step_counts *n,
+                         const struct update_metrics *u, const struct rec_group *const *group,
+                         int groups, const struct step_seconds *t, struct err *e);
 int metrics_sync(struct metrics *m, struct err *e);
 #endif

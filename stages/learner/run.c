@@ -1,4 +1,5 @@
-/* run.c - see run.h. In the order of a step: sigma, waves, filter, update, publish, metrics, checkpoint.
+/* run.c - see run.h. In the order of a step: sigma, waves, filter, update, publish, metrics,
+ * checkpoint.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/learner/run.h"
 
@@ -27,7 +28,8 @@ struct run {
     struct ckpt_identity identity;
     int64_t fence;
     char adapter[FS_PATH_MAX], adapter_sha256[SHA256_HEX];
-    const struct rec_group **group;  /* of the open step: kept ones first come first, sorted by id as waves are */
+    /* of the open step: kept ones first come first, sorted by id as waves are */
+    const struct rec_group **group;
     struct step_counts counts;
 };
 
@@ -39,7 +41,8 @@ static double now(void) {
 
 static double sigma_at(const struct shared *c, int64_t step) {
     if (c->aqn.sigma_start <= 0) return 0;
-    return noise_schedule(step, c->run.steps, (int)c->aqn.stages, c->aqn.sigma_start, c->aqn.sigma_end);
+    return noise_schedule(step, c->run.steps, (int)c->aqn.stages, c->aqn.sigma_start,
+                          c->aqn.sigma_end);
 }
 
 static int64_t wave_size(const struct learner_conf *c) { return c->wave > 0 ? c->wave : c->batch; }
@@ -54,13 +57,15 @@ static int check_prompts(const struct run *r, struct err *e) {
     for (int i = 0; rc == 0 && i < r->train.n; i++) {
         rc = policy_prompt(&r->policy, c, r->train.q[i].question, &text, &ids, e);
         if (rc == 0 && ids.n > c->data.prompt_max)
-            rc = err_code(e, EXIT_CONFIG, "%s: question %d has a prompt of %d tokens, data.prompt_max is %lld",
-                          c->data.train, i + 1,
-                          ids.n, (long long)c->data.prompt_max);
+            rc = err_code(e, EXIT_CONFIG,
+                          "%s: question %d has a prompt of %d tokens, data.prompt_max is %lld",
+                          c->data.train, i + 1, ids.n, (long long)c->data.prompt_max);
         if (rc == 0 && ids.n + c->sample.new_max > positions)
             rc = err_code(e, EXIT_CONFIG,
-                          "%s: question %d has a prompt of %d tokens; with sample.new_max = %lld it does not fit the "
-                          "model's context of %d", c->data.train, i + 1, ids.n, (long long)c->sample.new_max, positions);
+                          "%s: question %d has a prompt of %d tokens; with sample.new_max = %lld "
+                          "it does not fit the "
+                          "model's context of %d",
+                          c->data.train, i + 1, ids.n, (long long)c->sample.new_max, positions);
     }
     free(ids.id);
     str_release(&text);
@@ -73,7 +78,8 @@ static int open_state(struct run *r, struct err *e) {
     s->lora = lora_create(&r->policy.model->conf, &r->policy.shape, (uint64_t)c->run.seed);
     s->m = mem_alloc(s->lora->params * sizeof(float));
     s->v = mem_alloc(s->lora->params * sizeof(float));
-    r->identity = (struct ckpt_identity){ r->policy.model->sha256, tok_sha256(r->policy.tok), r->train.sha256, r->policy.treatment,
+    r->identity = (struct ckpt_identity){ r->policy.model->sha256, tok_sha256(r->policy.tok),
+                                          r->train.sha256, r->policy.treatment,
                                           r->policy.kern.name };
     int got = ckpt_load(c->run.dir, &r->done, s, &r->identity, e);
     if (got < 0) return -1;
@@ -81,17 +87,24 @@ static int open_state(struct run *r, struct err *e) {
     log_info("%zu trainable parameters", s->lora->params);
     /* Only from here on the run folder is written to: what was refused above left it as it was. */
     if (fs_mkdirs(c->run.dir, e) < 0 || ckpt_next_fence(c->run.dir, &r->fence, e) < 0) return -1;
-    return ckpt_publish(c->run.dir, s->lora, r->done.version, c->model.path, r->adapter, sizeof r->adapter, e);
+    return ckpt_publish(c->run.dir, s->lora, r->done.version, c->model.path, r->adapter,
+                        sizeof r->adapter, e);
 }
 
 static int announce(struct run *r, struct err *e) {
     const struct shared *c = &r->c->shared;
     lora_sha256(r->state.lora, r->adapter_sha256);
-    struct rec a = { .type = REC_ADAPTER, .adapter = { .run = c->run.id, .version = r->done.version, .step = r->done.step,
-                     .path = r->adapter, .sha256 = r->adapter_sha256, .final = r->done.step == c->run.steps,
-                     .treatment = { r->policy.treatment, sigma_at(c, r->done.step),
-                                    policy_noise_seed((uint64_t)c->run.seed, r->done.step),
-                                    "none" } } };
+    struct rec a = { .type = REC_ADAPTER,
+                     .adapter = {
+                         .run = c->run.id,
+                         .version = r->done.version,
+                         .step = r->done.step,
+                         .path = r->adapter,
+                         .sha256 = r->adapter_sha256,
+                         .final = r->done.step == c->run.steps,
+                         .treatment = { r->policy.treatment, sigma_at(c, r->done.step),
+                                        policy_noise_seed((uint64_t)c->run.seed, r->done.step),
+                                        "none" } } };
     if (shared_is_scored(c, r->done.step) && ckpt_mark_scored(c->run.dir, &a, e) < 0) return -1;
     struct link *l = r->s->link[PORT_ADAPTER];
     return l && link_send(l, &a, NULL, 0, e) < 0 ? -1 : 0;
@@ -103,15 +116,19 @@ static bool is_scored_yet(const struct run *r) {
     str_init(&text);
     fs_join(path, sizeof path, r->c->shared.run.dir, "scores.jsonl");
     snprintf(want, sizeof want, "\"step\":%lld,", (long long)r->done.step);
-    bool found = fs_exists(path) && fs_read(&text, path, 1 << 30, NULL) == 0 && strstr(text.s, want);
+    bool found = fs_exists(path) && fs_read(&text, path, 1 << 30, NULL) == 0 &&
+                 strstr(text.s, want);
     str_release(&text);
     return found;
 }
 
-/* Stages that share cores take turns: the evaluator's is now. scores.jsonl is the truth, the record only wakes us. */
+/* Stages that share cores take turns: the evaluator's is now. scores.jsonl is the truth, the record
+ * only wakes us. */
 static int let_score(struct run *r, struct err *e) {
     struct link *l = r->s->link[PORT_SCORE];
-    if (!l || !shared_is_scored(&r->c->shared, r->done.step) || r->done.step == r->c->shared.run.steps) return 0;
+    if (!l || !shared_is_scored(&r->c->shared, r->done.step) ||
+        r->done.step == r->c->shared.run.steps)
+        return 0;
     int got = 0;
     while (got >= 0 && !stage_stopping(r->s) && !is_scored_yet(r)) {
         struct rec score;
@@ -134,10 +151,15 @@ struct run *run_create(struct stage *s) {
         err_code(e, EXIT_USAGE, "the learner needs a folder to write to: --set run.dir=FOLDER");
         goto failed;
     }
-    if (task_load(&r->train, c->data.train, "train", 0, e) < 0 || policy_open(&r->policy, c, e) < 0) goto failed;
-    if (check_prompts(r, e) < 0 || updater_create(&r->updater, &r->policy, r->c, e) < 0 || open_state(r, e) < 0) goto failed;
-    if (intake_open(&r->intake, s, &r->policy, &r->train, r->fence, r->done.cursor, e) < 0) goto failed;
-    if (metrics_open(&r->metrics, c->run.dir, r->done.step, e) < 0 || announce(r, e) < 0) goto failed;
+    if (task_load(&r->train, c->data.train, "train", 0, e) < 0 || policy_open(&r->policy, c, e) < 0)
+        goto failed;
+    if (check_prompts(r, e) < 0 || updater_create(&r->updater, &r->policy, r->c, e) < 0 ||
+        open_state(r, e) < 0)
+        goto failed;
+    if (intake_open(&r->intake, s, &r->policy, &r->train, r->fence, r->done.cursor, e) < 0)
+        goto failed;
+    if (metrics_open(&r->metrics, c->run.dir, r->done.step, e) < 0 || announce(r, e) < 0)
+        goto failed;
     r->group = mem_alloc((size_t)(wave_size(r->c) * r->c->waves_max + 1) * sizeof *r->group);
     s->step = r->done.step;
     return r;
@@ -191,8 +213,10 @@ static void count_group(struct step_counts *n, struct progress *p, const struct 
     n->noise_changed = g->noise_changed;
 }
 
-/* Waves until `batch` groups teach or the waves are used up. 0, 1 asked to stop, -1. Kept groups are r->group[0 .. *kept). */
-static int collect(struct run *r, const struct intake_policy *p, struct progress *next, int *kept, struct err *e) {
+/* Waves until `batch` groups teach or the waves are used up. 0, 1 asked to stop, -1. Kept groups
+ * are r->group[0 .. *kept). */
+static int collect(struct run *r, const struct intake_policy *p, struct progress *next, int *kept,
+                   struct err *e) {
     const struct learner_conf *c = r->c;
     int wave = (int)wave_size(c), most = c->filter == FILTER_METRIC_OFF ? 1 : (int)c->waves_max;
     const struct rec_group **arrived = mem_alloc((size_t)wave * sizeof *arrived);
@@ -219,7 +243,8 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
     return rc;
 }
 
-static int train(struct run *r, struct progress *next, int kept, struct update_metrics *m, struct err *e) {
+static int train(struct run *r, struct progress *next, int kept, struct update_metrics *m,
+                 struct err *e) {
     if (!kept) {
         next->skipped_starved++;
         log_warn("step %lld skipped: no group of %d could teach (%d all right, %d all wrong)",
@@ -233,7 +258,9 @@ static int train(struct run *r, struct progress *next, int kept, struct update_m
         next->nonfinite_in_a_row++;
         log_warn("step %lld: gradient norm is not finite, update skipped", (long long)next->step);
         if (next->nonfinite_in_a_row >= NONFINITE_IN_A_ROW_MAX)
-            return err_set(e, "gradient norm not finite in %d steps in a row: look at the last groups and lower learner.lr",
+            return err_set(e,
+                           "gradient norm not finite in %d steps in a row: look at the last groups "
+                           "and lower learner.lr",
                            NONFINITE_IN_A_ROW_MAX);
         return 0;
     }
@@ -252,9 +279,13 @@ int run_step(struct run *r) {
     double begun = now();
     struct progress next = r->done;
     struct update_metrics m = { 0 };
-    struct intake_policy p = { .step = r->done.step, .version = r->done.version, .adapter = r->adapter,
-                               .adapter_sha256 = r->adapter_sha256, .sigma = sigma_at(c, r->done.step),
-                               .noise_seed = policy_noise_seed((uint64_t)c->run.seed, r->done.step) };
+    struct intake_policy p = { .step = r->done.step,
+                               .version = r->done.version,
+                               .adapter = r->adapter,
+                               .adapter_sha256 = r->adapter_sha256,
+                               .sigma = sigma_at(c, r->done.step),
+                               .noise_seed = policy_noise_seed((uint64_t)c->run.seed,
+                                                               r->done.step) };
     r->counts = (struct step_counts){ .sigma = p.sigma };
     int kept, rc = collect(r, &p, &next, &kept, e);
     if (rc != 0) return rc < 0 ? -1 : 2;
@@ -265,18 +296,25 @@ int run_step(struct run *r) {
     double trained = now();
     r->counts.version = next.version;
     if (next.version != r->done.version &&
-        ckpt_publish(c->run.dir, r->state.lora, next.version, c->model.path, r->adapter, sizeof r->adapter, e) < 0) return -1;
+        ckpt_publish(c->run.dir, r->state.lora, next.version, c->model.path, r->adapter,
+                     sizeof r->adapter, e) < 0)
+        return -1;
     r->done = next;
     r->s->step = next.step;
     r->s->progress++;
     if (announce(r, e) < 0) return -1;
-    struct step_seconds seconds = { .gather = collected - begun, .update = trained - collected, .step = now() - begun };
-    const char *line = metrics_step(r->metrics, &next, &r->counts, kept ? &m : NULL, r->group, kept, &seconds, e);
+    struct step_seconds seconds = { .gather = collected - begun,
+                                    .update = trained - collected,
+                                    .step = now() - begun };
+    const char *line = metrics_step(r->metrics, &next, &r->counts, kept ? &m : NULL, r->group, kept,
+                                    &seconds, e);
     if (!line) return -1;
     stage_beat(r->s, "work", line);
     intake_forget(r->intake, next.cursor);
     if (next.step % r->c->save_every == 0 || next.step == c->run.steps) {
-        if (metrics_sync(r->metrics, e) < 0 || ckpt_save(c->run.dir, &next, &r->state, &r->identity, e) < 0) return -1;
+        if (metrics_sync(r->metrics, e) < 0 ||
+            ckpt_save(c->run.dir, &next, &r->state, &r->identity, e) < 0)
+            return -1;
     }
     return ckpt_prune(c->run.dir, &next, e) < 0 ? -1 : 1;
 }
@@ -285,11 +323,14 @@ int run_finish(struct run *r) {
     const struct shared *c = &r->c->shared;
     struct err *e = &r->s->err;
     if (r->done.step > 0 && (metrics_sync(r->metrics, e) < 0 ||
-                             ckpt_save(c->run.dir, &r->done, &r->state, &r->identity, e) < 0)) return -1;
+                             ckpt_save(c->run.dir, &r->done, &r->state, &r->identity, e) < 0))
+        return -1;
     struct intake_counts n = intake_counts(r->intake);
-    log_info("%lld of %lld steps, version %lld, adapter %.16s; groups: %lld leased, %lld journalled, %lld repeated, %lld refused",
-             (long long)r->done.step, (long long)c->run.steps, (long long)r->done.version, r->adapter_sha256, (long long)n.leased,
-             (long long)n.journalled, (long long)n.repeated, (long long)n.refused);
+    log_info("%lld of %lld steps, version %lld, adapter %.16s; groups: %lld leased, %lld "
+             "journalled, %lld repeated, %lld refused",
+             (long long)r->done.step, (long long)c->run.steps, (long long)r->done.version,
+             r->adapter_sha256, (long long)n.leased, (long long)n.journalled, (long long)n.repeated,
+             (long long)n.refused);
     if (r->done.step == c->run.steps) intake_end(r->intake);
     return 0;
 }
@@ -300,13 +341,15 @@ static void plan_sigma(const struct shared *c, json_t *out) {
     json_t *table = json_array();
     for (int64_t from = 0; from < c->run.steps && c->aqn.sigma_start > 0;) {
         double sigma = sigma_at(c, from);
-        int64_t low = from, high = c->run.steps;     /* last step with this sigma, by bisection: sigma changes once in between */
+        /* last step with this sigma, by bisection: sigma changes once in between */
+        int64_t low = from, high = c->run.steps;
         while (high - low > 1) {
             int64_t middle = low + (high - low) / 2;
             if (sigma_at(c, middle) == sigma) low = middle;
             else high = middle;
         }
-        json_array_append_new(table, json_pack("{s:I, s:I, s:f}", "from", (json_int_t)from, "to", (json_int_t)low, "sigma", sigma));
+        json_array_append_new(table, json_pack("{s:I, s:I, s:f}", "from", (json_int_t)from, "to",
+                                               (json_int_t)low, "sigma", sigma));
         from = low + 1;
     }
     json_object_set_new(out, "sigma", table);
@@ -315,27 +358,38 @@ static void plan_sigma(const struct shared *c, json_t *out) {
 static void plan_notes(const struct learner_conf *c, json_t *out) {
     json_t *notes = json_array();
     if (c->minibatch <= 0 || c->minibatch >= c->batch)
-        json_array_append_new(notes,
-            json_string("one update per batch: the ratio is 1 for every token, so learner.clip_low, clip_high and "
+        json_array_append_new(notes, json_string("one update per batch: the ratio is 1 for every "
+                                                 "token, so learner.clip_low, clip_high and "
                                                  "clip_dual never act"));
     if (c->shared.aqn.sigma_start > 0)
-        json_array_append_new(notes,
-            json_string("sigma decays geometrically, by a constant factor from stage to stage (the study's "
-                                                 "page calls it linear); the first stage is silent"));
-    if (c->shared.aqn.sigma_start > 0 && sigma_at(&c->shared, c->shared.run.steps - 1) != c->shared.aqn.sigma_end)
-        json_array_append_new(notes, json_string("the run has fewer steps than the noise schedule has stages: sigma never reaches "
-                                                 "noise.aqn.sigma_end"));
+        json_array_append_new(
+            notes,
+            json_string(
+                "sigma decays geometrically, by a constant factor from stage to stage (the study's "
+                "page calls it linear); the first stage is silent"));
+    if (c->shared.aqn.sigma_start > 0 &&
+        sigma_at(&c->shared, c->shared.run.steps - 1) != c->shared.aqn.sigma_end)
+        json_array_append_new(
+            notes,
+            json_string(
+                "the run has fewer steps than the noise schedule has stages: sigma never reaches "
+                "noise.aqn.sigma_end"));
     if (c->warmup > 0)
-        json_array_append_new(notes, json_string("warm-up starts from 0: the first update leaves the adapter as it is"));
-    if (c->filter == FILTER_METRIC_OFF) json_array_append_new(notes,
-        json_string("filter.metric = off: groups that are all right or all "
-                                                                                 "wrong stay in the batch and dilute it"));
-    if (c->warmup >= c->shared.run.steps) json_array_append_new(notes, json_string("the warm-up is as long as the run: the full "
-                                                                                   "learning rate is never reached"));
+        json_array_append_new(
+            notes,
+            json_string("warm-up starts from 0: the first update leaves the adapter as it is"));
+    if (c->filter == FILTER_METRIC_OFF)
+        json_array_append_new(notes,
+                              json_string("filter.metric = off: groups that are all right or all "
+                                          "wrong stay in the batch and dilute it"));
+    if (c->warmup >= c->shared.run.steps)
+        json_array_append_new(notes, json_string("the warm-up is as long as the run: the full "
+                                                 "learning rate is never reached"));
     json_object_set_new(out, "notes", notes);
 }
 
-/* FLOPs of a step by the usual count (2 a weight forward, 4 more for a LoRA backward), at a rate typical of one core. */
+/* FLOPs of a step by the usual count (2 a weight forward, 4 more for a LoRA backward), at a rate
+ * typical of one core. */
 static double seconds_per_step(const struct learner_conf *c, const struct model_conf *m) {
     double body = 0, head = (double)m->vocab * m->dim, rate = 5e10 * pool_cores();
     for (int p = 0; p < PROJ_COUNT; p++) {
@@ -343,8 +397,10 @@ static double seconds_per_step(const struct learner_conf *c, const struct model_
         model_proj_shape(m, (enum proj)p, &out, &in);
         body += (double)out * in * m->layers;
     }
-    double samples = (double)(c->batch * c->shared.sample.n), tokens = samples * (double)c->shared.sample.new_max / 2;
-    return (tokens * 2 * (body + head) + (tokens + samples * 100) * 4 * body + tokens * 4 * head) / rate;
+    double samples = (double)(c->batch * c->shared.sample.n),
+           tokens = samples * (double)c->shared.sample.new_max / 2;
+    return (tokens * 2 * (body + head) + (tokens + samples * 100) * 4 * body + tokens * 4 * head) /
+           rate;
 }
 
 int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
@@ -356,7 +412,8 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
     json_object_set_new(out, "scored", scored);
     json_object_set_new(out, "prompts_least", json_integer(s->run.steps * wave_size(c)));
     json_object_set_new(out, "prompts_most",
-                        json_integer(s->run.steps * wave_size(c) * (c->filter == FILTER_METRIC_OFF ? 1 : c->waves_max)));
+                        json_integer(s->run.steps * wave_size(c) *
+                                     (c->filter == FILTER_METRIC_OFF ? 1 : c->waves_max)));
     plan_sigma(s, out);
     plan_notes(c, out);
     policy_plan_files(files, s);
@@ -370,8 +427,11 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
     json_int_t kept = (json_int_t)json_array_size(scored) + 4;
     json_int_t record = (json_int_t)(s->sample.n * (s->sample.new_max * 12 + 1000));
     json_object_set_new(out, "memory_bytes", json_integer((json_int_t)updater_plan(c, &m, &shape)));
-    json_object_set_new(out, "disk_bytes", json_integer(adapter * kept + 2 * 3 * adapter + s->run.steps * wave_size(c) * record));
-    json_object_set_new(out, "trainable_parameters", json_integer((json_int_t)lora_params(&m, &shape)));
+    json_object_set_new(
+        out, "disk_bytes",
+        json_integer(adapter * kept + 2 * 3 * adapter + s->run.steps * wave_size(c) * record));
+    json_object_set_new(out, "trainable_parameters",
+                        json_integer((json_int_t)lora_params(&m, &shape)));
     json_object_set_new(out, "seconds_per_step", json_real(seconds_per_step(c, &m)));
     return 0;
 }

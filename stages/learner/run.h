@@ -5,7 +5,8 @@
 #include "stages/learner/conf.h"
 
 struct run;
-struct run *run_create(struct stage *s);             /* loads model, data, newest checkpoint; NULL with s->err */
+/* loads model, data, newest checkpoint; NULL with s->err */
+struct run *run_create(struct stage *s);
 void run_destroy(struct run **r);
 /* 1 = a step was completed, 0 = all steps are done, 2 = asked to stop, -1 = s->err. */
 int run_step(struct run *r);

@@ -1,4 +1,5 @@
-/* update.c - see update.h. Order: sequences, advantages, old log-probs, mini-batches (loss, backward, norm, AdamW), metrics.
+/* update.c - see update.h. Order: sequences, advantages, old log-probs, mini-batches (loss,
+ * backward, norm, AdamW), metrics.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/learner/update.h"
 
@@ -14,35 +15,45 @@ struct updater {
     size_t params;
 };
 
-struct batch {                       /* all samples of the step; sequence s has response tokens start[s] .. start[s+1]-1 */
+/* all samples of the step; sequence s has response tokens start[s] .. start[s+1]-1 */
+struct batch {
     struct net_seq *seq;
     int32_t *ids, *start;
     double *advantage;
     float *old, *cur, *mu, *entropy;
     int seqs;
-    bool old_is_cur;                 /* one mini-batch: the old policy is the current one, ratio exactly 1 */
+    /* one mini-batch: the old policy is the current one, ratio exactly 1 */
+    bool old_is_cur;
     const struct learner_conf *c;
     int first_seq;                   /* of the mini-batch in hand */
     double tokens;                   /* of the mini-batch: the loss is a mean over them */
     struct update_metrics *metrics;
 };
 
-static struct net_opts train_opts(const struct learner_conf *c, const struct model_conf *m, const struct lora_shape *shape) {
+static struct net_opts train_opts(const struct learner_conf *c, const struct model_conf *m,
+                                  const struct lora_shape *shape) {
     int64_t longest = c->shared.data.prompt_max + c->shared.sample.new_max;
     if (longest > m->positions_max) longest = m->positions_max;
     int rows = (int)(c->micro_tokens > longest ? c->micro_tokens : longest);
     /* Pages: each sequence of a micro-batch may leave one page partly empty. */
     int slots = rows < 256 ? rows : 256;
-    return (struct net_opts){ .rows_max = rows, .slots_max = slots, .positions_max = (int)longest,
-                              .pages_max = rows / KERN_PAGE + slots + 1, .train = true, .lora = *shape };
+    return (struct net_opts){ .rows_max = rows,
+                              .slots_max = slots,
+                              .positions_max = (int)longest,
+                              .pages_max = rows / KERN_PAGE + slots + 1,
+                              .train = true,
+                              .lora = *shape };
 }
 
-size_t updater_plan(const struct learner_conf *c, const struct model_conf *m, const struct lora_shape *shape) {
+size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
+                    const struct lora_shape *shape) {
     struct net_opts o = train_opts(c, m, shape);
-    return net_plan(m, (enum model_quant)c->shared.quant.weights, &o) + 8 * sizeof(float) * lora_params(m, shape);
+    return net_plan(m, (enum model_quant)c->shared.quant.weights, &o) +
+           8 * sizeof(float) * lora_params(m, shape);
 }
 
-int updater_create(struct updater **out, const struct policy *p, const struct learner_conf *c, struct err *e) {
+int updater_create(struct updater **out, const struct policy *p, const struct learner_conf *c,
+                   struct err *e) {
     struct updater *u = mem_alloc(sizeof *u);
     struct net_opts o = train_opts(c, &p->model->conf, &p->shape);
     u->c = c;
@@ -50,7 +61,8 @@ int updater_create(struct updater **out, const struct policy *p, const struct le
     u->params = lora_params(&p->model->conf, &p->shape);
     size_t bytes = u->params * sizeof(float);
     if (net_create(&u->net, p->model, &o, e) < 0 || u->kern->alloc(u->kern, &u->p, bytes, e) < 0 ||
-        u->kern->alloc(u->kern, &u->m, bytes, e) < 0 || u->kern->alloc(u->kern, &u->v, bytes, e) < 0 ||
+        u->kern->alloc(u->kern, &u->m, bytes, e) < 0 ||
+        u->kern->alloc(u->kern, &u->v, bytes, e) < 0 ||
         u->kern->alloc(u->kern, &u->g, bytes, e) < 0) {
         updater_destroy(&u);
         return -1;
@@ -75,7 +87,8 @@ static void batch_release(struct batch *b) {
     for (size_t i = 0; i < COUNT_OF(all); i++) free(all[i]);
 }
 
-static void batch_open(struct batch *b, const struct learner_conf *c, const struct rec_group *const *group, int groups) {
+static void batch_open(struct batch *b, const struct learner_conf *c,
+                       const struct rec_group *const *group, int groups) {
     size_t ids = 0, tokens = 0;
     *b = (struct batch){ .c = c };
     for (int g = 0; g < groups; g++) {
@@ -113,7 +126,8 @@ static void batch_open(struct batch *b, const struct learner_conf *c, const stru
 }
 
 /* net_train's callback: slope of the loss at each token of one piece of one sequence. */
-static void loss_of_piece(void *ud, int seq, int first, int count, const float *lp, const float *entropy, float *coef) {
+static void loss_of_piece(void *ud, int seq, int first, int count, const float *lp,
+                          const float *entropy, float *coef) {
     struct batch *b = ud;
     const struct learner_conf *c = b->c;
     struct update_metrics *m = b->metrics;
@@ -125,7 +139,8 @@ static void loss_of_piece(void *ud, int seq, int first, int count, const float *
         b->cur[t] = lp[i];
         b->entropy[t] = entropy ? entropy[i] : 0;
         double w = c->tis_cap > 0 ? dapo_tis((double)b->old[t], (double)b->mu[t], c->tis_cap) : 1;
-        struct dapo_token x = dapo_loss(&clip, b->advantage[s], w, (double)lp[i], (double)b->old[t]);
+        struct dapo_token x = dapo_loss(&clip, b->advantage[s], w, (double)lp[i],
+                                        (double)b->old[t]);
         coef[i] = (float)(x.slope / b->tokens);
         m->loss += x.loss;
         m->clipfrac += x.clipped;
@@ -137,7 +152,8 @@ static void loss_of_piece(void *ud, int seq, int first, int count, const float *
     }
 }
 
-static int minibatch_step(struct updater *u, struct update_state *s, struct batch *b, int seqs, float *grad, struct err *e) {
+static int minibatch_step(struct updater *u, struct update_state *s, struct batch *b, int seqs,
+                          float *grad, struct err *e) {
     const struct learner_conf *c = u->c;
     struct kern *k = u->kern;
     size_t bytes = u->params * sizeof(float);
@@ -145,7 +161,8 @@ static int minibatch_step(struct updater *u, struct update_state *s, struct batc
     b->tokens = b->start[b->first_seq + seqs] - b->start[b->first_seq];
     memset(grad, 0, bytes);
     if (net_adopt(u->net, s->lora, NULL, e) < 0 ||
-        net_train(u->net, b->seq + b->first_seq, seqs, (float)c->shared.sample.temperature, loss_of_piece, b, grad, e) < 0)
+        net_train(u->net, b->seq + b->first_seq, seqs, (float)c->shared.sample.temperature,
+                  loss_of_piece, b, grad, e) < 0)
         return -1;
     k->upload(k, u->g, grad, bytes);
     double norm = sqrt(k->sum_squares(k, u->g, u->params));
@@ -155,12 +172,19 @@ static int minibatch_step(struct updater *u, struct update_state *s, struct batc
         return 0;
     }
     s->adam_steps++;
-    struct kern_adamw a = {
-        .p = u->p, .m = u->m, .v = u->v, .g = u->g, .n = u->params, .lr = (float)m->lr, .b1 = (float)c->beta1,
-            .b2 = (float)c->beta2,
-        .eps = (float)c->adam_eps, .wd = (float)c->weight_decay, .g_scale = (float)dapo_grad_scale(norm, c->grad_clip),
-        .m_scale = (float)(1 / (1 - pow(c->beta1, (double)s->adam_steps))),
-        .v_scale = (float)(1 / (1 - pow(c->beta2, (double)s->adam_steps))) };
+    struct kern_adamw a = { .p = u->p,
+                            .m = u->m,
+                            .v = u->v,
+                            .g = u->g,
+                            .n = u->params,
+                            .lr = (float)m->lr,
+                            .b1 = (float)c->beta1,
+                            .b2 = (float)c->beta2,
+                            .eps = (float)c->adam_eps,
+                            .wd = (float)c->weight_decay,
+                            .g_scale = (float)dapo_grad_scale(norm, c->grad_clip),
+                            .m_scale = (float)(1 / (1 - pow(c->beta1, (double)s->adam_steps))),
+                            .v_scale = (float)(1 / (1 - pow(c->beta2, (double)s->adam_steps))) };
     k->upload(k, u->p, s->lora->value, bytes);
     k->upload(k, u->m, s->m, bytes);
     k->upload(k, u->v, s->v, bytes);
@@ -214,13 +238,18 @@ static void finish_metrics(struct update_metrics *m, const struct batch *b, doub
     dapo_gap(&m->gap, b->old, b->mu, b->start, b->seqs, cap);
 }
 
-int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group, int groups,
-                 struct update_metrics *metrics, struct err *e) {
+int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group,
+                 int groups, struct update_metrics *metrics, struct err *e) {
     const struct learner_conf *c = u->c;
     struct batch b;
     int rc = 0, per = (int)(c->minibatch > 0 ? c->minibatch : c->batch);
     *metrics = (struct update_metrics){ 0 };
-    struct dapo_rate rate = { (enum dapo_schedule)c->schedule, c->lr, c->lr_floor, c->warmup, c->shared.run.steps, c->lr_stable };
+    struct dapo_rate rate = { (enum dapo_schedule)c->schedule,
+                              c->lr,
+                              c->lr_floor,
+                              c->warmup,
+                              c->shared.run.steps,
+                              c->lr_stable };
     metrics->lr = dapo_rate_at(&rate, s->rate_steps);
     batch_open(&b, c, group, groups);
     b.metrics = metrics;
@@ -229,11 +258,14 @@ int updater_step(struct updater *u, struct update_state *s, const struct rec_gro
     float *grad = mem_alloc(u->params * sizeof *grad);
     if (!b.old_is_cur) {
         rc = net_adopt(u->net, s->lora, NULL, e);
-        if (rc == 0) rc = net_logprobs(u->net, b.seq, b.seqs, (float)c->shared.sample.temperature, b.old, NULL, e);
+        if (rc == 0)
+            rc = net_logprobs(u->net, b.seq, b.seqs, (float)c->shared.sample.temperature, b.old,
+                              NULL, e);
     }
     for (int g = 0; rc == 0 && g < groups && !metrics->nonfinite;) {
         int seqs = 0;
-        for (int last = g + per < groups ? g + per : groups; g < last; g++) seqs += group[g]->samples;
+        for (int last = g + per < groups ? g + per : groups; g < last; g++)
+            seqs += group[g]->samples;
         rc = minibatch_step(u, s, &b, seqs, grad, e);
         b.first_seq += seqs;
     }

@@ -1,7 +1,8 @@
 /* update.h - one update of the adapter from the groups of one step.
  *
- * Knows: advantages, loss, backward, gradient norm, AdamW. Does not know: sockets, files, how an answer was scored.
- * The result depends on the groups (sorted by id) and the settings, never on micro-batches or threads.
+ * Knows: advantages, loss, backward, gradient norm, AdamW. Does not know: sockets, files, how an
+ * answer was scored. The result depends on the groups (sorted by id) and the settings, never on
+ * micro-batches or threads.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_UPDATE_H
 #define QERL_UPDATE_H
@@ -25,10 +26,13 @@ struct update_metrics {
     bool nonfinite;                  /* gradient not finite: nothing was touched */
 };
 struct updater;
-int updater_create(struct updater **out, const struct policy *p, const struct learner_conf *c, struct err *e);
+int updater_create(struct updater **out, const struct policy *p, const struct learner_conf *c,
+                   struct err *e);
 void updater_destroy(struct updater **u);
-size_t updater_plan(const struct learner_conf *c, const struct model_conf *m, const struct lora_shape *shape);
-/* groups: at least one, sorted by id. On a non-finite gradient s is left as it was and metrics->nonfinite set. */
-int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group, int groups,
-                 struct update_metrics *metrics, struct err *e);
+size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
+                    const struct lora_shape *shape);
+/* groups: at least one, sorted by id. On a non-finite gradient s is left as it was and
+ * metrics->nonfinite set. */
+int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group,
+                 int groups, struct update_metrics *metrics, struct err *e);
 #endif

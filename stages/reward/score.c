@@ -4,7 +4,8 @@
 
 #include "lib/task/task.h"
 
-static void score_sample(struct rec_sample *s, const struct rec_group *g, const struct score_conf *c) {
+static void score_sample(struct rec_sample *s, const struct rec_group *g,
+                         const struct score_conf *c) {
     struct str read;
     str_init(&read);
     s->strict = task_right(TASK_RULE_STRICT, s->text, g->answer, &read);

@@ -1,7 +1,8 @@
 /* main.c - qerl-rollout: makes the groups that tickets ask for.
  *
- * Stateless: a sample is a pure function of its ticket, so a lost or repeated ticket costs only time. A finished group is
- * kept and sent again until the learner acknowledges it (or says it is not wanted).
+ * Stateless: a sample is a pure function of its ticket, so a lost or repeated ticket costs only
+ * time. A finished group is kept and sent again until the learner acknowledges it (or says it is
+ * not wanted).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/log.h"
 #include "stages/rollout/work.h"
@@ -12,16 +13,26 @@ static const struct stage_key keys[] = {
     { "rollout.credit", KEY_INT, AT(credit), "4", 1, 1024, NULL, "tickets taken ahead" },
     { "rollout.resend_seconds", KEY_NUM, AT(resend_seconds), "3", .1, 3600, NULL,
       "a group not acknowledged is sent again after this" },
-    { "rollout.stop", KEY_TEXT, AT(stop), "", 0, 0, NULL, "stop string besides the model's own end tokens; empty = none" },
+    { "rollout.stop", KEY_TEXT, AT(stop), "", 0, 0, NULL,
+      "stop string besides the model's own end tokens; empty = none" },
     { "rollout.adapter", KEY_TEXT, AT(adapter), "", 0, 0, NULL,
       "adapter for tickets that name none (hand-written ones); empty = base" },
-    { "rollout.sigma", KEY_NUM, AT(sigma), "0", 0, 10, NULL, "noise for tickets that carry no treatment (hand-written ones)" },
+    { "rollout.sigma", KEY_NUM, AT(sigma), "0", 0, 10, NULL,
+      "noise for tickets that carry no treatment (hand-written ones)" },
     { 0 },
 };
-static const struct stage_key *const tables[] = { shared_run_keys, shared_model_keys, shared_quant_keys, shared_lora_keys,
-                                                  shared_aqn_keys, shared_data_keys, shared_sample_keys, keys, NULL };
+static const struct stage_key *const tables[] = { shared_run_keys,
+                                                  shared_model_keys,
+                                                  shared_quant_keys,
+                                                  shared_lora_keys,
+                                                  shared_aqn_keys,
+                                                  shared_data_keys,
+                                                  shared_sample_keys,
+                                                  keys,
+                                                  NULL };
 static const struct stage_port ports[] = {
-    { "ticket", false, REC_TICKET, LINK_KIND_DEALER, false, true, "groups to make; acknowledgements come back on it" },
+    { "ticket", false, REC_TICKET, LINK_KIND_DEALER, false, true,
+      "groups to make; acknowledgements come back on it" },
     { "traj", true, REC_TRAJ, LINK_KIND_PUSH, false, true, "finished groups" },
     { 0 },
 };
@@ -36,19 +47,27 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     policy_plan_files(files, &c->shared);
     json_object_set_new(out, "files", files);
     if (policy_lora_shape(&shape, &c->shared, e) < 0) return -1;
-    if (model_conf_load(&m, c->shared.model.path, NULL) < 0) return 0;      /* absent: listed above */
+    /* absent: listed above */
+    if (model_conf_load(&m, c->shared.model.path, NULL) < 0) return 0;
     struct gen_opts o = work_gen_opts(c, &shape);
-    json_object_set_new(out, "memory_bytes",
-                        json_integer((json_int_t)gen_plan(&m, (enum model_quant)c->shared.quant.weights, &o)));
+    json_object_set_new(
+        out, "memory_bytes",
+        json_integer((json_int_t)gen_plan(&m, (enum model_quant)c->shared.quant.weights, &o)));
     return 0;
 }
 
 static const struct stage_about about = {
     .name = "rollout",
-    .summary = "generates answers with the quantised base, the adapter and the noise that each ticket names",
-    .examples = "  qerl-rollout --set model.path=models/tiny --in ticket=file:q.jsonl --out traj=-\n"
-                "  (q.jsonl holds lines like {\"question\": \"What is 2 + 2?\", \"answer\": \"4\"})\n",
-    .keys = tables, .ports = ports, .conf_bytes = sizeof(struct rollout_conf), .check = check, .plan = plan,
+    .summary = "generates answers with the quantised base, the adapter and the noise that each "
+               "ticket names",
+    .examples =
+        "  qerl-rollout --set model.path=models/tiny --in ticket=file:q.jsonl --out traj=-\n"
+        "  (q.jsonl holds lines like {\"question\": \"What is 2 + 2?\", \"answer\": \"4\"})\n",
+    .keys = tables,
+    .ports = ports,
+    .conf_bytes = sizeof(struct rollout_conf),
+    .check = check,
+    .plan = plan,
 };
 
 int main(int argc, char **argv) {

@@ -1,7 +1,9 @@
-/* work.c - see work.h. In the order in which a ticket lives: taken, adopted for, generated, sent, acknowledged.
+/* work.c - see work.h. In the order in which a ticket lives: taken, adopted for, generated, sent,
+ * acknowledged.
  *
- * Tickets are made in the order they came, and only tickets of one policy (version, sigma, noise seed) are in the
- * generator at a time: the next policy is adopted when the generator is idle. Finished groups leave in that order too.
+ * Tickets are made in the order they came, and only tickets of one policy (version, sigma, noise
+ * seed) are in the generator at a time: the next policy is adopted when the generator is idle.
+ * Finished groups leave in that order too.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/rollout/work.h"
 
@@ -50,7 +52,9 @@ static double now(void) {
 }
 
 struct gen_opts work_gen_opts(const struct rollout_conf *c, const struct lora_shape *shape) {
-    struct gen_opts o = { .rows = (int)c->rows, .positions_max = (int)(c->shared.data.prompt_max + c->shared.sample.new_max),
+    struct gen_opts o = { .rows = (int)c->rows,
+                          .positions_max = (int)(c->shared.data.prompt_max +
+                                                 c->shared.sample.new_max),
                           .lora = *shape };
     if (*c->stop) o.stop[o.stops++] = c->stop;
     return o;
@@ -65,7 +69,8 @@ struct work *work_create(struct stage *s) {
     snprintf(w->incarnation, sizeof w->incarnation, "%ld.%ld", (long)time(NULL), (long)getpid());
     if (policy_open(&w->policy, &w->c->shared, &s->err) < 0) goto failed;
     struct gen_opts o = work_gen_opts(w->c, &w->policy.shape);
-    if (o.positions_max > w->policy.model->conf.positions_max) o.positions_max = w->policy.model->conf.positions_max;
+    if (o.positions_max > w->policy.model->conf.positions_max)
+        o.positions_max = w->policy.model->conf.positions_max;
     if (gen_create(&w->gen, w->policy.model, w->policy.tok, &o, &s->err) < 0) goto failed;
     return w;
 failed:
@@ -124,9 +129,11 @@ static int ticket_complete(struct work *w, struct rec_ticket *t) {
     struct tok_ids ids = { 0 };
     str_init(&text);
     int rc = 0;
-    if (t->prompt && *t->prompt) tok_encode(w->policy.tok, t->prompt, strlen(t->prompt), true, &ids);
+    if (t->prompt && *t->prompt)
+        tok_encode(w->policy.tok, t->prompt, strlen(t->prompt), true, &ids);
     else if (!t->question || !*t->question)
-        rc = err_set(&w->s->err, "ticket of group %lld has neither 'prompt' nor 'question'", (long long)t->group);
+        rc = err_set(&w->s->err, "ticket of group %lld has neither 'prompt' nor 'question'",
+                     (long long)t->group);
     else if ((rc = policy_prompt(&w->policy, c, t->question, &text, &ids, &w->s->err)) == 0) {
         free(t->prompt);
         t->prompt = mem_dup(text.s);
@@ -138,17 +145,22 @@ static int ticket_complete(struct work *w, struct rec_ticket *t) {
 
 static int ticket_take(struct work *w, struct rec *r) {
     struct rec_ticket *t = &r->ticket;
-    if (t->treatment.hash && *t->treatment.hash && strcmp(t->treatment.hash, w->policy.treatment) != 0) {
+    if (t->treatment.hash && *t->treatment.hash &&
+        strcmp(t->treatment.hash, w->policy.treatment) != 0) {
         err_set(&w->s->err,
-            "ticket of group %lld asks for treatment %s, this rollout's configuration gives %s: learner and rollout "
-                "were not started from the same pipeline file", (long long)t->group, t->treatment.hash, w->policy.treatment);
+                "ticket of group %lld asks for treatment %s, this rollout's configuration gives "
+                "%s: learner and rollout "
+                "were not started from the same pipeline file",
+                (long long)t->group, t->treatment.hash, w->policy.treatment);
         rec_release(r);
         return -1;
     }
     int known = job_of_group(w, t->group);
     if (known >= 0 && w->live) {
-        if (w->job[known]->ticket.ticket.fence == t->fence || w->job[known]->state == JOB_STATE_MAKING) {
-            rec_release(r);          /* a repeated lease; what is being made will be nacked if its fence is old */
+        if (w->job[known]->ticket.ticket.fence == t->fence ||
+            w->job[known]->state == JOB_STATE_MAKING) {
+            /* a repeated lease; what is being made will be nacked if its fence is old */
+            rec_release(r);
             return 0;
         }
         job_drop(w, known);
@@ -181,7 +193,9 @@ static int look_at_tickets(struct work *w) {
             continue;
         }
         if (r.type == REC_ACK || r.type == REC_NACK) {
-            if (r.type == REC_NACK) log_info("learner does not want %d group(s): %s", r.ack.groups, r.ack.why ? r.ack.why : "");
+            if (r.type == REC_NACK)
+                log_info("learner does not want %d group(s): %s", r.ack.groups,
+                         r.ack.why ? r.ack.why : "");
             for (int i = 0; i < r.ack.groups; i++) {
                 int k = job_of_group(w, r.ack.group[i]);
                 if (k >= 0 && w->job[k]->state == JOB_STATE_SENT) job_drop(w, k);
@@ -194,7 +208,8 @@ static int look_at_tickets(struct work *w) {
     return 0;
 }
 
-/* Tells the learner who is here, what it holds and how much more it takes; repeated every second. */
+/* Tells the learner who is here, what it holds and how much more it takes; repeated every
+ * second. */
 static int say_want(struct work *w) {
     if (!w->live || (!w->want_due && now() - w->want_at < 1)) return 0;
     int64_t held[JOBS_MAX];
@@ -214,8 +229,9 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
     struct err *e = &w->s->err;
     const char *sha = t->adapter_sha256 ? t->adapter_sha256 : "";
     bool base = !t->adapter || !*t->adapter;
-    if (w->adopted && strcmp(sha, w->adapter) == 0 && t->version == w->version && t->treatment.sigma == w->sigma &&
-        t->treatment.noise_seed == w->noise_seed) return 0;
+    if (w->adopted && strcmp(sha, w->adapter) == 0 && t->version == w->version &&
+        t->treatment.sigma == w->sigma && t->treatment.noise_seed == w->noise_seed)
+        return 0;
     struct lora *l = NULL;
     if (!base) {
         char got[SHA256_HEX];
@@ -223,11 +239,13 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
         lora_sha256(l, got);
         if (*sha && strcmp(sha, got) != 0) {
             lora_destroy(&l);
-            return err_set(e, "adapter '%s' hashes to %.12s, the ticket names %.12s", t->adapter, got, sha);
+            return err_set(e, "adapter '%s' hashes to %.12s, the ticket names %.12s", t->adapter,
+                           got, sha);
         }
     }
     noise_view_close(&w->noise);
-    int rc = noise_view_open(&w->noise, w->policy.model, t->treatment.sigma, t->treatment.noise_seed, (uint64_t)t->version, e);
+    int rc = noise_view_open(&w->noise, w->policy.model, t->treatment.sigma,
+                             t->treatment.noise_seed, (uint64_t)t->version, e);
     if (rc == 0) rc = gen_adopt(w->gen, l, &w->noise, e);
     lora_destroy(&l);
     snprintf(w->adapter, sizeof w->adapter, "%s", sha);
@@ -239,7 +257,8 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
 }
 
 static bool same_policy(const struct work *w, const struct rec_ticket *t) {
-    return w->adopted && t->version == w->version && t->treatment.sigma == w->sigma && t->treatment.noise_seed == w->noise_seed &&
+    return w->adopted && t->version == w->version && t->treatment.sigma == w->sigma &&
+           t->treatment.noise_seed == w->noise_seed &&
            strcmp(t->adapter_sha256 ? t->adapter_sha256 : "", w->adapter) == 0;
 }
 
@@ -256,7 +275,8 @@ static void group_open(const struct work *w, struct rec_group *g, const struct r
     g->prompt = text_or_empty(t->prompt);
     g->answer = text_or_empty(t->answer);
     size_t bytes = (size_t)t->prompt_ids.n * sizeof(int32_t);
-    g->prompt_ids = (struct rec_i32){ memcpy(mem_alloc(bytes), t->prompt_ids.v, bytes), t->prompt_ids.n };
+    g->prompt_ids = (struct rec_i32){ memcpy(mem_alloc(bytes), t->prompt_ids.v, bytes),
+                                      t->prompt_ids.n };
     g->temperature = t->temperature;
     g->top_p = t->top_p;
     g->top_k = t->top_k;
@@ -264,7 +284,8 @@ static void group_open(const struct work *w, struct rec_group *g, const struct r
     g->seed = t->seed;
     g->version = w->version;
     g->adapter_sha256 = mem_dup(w->adapter);
-    g->treatment = (struct rec_treatment){ mem_dup(w->policy.treatment), w->noise.sigma, w->noise_seed, mem_dup("none") };
+    g->treatment = (struct rec_treatment){ mem_dup(w->policy.treatment), w->noise.sigma,
+                                           w->noise_seed, mem_dup("none") };
     g->sigma_realised = w->noise.realised;
     g->noise_elements = w->noise.elements;
     g->noise_changed = w->noise.changed;
@@ -280,15 +301,23 @@ static int start_jobs(struct work *w) {
         if (j->state != JOB_STATE_WAITING) continue;
         const struct rec_ticket *t = &j->ticket.ticket;
         if (!same_policy(w, t)) {
-            if (!gen_idle(w->gen)) return 0;         /* the next policy waits for the present one's samples */
+            /* the next policy waits for the present one's samples */
+            if (!gen_idle(w->gen)) return 0;
             if (adopt(w, t) < 0) return -1;
         }
-        struct gen_request r = { .tag = (uint64_t)(uintptr_t)j, .prompt = t->prompt_ids.v, .prompt_n = t->prompt_ids.n,
-                                 .samples = (int)t->samples, .new_max = (int)t->new_max, .temperature = (float)t->temperature,
-                                 .top_k = (int)t->top_k, .top_p = (float)t->top_p, .prompt_uid = (uint64_t)t->group };
+        struct gen_request r = { .tag = (uint64_t)(uintptr_t)j,
+                                 .prompt = t->prompt_ids.v,
+                                 .prompt_n = t->prompt_ids.n,
+                                 .samples = (int)t->samples,
+                                 .new_max = (int)t->new_max,
+                                 .temperature = (float)t->temperature,
+                                 .top_k = (int)t->top_k,
+                                 .top_p = (float)t->top_p,
+                                 .prompt_uid = (uint64_t)t->group };
         policy_sample_key(r.key, t->seed, t->step);
         if (gen_submit(w->gen, &r, &w->s->err) < 0)
-            return err_wrap(&w->s->err, "group %lld (%s)", (long long)t->group, t->question_id ? t->question_id : "");
+            return err_wrap(&w->s->err, "group %lld (%s)", (long long)t->group,
+                            t->question_id ? t->question_id : "");
         group_open(w, &j->traj.group, t);
         j->left = r.samples;
         j->state = JOB_STATE_MAKING;
@@ -306,7 +335,9 @@ static void take_sample(void *ud, const struct gen_sample *g) {
     struct job *j = (struct job *)(uintptr_t)g->tag;
     struct rec_sample *s = &j->traj.group.sample[g->k];
     s->k = g->k;
-    s->ids = (struct rec_i32){ memcpy(mem_alloc((size_t)g->n * sizeof(int32_t)), g->ids, (size_t)g->n * sizeof(int32_t)), g->n };
+    s->ids = (struct rec_i32){ memcpy(mem_alloc((size_t)g->n * sizeof(int32_t)), g->ids,
+                                      (size_t)g->n * sizeof(int32_t)),
+                               g->n };
     s->lp = (struct rec_f32){ copy_f32(g->lp, g->n), g->n };
     if (memcmp(g->lp, g->lp_raw, (size_t)g->n * sizeof(float)) != 0)
         s->lp_raw = (struct rec_f32){ copy_f32(g->lp_raw, g->n), g->n };
@@ -364,7 +395,8 @@ int work_turn(struct work *w) {
     beat(w);
     if (w->live && w->input_ended) return 0;         /* the learner has all it wants */
     if (w->input_ended && !w->jobs) return 0;
-    if (w->live && w->jobs && gen_idle(w->gen)) {    /* all sent: sleep until an answer comes or a resend is due */
+    /* all sent: sleep until an answer comes or a resend is due */
+    if (w->live && w->jobs && gen_idle(w->gen)) {
         struct link *l = w->s->link[PORT_TICKET];
         link_wait(&l, 1, 100);
     }

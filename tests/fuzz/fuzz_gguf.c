@@ -1,5 +1,5 @@
-/* fuzz_gguf.c - any bytes as a GGUF file: refused with a message, or all metadata and tensors readable and
- * a configuration accepted or refused. Built like fuzz_safetensors.c.
+/* fuzz_gguf.c - any bytes as a GGUF file: refused with a message, or all metadata and tensors
+ * readable and a configuration accepted or refused. Built like fuzz_safetensors.c.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/conf.h"
 #include "tests/fuzz/replay.h"

@@ -1,4 +1,5 @@
-/* fuzz_rec.c - any bytes as a record: refused, or read, written and read again to the same bytes, in both forms.
+/* fuzz_rec.c - any bytes as a record: refused, or read, written and read again to the same bytes,
+ * in both forms.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/wire/rec.h"
 
@@ -19,7 +20,8 @@ static void round_trip(const struct rec *r) {
     rec_pack(&a, r);
     must(rec_unpack(&packed, a.s, a.len, &e) == 0, "own MessagePack refused", &e);
     rec_to_json(&line, r);
-    must(rec_from_json(&lined, line.s, line.len, REC_NONE, "fuzz:1", &e) == 0, "own JSON refused", &e);
+    must(rec_from_json(&lined, line.s, line.len, REC_NONE, "fuzz:1", &e) == 0, "own JSON refused",
+         &e);
     rec_pack(&b, &lined);
     must(a.len == b.len && memcmp(a.s, b.s, a.len) == 0, "JSON changed the record", &e);
     rec_release(&packed);

@@ -1,5 +1,5 @@
-/* fuzz_tape.c - any bytes as a tape: read to its end or to a named damage; what append mode keeps reads the same, and takes
- * one more frame.
+/* fuzz_tape.c - any bytes as a tape: read to its end or to a named damage; what append mode keeps
+ * reads the same, and takes one more frame.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/wire/tape.h"
 

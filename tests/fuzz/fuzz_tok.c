@@ -1,5 +1,5 @@
-/* fuzz_tok.c - any bytes as tokenizer.json: refused with a message, or the same bytes as text encode and
- * decode; and as a chat template: refused or recognised. Built like fuzz_safetensors.c.
+/* fuzz_tok.c - any bytes as tokenizer.json: refused with a message, or the same bytes as text
+ * encode and decode; and as a chat template: refused or recognised. Built like fuzz_safetensors.c.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/tok_int.h"
 #include "tests/fuzz/replay.h"

@@ -1,8 +1,9 @@
-/* replay.h - a main for fuzz targets where no fuzzer drives them: replays the files named, each cut and
- * bent a little too.
+/* replay.h - a main for fuzz targets where no fuzzer drives them: replays the files named, each cut
+ * and bent a little too.
  *
  *   fuzz_x FILE...        every file as it is
- *   fuzz_x -n N FILE...   and N changed copies of each: bytes flipped, replaced, removed, the end cut
+ *   fuzz_x -n N FILE...   and N changed copies of each: bytes flipped, replaced, removed, the end
+ *                         cut
  * (Philox, always the same)
  * Define FUZZER to leave it out.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -14,7 +15,8 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
 #ifndef FUZZER
-static void replay_exact(const char *from, size_t bytes) {    /* its own allocation: reads beyond it are seen */
+/* its own allocation: reads beyond it are seen */
+static void replay_exact(const char *from, size_t bytes) {
     uint8_t *copy = mem_alloc(bytes ? bytes : 1);
     memcpy(copy, from, bytes);
     LLVMFuzzerTestOneInput(copy, bytes);

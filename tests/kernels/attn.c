@@ -1,9 +1,11 @@
-/* attn.c - attention over pages: the same bits whether a row is prefilled, decoded or trained on, on every path.
+/* attn.c - attention over pages: the same bits whether a row is prefilled, decoded or trained on,
+ * on every path.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/kernels/kt.h"
 
 enum { SEQS = 4, LAYERS = 2, LAYER = 1, SLOT_PAGES = 5 };
-static const int32_t seq_start[SEQS + 1] = { 0, 1, 34, 34, 131 };          /* lengths 1, 33, 0, 97 */
+/* lengths 1, 33, 0, 97 */
+static const int32_t seq_start[SEQS + 1] = { 0, 1, 34, 34, 131 };
 enum { ROWS = 131 };
 
 static const struct { int heads, kv_heads, dim;
@@ -24,14 +26,17 @@ struct bench {
 };
 
 /* Pages of all slots are shuffled and full of NaN where nothing was put. */
-static struct bench bench_make(struct kt *t, int heads, int kv_heads, int dim, enum kern_type type) {
+static struct bench bench_make(struct kt *t, int heads, int kv_heads, int dim,
+                               enum kern_type type) {
     struct bench b = { .heads = heads, .type = type };
     int pages = SEQS * SLOT_PAGES;
     int32_t *table = kt_new(t, (size_t)pages * 4);
     for (int i = 0; i < pages; i++) table[i] = i * 7 % pages;
     b.q_size = (size_t)(ROWS * heads * dim), b.kv_size = (size_t)(ROWS * kv_heads * dim);
     b.pages_bytes = kt_bytes(type, (size_t)(pages * LAYERS * 2 * kv_heads * 32 * dim));
-    b.kv = (struct kern_kv){ kt_p(kt_new(t, b.pages_bytes)), type, LAYERS, kv_heads, dim, kt_p(table), SLOT_PAGES };
+    b.kv = (struct kern_kv){
+        kt_p(kt_new(t, b.pages_bytes)), type, LAYERS, kv_heads, dim, kt_p(table), SLOT_PAGES
+    };
     memset(b.kv.pages.p, 0xff, b.pages_bytes);
     b.q = kt_typed(t, type, b.q_size, 1.0);
     b.k_in = kt_typed(t, type, b.kv_size, 1.0);
@@ -39,23 +44,26 @@ static struct bench bench_make(struct kt *t, int heads, int kv_heads, int dim, e
     b.dy = kt_f32(t, b.q_size, 1.0);
     b.slots = kt_new(t, ROWS * 4), b.pos = kt_new(t, ROWS * 4);
     for (int s = 0; s < SEQS; s++)
-        for (int r = seq_start[s]; r < seq_start[s + 1]; r++) b.slots[r] = s, b.pos[r] = r - seq_start[s];
+        for (int r = seq_start[s]; r < seq_start[s + 1]; r++)
+            b.slots[r] = s, b.pos[r] = r - seq_start[s];
     return b;
 }
 
 static struct kern_attn attn_of(const struct bench *b, void *y, float *lse) {
-    return (struct kern_attn){ kt_p(b->q),     b->type,      b->kv,    LAYER,
-                               kt_p(b->slots), kt_p(b->pos), kt_p(y),  b->type,
-                               kt_p(lse),      ROWS,         b->heads, 1.0f / sqrtf((float)b->kv.head_dim) };
+    return (struct kern_attn){ kt_p(b->q), b->type,        b->kv,
+                               LAYER,      kt_p(b->slots), kt_p(b->pos),
+                               kt_p(y),    b->type,        kt_p(lse),
+                               ROWS,       b->heads,       1.0f / sqrtf((float)b->kv.head_dim) };
 }
 
 Test(kv_put, same_pages_and_nothing_else) {
     struct kt t;
     kt_open(&t);
     for (size_t s = 0; s < COUNT_OF(shape); s++)
-        for (int type = 0; type < 4; type++) {                            /* pages f32 or bf16; k f32 or bf16 */
-            struct bench b =
-                bench_make(&t, shape[s].heads, shape[s].kv_heads, shape[s].dim, type & 1 ? KERN_BF16 : KERN_F32);
+        /* pages f32 or bf16; k f32 or bf16 */
+        for (int type = 0; type < 4; type++) {
+            struct bench b = bench_make(&t, shape[s].heads, shape[s].kv_heads, shape[s].dim,
+                                        type & 1 ? KERN_BF16 : KERN_F32);
             enum kern_type kt = type & 2 ? KERN_BF16 : KERN_F32;
             struct kern_kv_put a = { b.kv,        LAYER,     kt_p(kt_typed(&t, kt, b.kv_size, 1.0)),
                                      kt,          kt_p(b.v), kt_p(b.slots),
@@ -92,13 +100,15 @@ static double attn_double(const struct bench *b, int r, int h, const double *q, 
     for (int i = 0; i < dim; i++) y[i] = 0.0;
     for (int j = 0; j < keys; j++) {
         size_t at = cpu_kv_at(&b->kv, LAYER, b->slots[r], j, kvh, 1);
-        for (int i = 0; i < dim; i++) y[i] += p[j] / sum * (double)kt_get(b->kv.pages.p, b->kv.type, at + (size_t)i);
+        for (int i = 0; i < dim; i++)
+            y[i] += p[j] / sum * (double)kt_get(b->kv.pages.p, b->kv.type, at + (size_t)i);
     }
     return most + log(sum);
 }
 
 static void put(struct kt *t, const struct bench *b) {
-    struct kern_kv_put a = { b->kv, LAYER, kt_p(b->k_in), b->type, kt_p(b->v), kt_p(b->slots), kt_p(b->pos), ROWS };
+    struct kern_kv_put a = { b->kv,      LAYER,          kt_p(b->k_in), b->type,
+                             kt_p(b->v), kt_p(b->slots), kt_p(b->pos),  ROWS };
     t->ref.kv_put(&t->ref, &a);
 }
 
@@ -119,23 +129,26 @@ Test(attn, same_bits_prefilled_or_decoded_and_near_double) {
                 for (int h = 0; h < b.heads; h++) {
                     double q[128], y[128];
                     size_t at = (size_t)r * row + (size_t)(h * b.kv.head_dim);
-                    for (int i = 0; i < b.kv.head_dim; i++) q[i] = (double)kt_get(b.q, type, at + (size_t)i);
-                    KT_NEAR((double)lse[r * b.heads + h], attn_double(&b, r, h, q, y), 1e-5, "lse dim %d",
-                            b.kv.head_dim);
                     for (int i = 0; i < b.kv.head_dim; i++)
-                        KT_NEAR((double)kt_get(want, type, at + (size_t)i), y[i], type == KERN_F32 ? 1e-5 : 0.01,
-                                "attn dim %d", b.kv.head_dim);
+                        q[i] = (double)kt_get(b.q, type, at + (size_t)i);
+                    KT_NEAR((double)lse[r * b.heads + h], attn_double(&b, r, h, q, y), 1e-5,
+                            "lse dim %d", b.kv.head_dim);
+                    for (int i = 0; i < b.kv.head_dim; i++)
+                        KT_NEAR((double)kt_get(want, type, at + (size_t)i), y[i],
+                                type == KERN_F32 ? 1e-5 : 0.01, "attn dim %d", b.kv.head_dim);
                 }
             KT_EACH(&t, k) {
                 char *got = kt_new(&t, bytes);
                 float *l = kt_new(&t, lse_bytes);
                 a = attn_of(&b, got, l);
                 k->attn(k, &a);
-                KT_SAME(k, got, (char *)want, bytes, "attn %d/%d heads of %d", b.heads, b.kv.kv_heads, b.kv.head_dim);
+                KT_SAME(k, got, (char *)want, bytes, "attn %d/%d heads of %d", b.heads,
+                        b.kv.kv_heads, b.kv.head_dim);
                 KT_SAME(k, l, lse, lse_bytes, "attn lse dim %d", b.kv.head_dim);
                 memset(got, 0, bytes);
                 a.lse = kt_p(NULL), a.rows = 1;
-                for (int r = 0; r < ROWS; r++) {                          /* decode, one row at a time */
+                /* decode, one row at a time */
+                for (int r = 0; r < ROWS; r++) {
                     a.q = kptr_at(kt_p(b.q), kt_bytes(type, (size_t)r * row)),
                     a.y = kptr_at(kt_p(got), kt_bytes(type, (size_t)r * row));
                     a.slots = kt_p(b.slots + r), a.pos = kt_p(b.pos + r);
@@ -157,24 +170,26 @@ Test(attn_bwd, same_bits_for_any_threads) {
             put(&t, &b);
             void *y = kt_new(&t, kt_bytes(type, b.q_size));
             float *lse = kt_new(&t, (size_t)(ROWS * b.heads) * 4);
-            float *dq = kt_new(&t, b.q_size * 4), *dk = kt_new(&t, b.kv_size * 4), *dv = kt_new(&t, b.kv_size * 4);
+            float *dq = kt_new(&t, b.q_size * 4), *dk = kt_new(&t, b.kv_size * 4),
+                  *dv = kt_new(&t, b.kv_size * 4);
             struct kern_attn f = attn_of(&b, y, lse);
             t.ref.attn(&t.ref, &f);
-            struct kern_attn_bwd a = { kt_p(b.q), type,      b.kv,       LAYER,    kt_p(b.slots), kt_p(y),
-                                       type,      kt_p(lse), kt_p(b.dy), kt_p(dq), kt_p(dk),      kt_p(dv),
-                                       seq_start, SEQS,      b.heads,    f.scale };
+            struct kern_attn_bwd a = { kt_p(b.q),     type,     b.kv,     LAYER,
+                                       kt_p(b.slots), kt_p(y),  type,     kt_p(lse),
+                                       kt_p(b.dy),    kt_p(dq), kt_p(dk), kt_p(dv),
+                                       seq_start,     SEQS,     b.heads,  f.scale };
             t.ref.attn_bwd(&t.ref, &a);
             KT_EACH(&t, k) {
                 float *q2 = kt_new(&t, b.q_size * 4), *k2 = kt_new(&t, b.kv_size * 4),
                       *v2 = kt_new(&t, b.kv_size * 4);
                 a.dq = kt_p(q2), a.dk = kt_p(k2), a.dv = kt_p(v2);
                 k->attn_bwd(k, &a);
-                KT_SAME(k, q2, dq, b.q_size * 4, "attn_bwd dq %d/%d heads of %d", b.heads, b.kv.kv_heads,
-                        b.kv.head_dim);
-                KT_SAME(k, k2, dk, b.kv_size * 4, "attn_bwd dk %d/%d heads of %d", b.heads, b.kv.kv_heads,
-                        b.kv.head_dim);
-                KT_SAME(k, v2, dv, b.kv_size * 4, "attn_bwd dv %d/%d heads of %d", b.heads, b.kv.kv_heads,
-                        b.kv.head_dim);
+                KT_SAME(k, q2, dq, b.q_size * 4, "attn_bwd dq %d/%d heads of %d", b.heads,
+                        b.kv.kv_heads, b.kv.head_dim);
+                KT_SAME(k, k2, dk, b.kv_size * 4, "attn_bwd dk %d/%d heads of %d", b.heads,
+                        b.kv.kv_heads, b.kv.head_dim);
+                KT_SAME(k, v2, dv, b.kv_size * 4, "attn_bwd dv %d/%d heads of %d", b.heads,
+                        b.kv.kv_heads, b.kv.head_dim);
             }
             kt_drop(&t);
         }
@@ -210,7 +225,8 @@ Test(attn_bwd, finite_differences) {
     struct bench b = bench_make(&t, 4, 2, 10, KERN_F32);
     put(&t, &b);
     float *y = kt_new(&t, b.q_size * 4), *lse = kt_new(&t, ROWS * 4 * 4);
-    float *dq = kt_new(&t, b.q_size * 4), *dk = kt_new(&t, b.kv_size * 4), *dv = kt_new(&t, b.kv_size * 4);
+    float *dq = kt_new(&t, b.q_size * 4), *dk = kt_new(&t, b.kv_size * 4),
+          *dv = kt_new(&t, b.kv_size * 4);
     struct kern_attn f = attn_of(&b, y, lse);
     t.ref.attn(&t.ref, &f);
     struct kern_attn_bwd a = { kt_p(b.q), KERN_F32,  b.kv,       LAYER,    kt_p(b.slots), kt_p(y),
@@ -219,12 +235,15 @@ Test(attn_bwd, finite_differences) {
     t.ref.attn_bwd(&t.ref, &a);
     float *q = b.q, *pages = b.kv.pages.p;
     for (int turn = 0; turn < 60; turn++) {
-        size_t at = (size_t)(kt_unit(&t) * (double)b.q_size), to = (size_t)(kt_unit(&t) * (double)b.kv_size);
+        size_t at = (size_t)(kt_unit(&t) * (double)b.q_size),
+               to = (size_t)(kt_unit(&t) * (double)b.kv_size);
         int r = (int)(to / 20), h = (int)(to / 10 % 2), i = (int)(to % 10);
         KT_NEAR((double)dq[at], slope_of(&b, q, q + at), 1e-3, "dq[%zu]", at);
-        KT_NEAR((double)dk[to], slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 0) + i),
+        KT_NEAR((double)dk[to],
+                slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 0) + i),
                 2e-3, "dk[%zu]", to);
-        KT_NEAR((double)dv[to], slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 1) + i),
+        KT_NEAR((double)dv[to],
+                slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 1) + i),
                 1e-3, "dv[%zu]", to);
     }
     kt_close(&t);

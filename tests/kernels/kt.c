@@ -21,7 +21,9 @@ ReportHook(PRE_ALL)(struct criterion_test_set *set) {
         bool found = false;
         for (int j = 0; j < n; j++) found |= !strcmp(have[j], all[i]);
         fprintf(stderr, "kernels: path %-6s %s\n", all[i],
-                !found ? "SKIPPED, this machine lacks it" : wanted(all[i]) ? "exercised" : "SKIPPED by QERL_KERNELS");
+                !found           ? "SKIPPED, this machine lacks it"
+                : wanted(all[i]) ? "exercised"
+                                 : "SKIPPED by QERL_KERNELS");
     }
 }
 
@@ -34,7 +36,8 @@ void kt_open(struct kt *t) {
     for (int i = 0; i < 3; i++) t->pool[i] = pool_create(i + 1);
     for (int i = 0, n = kern_paths(names); i < n; i++)
         for (int j = 0; j < 3; j++)
-            if (wanted(names[i])) cr_assert(kern_open(&t->k[t->n++], names[i], t->pool[j], &e) == 0, "%s", e.text);
+            if (wanted(names[i]))
+                cr_assert(kern_open(&t->k[t->n++], names[i], t->pool[j], &e) == 0, "%s", e.text);
 }
 
 void kt_close(struct kt *t) {
@@ -102,7 +105,8 @@ struct kern_weight kt_weight(struct kt *t, enum kern_format format, int out, int
     int groups = (in + (mx ? 31 : 15)) / (mx ? 32 : 16);
     uint8_t *codes = kt_new(t, n), *scales = kt_new(t, (size_t)out * (size_t)groups);
     for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)(kt_unit(t) * 16);
-    for (int i = 0; i < out * groups; i++) scales[i] = (uint8_t)(mx ? 118 + kt_unit(t) * 10 : 40 + kt_unit(t) * 30);
+    for (int i = 0; i < out * groups; i++)
+        scales[i] = (uint8_t)(mx ? 118 + kt_unit(t) * 10 : 40 + kt_unit(t) * 30);
     if (!mx) w.scale = 0.37f;
     pack_codes(w.data.p, format, codes, scales, out, in);
     return w;
@@ -111,8 +115,8 @@ float kt_at(const struct kern_weight *w, int o, int i) {
     return pack_get(w->data.p, w->format, w->out, w->in, o, i) * w->scale;
 }
 
-void kt_same(const struct kern *k, const void *got, const void *want, size_t bytes, size_t element, const char *fmt,
-             ...) {
+void kt_same(const struct kern *k, const void *got, const void *want, size_t bytes, size_t element,
+             const char *fmt, ...) {
     if (!memcmp(got, want, bytes)) return;
     const uint8_t *a = got, *b = want;
     size_t at = 0;
@@ -127,6 +131,7 @@ void kt_same(const struct kern *k, const void *got, const void *want, size_t byt
         memcpy(&x, a + at / 4 * 4, 4);
         memcpy(&y, b + at / 4 * 4, 4);
     }
-    cr_assert(false, "%s with %d threads differs from ref: %s, element %zu of %zu: %.9g, ref %.9g", k->name,
-              k->pool ? pool_threads(k->pool) : 1, text, at / element, bytes / element, (double)x, (double)y);
+    cr_assert(false, "%s with %d threads differs from ref: %s, element %zu of %zu: %.9g, ref %.9g",
+              k->name, k->pool ? pool_threads(k->pool) : 1, text, at / element, bytes / element,
+              (double)x, (double)y);
 }

@@ -1,7 +1,8 @@
-/* kt.h - what the kernel tests share: every path times 1, 2 and 3 threads, exact-size buffers, awkward sizes.
+/* kt.h - what the kernel tests share: every path times 1, 2 and 3 threads, exact-size buffers,
+ * awkward sizes.
  *
- * QERL_KERNELS in the environment restricts the tests to one path. Buffers come from malloc with no slack, so that a
- * sanitizer sees every access beyond an array.
+ * QERL_KERNELS in the environment restricts the tests to one path. Buffers come from malloc with no
+ * slack, so that a sanitizer sees every access beyond an array.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_KT_H
 #define QERL_KT_H
@@ -35,7 +36,9 @@ int32_t *kt_iota(struct kt *t, int n, int first);
 struct kern_weight kt_weight(struct kt *t, enum kern_format format, int out, int in);
 float kt_at(const struct kern_weight *w, int o, int i);       /* with the tensor scale */
 
-static inline size_t kt_bytes(enum kern_type type, size_t n) { return n * (type == KERN_F32 ? 4 : 2); }
+static inline size_t kt_bytes(enum kern_type type, size_t n) {
+    return n * (type == KERN_F32 ? 4 : 2);
+}
 static inline float kt_get(const void *p, enum kern_type type, size_t i) {
     return cpu_get((kptr){ (void *)(uintptr_t)p }, type, i);
 }
@@ -44,15 +47,15 @@ static inline kptr kt_p(const void *p) { return (kptr){ (void *)(uintptr_t)p }; 
 #define KT_EACH(t, k) for (struct kern *k = (t)->k; k < (t)->k + (t)->n; k++)
 /* The same bits, or a message that says who, what and where. */
 #define KT_SAME(k, got, want, bytes, ...) kt_same(k, got, want, bytes, sizeof *(got), __VA_ARGS__)
-void kt_same(const struct kern *k, const void *got, const void *want, size_t bytes, size_t element, const char *fmt,
-             ...) PRINTF_LIKE(6, 7);
-#define KT_NEAR(got, want, bound, ...)                                                                        \
-    do {                                                                                                      \
-        double g_ = (got), w_ = (want), b_ = (bound);                                                         \
-        if (!(fabs(g_ - w_) <= b_)) {                                                                         \
-            char text_[160];                                                                                  \
-            snprintf(text_, sizeof text_, __VA_ARGS__);                                                       \
-            cr_assert(false, "%s: %.9g, wanted %.9g within %.2g", text_, g_, w_, b_);                         \
-        }                                                                                                     \
+void kt_same(const struct kern *k, const void *got, const void *want, size_t bytes, size_t element,
+             const char *fmt, ...) PRINTF_LIKE(6, 7);
+#define KT_NEAR(got, want, bound, ...)                                                             \
+    do {                                                                                           \
+        double g_ = (got), w_ = (want), b_ = (bound);                                              \
+        if (!(fabs(g_ - w_) <= b_)) {                                                              \
+            char text_[160];                                                                       \
+            snprintf(text_, sizeof text_, __VA_ARGS__);                                            \
+            cr_assert(false, "%s: %.9g, wanted %.9g within %.2g", text_, g_, w_, b_);              \
+        }                                                                                          \
     } while (0)
 #endif

@@ -1,4 +1,5 @@
-/* linear.c - products with packed weights: the same bits on every path, near double arithmetic on ref.
+/* linear.c - products with packed weights: the same bits on every path, near double arithmetic on
+ * ref.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/kernels/kt.h"
 
@@ -16,12 +17,15 @@ Test(linear, same_bits_on_every_path_for_any_batch_and_threads) {
     for (enum kern_format f = KERN_FORMAT_F32; f <= KERN_FORMAT_NVFP4; f++)
         for (size_t s = 0; s < COUNT_OF(shape); s++)
             for (int i = 0; rows_of[i]; i++) {
-                int out = shape[s].out, in = shape[s].in, rows = rows_of[i], x_ld = in + i % 3, y_ld = out + i % 2;
-                enum kern_type xt = i & 1 ? KERN_BF16 : KERN_F32, yt = i % 3 == 2 ? KERN_BF16 : KERN_F32;
+                int out = shape[s].out, in = shape[s].in, rows = rows_of[i], x_ld = in + i % 3,
+                    y_ld = out + i % 2;
+                enum kern_type xt = i & 1 ? KERN_BF16 : KERN_F32,
+                               yt = i % 3 == 2 ? KERN_BF16 : KERN_F32;
                 bool add = yt == KERN_F32 && i % 4 < 2;
                 size_t n = (size_t)rows * (size_t)y_ld, bytes = kt_bytes(yt, n);
                 void *y0 = kt_typed(&t, yt, n, 1.0), *want = kt_copy(&t, y0, bytes);
-                struct kern_linear a = { .x = kt_p(kt_typed(&t, xt, (size_t)rows * (size_t)x_ld, 1.0)),
+                struct kern_linear a = { .x = kt_p(
+                                             kt_typed(&t, xt, (size_t)rows * (size_t)x_ld, 1.0)),
                                          .x_type = xt,
                                          .x_ld = x_ld,
                                          .w = kt_weight(&t, f, out, in),
@@ -37,7 +41,8 @@ Test(linear, same_bits_on_every_path_for_any_batch_and_threads) {
                     char *got = kt_copy(&t, y0, bytes);
                     a.y = kt_p(got);
                     k->linear(k, &a);
-                    KT_SAME(k, got, (char *)want, bytes, "linear %s %dx%d rows %d", format_name[f], out, in, rows);
+                    KT_SAME(k, got, (char *)want, bytes, "linear %s %dx%d rows %d", format_name[f],
+                            out, in, rows);
                     memcpy(got, y0, bytes);
                     struct kern_linear one = a;                           /* row by row: decode */
                     one.rows = 1;
@@ -46,7 +51,8 @@ Test(linear, same_bits_on_every_path_for_any_batch_and_threads) {
                         one.y = kptr_at(a.y, kt_bytes(yt, (size_t)r * (size_t)y_ld));
                         k->linear(k, &one);
                     }
-                    KT_SAME(k, got, (char *)want, bytes, "linear %s %dx%d row by row", format_name[f], out, in);
+                    KT_SAME(k, got, (char *)want, bytes, "linear %s %dx%d row by row",
+                            format_name[f], out, in);
                 }
                 kt_drop(&t);
             }
@@ -59,18 +65,28 @@ Test(linear_t, same_bits_on_every_path_for_any_batch_and_threads) {
     for (enum kern_format f = KERN_FORMAT_F32; f <= KERN_FORMAT_NVFP4; f++)
         for (size_t s = 0; s < COUNT_OF(shape); s++)
             for (int i = 0; rows_of[i]; i++) {
-                int out = shape[s].out, in = shape[s].in, rows = rows_of[i], dx_ld = in + i % 3, dy_ld = out + i % 2;
+                int out = shape[s].out, in = shape[s].in, rows = rows_of[i], dx_ld = in + i % 3,
+                    dy_ld = out + i % 2;
                 size_t bytes = (size_t)rows * (size_t)dx_ld * 4;
-                float *dx0 = kt_f32(&t, (size_t)rows * (size_t)dx_ld, 1.0), *want = kt_copy(&t, dx0, bytes);
-                struct kern_linear_t a = { .dy = kt_p(kt_f32(&t, (size_t)rows * (size_t)dy_ld, 1.0)), .dy_ld = dy_ld,
-                    .w = kt_weight(&t, f, out, in), .scale = 1.3f, .accumulate = i & 1, .round = i % 3 != 0,
-                    .dx = kt_p(want), .dx_ld = dx_ld, .rows = rows };
+                float *dx0 = kt_f32(&t, (size_t)rows * (size_t)dx_ld, 1.0),
+                      *want = kt_copy(&t, dx0, bytes);
+                struct kern_linear_t a = { .dy = kt_p(
+                                               kt_f32(&t, (size_t)rows * (size_t)dy_ld, 1.0)),
+                                           .dy_ld = dy_ld,
+                                           .w = kt_weight(&t, f, out, in),
+                                           .scale = 1.3f,
+                                           .accumulate = i & 1,
+                                           .round = i % 3 != 0,
+                                           .dx = kt_p(want),
+                                           .dx_ld = dx_ld,
+                                           .rows = rows };
                 t.ref.linear_t(&t.ref, &a);
                 KT_EACH(&t, k) {
                     float *got = kt_copy(&t, dx0, bytes);
                     a.dx = kt_p(got);
                     k->linear_t(k, &a);
-                    KT_SAME(k, got, want, bytes, "linear_t %s %dx%d rows %d", format_name[f], out, in, rows);
+                    KT_SAME(k, got, want, bytes, "linear_t %s %dx%d rows %d", format_name[f], out,
+                            in, rows);
                     memcpy(got, dx0, bytes);
                     struct kern_linear_t one = a;
                     one.rows = 1;
@@ -79,7 +95,8 @@ Test(linear_t, same_bits_on_every_path_for_any_batch_and_threads) {
                         one.dx = kptr_at(a.dx, (size_t)r * (size_t)dx_ld * 4);
                         k->linear_t(k, &one);
                     }
-                    KT_SAME(k, got, want, bytes, "linear_t %s %dx%d row by row", format_name[f], out, in);
+                    KT_SAME(k, got, want, bytes, "linear_t %s %dx%d row by row", format_name[f],
+                            out, in);
                 }
                 kt_drop(&t);
             }
@@ -90,7 +107,8 @@ Test(linear, more_rows_than_a_part_takes) {
     struct kt t;
     kt_open(&t);
     int out = 80, in = 300, rows = 421;
-    float *want = kt_new(&t, (size_t)rows * (size_t)out * 4), *back = kt_new(&t, (size_t)rows * (size_t)in * 4);
+    float *want = kt_new(&t, (size_t)rows * (size_t)out * 4),
+          *back = kt_new(&t, (size_t)rows * (size_t)in * 4);
     struct kern_linear a = { .x = kt_p(kt_bf16(&t, (size_t)rows * (size_t)in, 1.0)),
                              .x_type = KERN_BF16,
                              .x_ld = in,
@@ -111,7 +129,8 @@ Test(linear, more_rows_than_a_part_takes) {
     t.ref.linear(&t.ref, &a);
     t.ref.linear_t(&t.ref, &b);
     KT_EACH(&t, k) {
-        float *got = kt_new(&t, (size_t)rows * (size_t)out * 4), *dx = kt_new(&t, (size_t)rows * (size_t)in * 4);
+        float *got = kt_new(&t, (size_t)rows * (size_t)out * 4),
+              *dx = kt_new(&t, (size_t)rows * (size_t)in * 4);
         a.y = kt_p(got);
         k->linear(k, &a);
         KT_SAME(k, got, want, (size_t)rows * (size_t)out * 4, "linear of %d rows", rows);
@@ -119,7 +138,8 @@ Test(linear, more_rows_than_a_part_takes) {
         k->linear_t(k, &b);
         KT_SAME(k, dx, back, (size_t)rows * (size_t)in * 4, "linear_t of %d rows", rows);
     }
-    a.rows = b.rows = 0;                                                  /* nothing: touches nothing */
+    /* nothing: touches nothing */
+    a.rows = b.rows = 0;
     a.y = b.dx = kt_p(NULL);
     KT_EACH(&t, k) {
         k->linear(k, &a);
@@ -134,9 +154,11 @@ Test(linear, ref_is_near_double) {
     for (enum kern_format f = KERN_FORMAT_F32; f <= KERN_FORMAT_NVFP4; f++) {
         enum { OUT = 50, IN = 200, ROWS = 3 };
         struct kern_weight w = kt_weight(&t, f, OUT, IN);
-        float *x = kt_f32(&t, ROWS * IN, 1.0), *y = kt_new(&t, ROWS * OUT * 4), *bias = kt_f32(&t, OUT, 1.0);
+        float *x = kt_f32(&t, ROWS * IN, 1.0), *y = kt_new(&t, ROWS * OUT * 4),
+              *bias = kt_f32(&t, OUT, 1.0);
         float *dy = kt_f32(&t, ROWS * OUT, 1.0), *dx = kt_new(&t, ROWS * IN * 4);
-        struct kern_linear a = { kt_p(x), KERN_F32, IN, w, kt_p(bias), 0.5f, false, kt_p(y), KERN_F32, OUT, ROWS };
+        struct kern_linear a = { kt_p(x), KERN_F32, IN,       w,   kt_p(bias), 0.5f,
+                                 false,   kt_p(y),  KERN_F32, OUT, ROWS };
         struct kern_linear_t b = { kt_p(dy), OUT, w, 0.5f, false, false, kt_p(dx), IN, ROWS };
         t.ref.linear(&t.ref, &a);
         t.ref.linear_t(&t.ref, &b);
@@ -147,8 +169,8 @@ Test(linear, ref_is_near_double) {
                     sum += (double)x[r * IN + i] * (double)kt_at(&w, o, i);
                     size += fabs((double)x[r * IN + i] * (double)kt_at(&w, o, i));
                 }
-                KT_NEAR((double)y[r * OUT + o], 0.5 * sum + (double)bias[o], size * 1e-5 + 1e-6, "%s row %d out %d",
-                        format_name[f], r, o);
+                KT_NEAR((double)y[r * OUT + o], 0.5 * sum + (double)bias[o], size * 1e-5 + 1e-6,
+                        "%s row %d out %d", format_name[f], r, o);
             }
             for (int i = 0; i < IN; i++) {
                 double sum = 0.0, size = 0.0;
@@ -156,8 +178,8 @@ Test(linear, ref_is_near_double) {
                     sum += (double)dy[r * OUT + o] * (double)kt_at(&w, o, i);
                     size += fabs((double)dy[r * OUT + o] * (double)kt_at(&w, o, i));
                 }
-                KT_NEAR((double)dx[r * IN + i], 0.5 * sum, size * 1e-5 + 1e-6, "%s row %d in %d", format_name[f], r,
-                        i);
+                KT_NEAR((double)dx[r * IN + i], 0.5 * sum, size * 1e-5 + 1e-6, "%s row %d in %d",
+                        format_name[f], r, i);
             }
         }
         kt_drop(&t);
@@ -196,7 +218,8 @@ Test(outer, same_bits_however_sequences_are_split) {
                 k->outer(k, &o);
                 KT_SAME(k, got, want, bytes, "outer %d x %d", m, n);
                 memcpy(got, g0, bytes);
-                struct kern_outer half = o;                               /* two calls: micro-batches */
+                /* two calls: micro-batches */
+                struct kern_outer half = o;
                 half.seqs = 2;
                 k->outer(k, &half);
                 half.seq_start = start + 2;
@@ -210,7 +233,8 @@ Test(outer, same_bits_however_sequences_are_split) {
                     for (size_t r = 0; r < ROWS; r++)
                         sum += (double)((const float *)o.a.p)[r * (size_t)a_ld + (size_t)(e / n)] *
                                (double)kt_get(o.b.p, bt, r * (size_t)b_ld + (size_t)(e % n));
-                    KT_NEAR((double)want[e], (double)g0[e] + 0.6 * sum, 1e-4, "outer %d x %d element %d", m, n, e);
+                    KT_NEAR((double)want[e], (double)g0[e] + 0.6 * sum, 1e-4,
+                            "outer %d x %d element %d", m, n, e);
                 }
             kt_drop(&t);
         }

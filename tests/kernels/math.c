@@ -18,8 +18,10 @@ Test(math, exp_is_within_two_ulp) {
 }
 
 Test(math, exp_at_the_extremes) {
-    cr_assert(kern_expf(-INFINITY) == 0.0f && kern_expf(-104.5f) == 0.0f && kern_expf(-3e38f) == 0.0f);
-    cr_assert(kern_expf(INFINITY) == INFINITY && kern_expf(88.8f) == INFINITY && kern_expf(3e38f) == INFINITY);
+    cr_assert(kern_expf(-INFINITY) == 0.0f && kern_expf(-104.5f) == 0.0f &&
+              kern_expf(-3e38f) == 0.0f);
+    cr_assert(kern_expf(INFINITY) == INFINITY && kern_expf(88.8f) == INFINITY &&
+              kern_expf(3e38f) == INFINITY);
     cr_assert(kern_expf(0.0f) == 1.0f && kern_expf(-0.0f) == 1.0f);
     cr_assert(isnan(kern_expf(NAN)) && isnan(kern_expf(-NAN)));
     cr_assert(kern_expf(-103.2f) == 0x1p-149f);
@@ -36,12 +38,14 @@ Test(math, log_is_within_two_ulp) {
         if (u > worst) worst = u;
     }
     cr_assert(worst <= 2.0, "worst %.3f ulp", worst);
-    cr_assert(kern_logf(0.0f) == -INFINITY && kern_logf(INFINITY) == INFINITY && kern_logf(1.0f) == 0.0f);
+    cr_assert(kern_logf(0.0f) == -INFINITY && kern_logf(INFINITY) == INFINITY &&
+              kern_logf(1.0f) == 0.0f);
     cr_assert(isnan(kern_logf(-1.0f)) && isnan(kern_logf(NAN)));
 }
 
 Test(pack, scales) {
-    cr_assert(pack_e8m0(127) == 1.0f && pack_e8m0(130) == 8.0f && pack_e8m0(0) == 0x1p-127f && isnan(pack_e8m0(255)));
+    cr_assert(pack_e8m0(127) == 1.0f && pack_e8m0(130) == 8.0f && pack_e8m0(0) == 0x1p-127f &&
+              isnan(pack_e8m0(255)));
     cr_assert(pack_e4m3(0x38) == 1.0f && pack_e4m3(0x7e) == 448.0f && pack_e4m3(1) == 0x1p-9f &&
               pack_e4m3(0xb8) == -1.0f);
     cr_assert(pack_e4m3(8) == 0x1p-6f && isnan(pack_e4m3(0x7f)));
@@ -56,17 +60,21 @@ Test(pack, every_element_comes_back) {
     for (int d = 0; kt_dims[d]; d++)
         for (int e = 0; kt_dims[e] && kt_dims[e] < 70; e++) {
             int out = kt_dims[d], in = kt_dims[e];
-            size_t n = (size_t)out * (size_t)in, records = (size_t)((out + 15) / 16) * (size_t)((in + 31) / 32);
+            size_t n = (size_t)out * (size_t)in,
+                   records = (size_t)((out + 15) / 16) * (size_t)((in + 31) / 32);
             cr_assert(kern_weight_bytes(KERN_FORMAT_MXFP4, out, in) == records * 272);
             cr_assert(kern_weight_bytes(KERN_FORMAT_NVFP4, out, in) == records * 288);
-            float *x = kt_f32(&t, n, 1.0), *a = kt_new(&t, kern_weight_bytes(KERN_FORMAT_F32, out, in));
-            uint16_t *b = kt_new(&t, kern_weight_bytes(KERN_FORMAT_BF16, out, in)), *h = kt_new(&t, n * 2);
+            float *x = kt_f32(&t, n, 1.0),
+                  *a = kt_new(&t, kern_weight_bytes(KERN_FORMAT_F32, out, in));
+            uint16_t *b = kt_new(&t, kern_weight_bytes(KERN_FORMAT_BF16, out, in)),
+                     *h = kt_new(&t, n * 2);
             uint16_t *c = kt_new(&t, kern_weight_bytes(KERN_FORMAT_BF16, out, in));
             uint8_t *codes = kt_new(&t, n), *s32 = kt_new(&t, n), *q = kt_new(&t, records * 272),
                     *v = kt_new(&t, records * 288);
             for (size_t i = 0; i < n; i++) {
                 codes[i] = (uint8_t)(kt_unit(&t) * 16);
-                s32[i] = (uint8_t)(60 + kt_unit(&t) * 50);            /* more than there are groups */
+                /* more than there are groups */
+                s32[i] = (uint8_t)(60 + kt_unit(&t) * 50);
                 h[i] = f32_to_bf16(x[i]);
             }
             pack_f32(a, KERN_FORMAT_F32, x, out, in);

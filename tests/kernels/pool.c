@@ -1,4 +1,5 @@
-/* pool.c - the thread pool under what kernels do to it: thousands of short rounds, more threads than cores.
+/* pool.c - the thread pool under what kernels do to it: thousands of short rounds, more threads
+ * than cores.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/kernels/kt.h"
 
@@ -21,9 +22,11 @@ static void rounds(int threads, int count, int pause_each) {
         pool_run(p, c.parts, count_part, &c);
         cr_assert(atomic_load(&c.wrong) == 0);
         for (int j = 0; j < PARTS_MAX; j++)
-            cr_assert(atomic_load(&c.done[j]) == (j < c.parts), "round %d part %d of %d ran %d times", i, j, c.parts,
+            cr_assert(atomic_load(&c.done[j]) == (j < c.parts),
+                      "round %d part %d of %d ran %d times", i, j, c.parts,
                       atomic_load(&c.done[j]));
-        if (pause_each && i % pause_each == 0) usleep(300);               /* long enough for workers to sleep */
+        /* long enough for workers to sleep */
+        if (pause_each && i % pause_each == 0) usleep(300);
     }
     pool_destroy(&p);
     cr_assert(!p);

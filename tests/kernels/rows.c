@@ -16,7 +16,8 @@ Test(rmsnorm, same_bits_and_near_double) {
                   *dw = i & 2 ? kt_f32(&t, (size_t)dim, 0.1) : NULL;
             float *rstd = kt_new(&t, ROWS * 4);
             void *want = kt_new(&t, kt_bytes(yt, n));
-            struct kern_rmsnorm a = { kt_p(x), kt_p(w), kt_p(dw), kt_p(want), kt_p(rstd), yt, ROWS, dim, 1e-6f };
+            struct kern_rmsnorm a = { kt_p(x), kt_p(w), kt_p(dw), kt_p(want), kt_p(rstd),
+                                      yt,      ROWS,    dim,      1e-6f };
             t.ref.rmsnorm(&t.ref, &a);
             for (int r = 0; r < ROWS; r++) {
                 double sum = 0.0;
@@ -24,7 +25,8 @@ Test(rmsnorm, same_bits_and_near_double) {
                 double m = 1.0 / sqrt(sum / dim + 1e-6);
                 KT_NEAR((double)rstd[r], m, m * 1e-6, "rstd dim %d", dim);
                 for (int j = 0; j < dim; j++) {
-                    double y = (double)x[r * dim + j] * m * ((double)w[j] + (dw ? (double)dw[j] : 0.0));
+                    double y = (double)x[r * dim + j] * m *
+                               ((double)w[j] + (dw ? (double)dw[j] : 0.0));
                     KT_NEAR((double)kt_get(want, yt, (size_t)(r * dim + j)), y,
                             fabs(y) * (yt == KERN_F32 ? 1e-6 : 0.004) + 1e-9, "rmsnorm");
                 }
@@ -38,7 +40,9 @@ Test(rmsnorm, same_bits_and_near_double) {
                 KT_SAME(k, rs, rstd, ROWS * 4, "rmsnorm rstd dim %d", dim);
                 if (yt == KERN_F32) {                                     /* in place, row by row */
                     float *same = kt_copy(&t, x, n * 4);
-                    struct kern_rmsnorm b = { .w = a.w, .dw = a.dw, .rows = 1, .dim = dim, .eps = a.eps };
+                    struct kern_rmsnorm b = {
+                        .w = a.w, .dw = a.dw, .rows = 1, .dim = dim, .eps = a.eps
+                    };
                     for (int r = 0; r < ROWS; r++) {
                         b.x = b.y = kt_p(same + r * dim);
                         k->rmsnorm(k, &b);
@@ -65,13 +69,15 @@ Test(rmsnorm_bwd, same_bits_and_finite_differences) {
     for (int d = 0; kt_dims[d]; d++) {
         int dim = kt_dims[d];
         size_t n = (size_t)ROWS * (size_t)dim;
-        float *x = kt_f32(&t, n, 1.0), *w = kt_f32(&t, (size_t)dim, 1.0), *dw = kt_f32(&t, (size_t)dim, 0.1),
-              *dy = kt_f32(&t, n, 1.0);
+        float *x = kt_f32(&t, n, 1.0), *w = kt_f32(&t, (size_t)dim, 1.0),
+              *dw = kt_f32(&t, (size_t)dim, 0.1), *dy = kt_f32(&t, n, 1.0);
         float *rstd = kt_new(&t, ROWS * 4), *y = kt_new(&t, n * 4), *dx0 = kt_f32(&t, n, 1.0),
               *want = kt_copy(&t, dx0, n * 4);
-        struct kern_rmsnorm f = { kt_p(x), kt_p(w), kt_p(dw), kt_p(y), kt_p(rstd), KERN_F32, ROWS, dim, 1e-6f };
+        struct kern_rmsnorm f = { kt_p(x),  kt_p(w), kt_p(dw), kt_p(y), kt_p(rstd),
+                                  KERN_F32, ROWS,    dim,      1e-6f };
         t.ref.rmsnorm(&t.ref, &f);
-        struct kern_rmsnorm_bwd a = { kt_p(dy), kt_p(x), kt_p(rstd), kt_p(w), kt_p(dw), kt_p(want), ROWS, dim };
+        struct kern_rmsnorm_bwd a = { kt_p(dy), kt_p(x),    kt_p(rstd), kt_p(w),
+                                      kt_p(dw), kt_p(want), ROWS,       dim };
         t.ref.rmsnorm_bwd(&t.ref, &a);
         KT_EACH(&t, k) {
             float *got = kt_copy(&t, dx0, n * 4);
@@ -116,14 +122,18 @@ Test(rope, same_bits_and_back_again) {
             int32_t *pos = kt_new(&t, ROWS * 4);
             for (int r = 0; r < ROWS; r++) pos[r] = (int32_t)(kt_unit(&t) * positions);
             void *want = kt_new(&t, kt_bytes(yt, n));
-            struct kern_rope a = { kt_p(x), kt_p(want), yt, kt_p(pos), kt_p(c), kt_p(s), ROWS, heads, dim, false };
+            struct kern_rope a = { kt_p(x), kt_p(want), yt,    kt_p(pos), kt_p(c),
+                                   kt_p(s), ROWS,       heads, dim,       false };
             t.ref.rope(&t.ref, &a);
             for (size_t e = 0; e < n; e++) {
                 int r = (int)(e / (size_t)(heads * dim)), j = (int)(e % (size_t)dim), k = j % half;
-                double angle = pos[r] * pow(10000.0, -2.0 * k / dim), x0 = (double)x[e - (size_t)(j - k)],
+                double angle = pos[r] * pow(10000.0, -2.0 * k / dim),
+                       x0 = (double)x[e - (size_t)(j - k)],
                        x1 = (double)x[e - (size_t)(j - k) + (size_t)half];
-                double y = j < half ? x0 * cos(angle) - x1 * sin(angle) : x1 * cos(angle) + x0 * sin(angle);
-                KT_NEAR((double)kt_get(want, yt, e), y, yt == KERN_F32 ? 2e-6 : 0.02, "rope dim %d", dim);
+                double y = j < half ? x0 * cos(angle) - x1 * sin(angle)
+                                    : x1 * cos(angle) + x0 * sin(angle);
+                KT_NEAR((double)kt_get(want, yt, e), y, yt == KERN_F32 ? 2e-6 : 0.02, "rope dim %d",
+                        dim);
             }
             KT_EACH(&t, k) {
                 char *got = yt == KERN_F32 ? kt_copy(&t, x, n * 4) : kt_new(&t, n * 2);
@@ -136,7 +146,8 @@ Test(rope, same_bits_and_back_again) {
                 b.inverse = true;
                 k->rope(k, &b);
                 for (size_t e = 0; e < n; e++)
-                    KT_NEAR((double)((float *)(void *)got)[e], (double)x[e], 2e-6, "rope there and back");
+                    KT_NEAR((double)((float *)(void *)got)[e], (double)x[e], 2e-6,
+                            "rope there and back");
             }
             kt_drop(&t);
         }
@@ -153,35 +164,45 @@ Test(swiglu, same_bits_near_double_and_finite_differences) {
             int dim = kt_dims[d], ld = dim + d % 3;
             size_t n = (size_t)(ROWS * dim), wide = (size_t)(ROWS * ld);
             enum kern_type yt = i ? KERN_BF16 : KERN_F32;
-            float *gate = kt_f32(&t, wide, 3.0), *up = kt_f32(&t, wide, 1.0), *dy = kt_f32(&t, n, 1.0);
+            float *gate = kt_f32(&t, wide, 3.0), *up = kt_f32(&t, wide, 1.0),
+                  *dy = kt_f32(&t, n, 1.0);
             float *dgate = kt_copy(&t, gate, wide * 4), *dup = kt_copy(&t, up, wide * 4);
-            gate[0] = -200.0f;                                            /* exp overflows; the answer is 0 */
+            /* exp overflows; the answer is 0 */
+            gate[0] = -200.0f;
             void *want = kt_new(&t, kt_bytes(yt, n));
             struct kern_swiglu a = { kt_p(gate), kt_p(up), kt_p(want), yt, ROWS, dim, ld };
-            struct kern_swiglu_bwd b = { kt_p(dy), kt_p(gate), kt_p(up), kt_p(dgate), kt_p(dup), ROWS, dim, ld };
+            struct kern_swiglu_bwd b = { kt_p(dy),  kt_p(gate), kt_p(up), kt_p(dgate),
+                                         kt_p(dup), ROWS,       dim,      ld };
             t.ref.swiglu(&t.ref, &a);
             t.ref.swiglu_bwd(&t.ref, &b);
             for (int r = 0; r < ROWS; r++)
                 for (int j = 0; j < dim; j++) {
-                    double g = (double)gate[r * ld + j], u = (double)up[r * ld + j], y = silu_mul(g, u), e = 1e-5;
-                    double dydg = (silu_mul(g + e, u) - silu_mul(g - e, u)) / (2 * e), d0 = (double)dy[r * dim + j];
+                    double g = (double)gate[r * ld + j], u = (double)up[r * ld + j],
+                           y = silu_mul(g, u), e = 1e-5;
+                    double dydg = (silu_mul(g + e, u) - silu_mul(g - e, u)) / (2 * e),
+                           d0 = (double)dy[r * dim + j];
                     KT_NEAR((double)kt_get(want, yt, (size_t)(r * dim + j)), y,
                             fabs(y) * (yt == KERN_F32 ? 1e-6 : 0.004) + 1e-30, "swiglu");
-                    KT_NEAR((double)dgate[r * ld + j], d0 * dydg, 1e-5 * (1 + fabs(d0 * dydg)), "dgate");
-                    KT_NEAR((double)dup[r * ld + j], d0 * silu_mul(g, 1.0), 1e-5 * (1 + fabs(d0 * g)), "dup");
+                    KT_NEAR((double)dgate[r * ld + j], d0 * dydg, 1e-5 * (1 + fabs(d0 * dydg)),
+                            "dgate");
+                    KT_NEAR((double)dup[r * ld + j], d0 * silu_mul(g, 1.0),
+                            1e-5 * (1 + fabs(d0 * g)), "dup");
                 }
             KT_EACH(&t, k) {
                 char *got = kt_new(&t, kt_bytes(yt, n));
                 a.y = kt_p(got);
                 k->swiglu(k, &a);
                 KT_SAME(k, got, (char *)want, kt_bytes(yt, n), "swiglu dim %d", dim);
-                float *g2 = kt_copy(&t, gate, wide * 4), *u2 = kt_copy(&t, up, wide * 4);      /* in place */
-                struct kern_swiglu_bwd c = { kt_p(dy), kt_p(g2), kt_p(u2), kt_p(g2), kt_p(u2), ROWS, dim, ld };
+                /* in place */
+                float *g2 = kt_copy(&t, gate, wide * 4), *u2 = kt_copy(&t, up, wide * 4);
+                struct kern_swiglu_bwd c = { kt_p(dy), kt_p(g2), kt_p(u2), kt_p(g2),
+                                             kt_p(u2), ROWS,     dim,      ld };
                 k->swiglu_bwd(k, &c);
                 for (int r = 0; r < ROWS; r++) {
-                    KT_SAME(k, g2 + r * ld, dgate + r * ld, (size_t)dim * 4, "swiglu_bwd dgate dim %d row %d", dim,
-                            r);
-                    KT_SAME(k, u2 + r * ld, dup + r * ld, (size_t)dim * 4, "swiglu_bwd dup dim %d row %d", dim, r);
+                    KT_SAME(k, g2 + r * ld, dgate + r * ld, (size_t)dim * 4,
+                            "swiglu_bwd dgate dim %d row %d", dim, r);
+                    KT_SAME(k, u2 + r * ld, dup + r * ld, (size_t)dim * 4,
+                            "swiglu_bwd dup dim %d row %d", dim, r);
                 }
             }
             kt_drop(&t);
@@ -198,15 +219,19 @@ Test(moves, add_gather_scatter) {
         float *x = kt_f32(&t, all, 1.0), *y = kt_f32(&t, n, 1.0);
         uint16_t *h = kt_bf16(&t, all, 1.0);
         int32_t *index = kt_new(&t, (size_t)rows * 4);
-        for (int r = 0; r < rows; r++) index[r] = (r * 7 + 3) % ROWS;      /* distinct: 7 and 37 share no factor */
+        /* distinct: 7 and 37 share no factor */
+        for (int r = 0; r < rows; r++) index[r] = (r * 7 + 3) % ROWS;
         KT_EACH(&t, k) {
             float *got = kt_copy(&t, y, n * 4), *to = kt_copy(&t, x, all * 4);
             uint16_t *half = kt_new(&t, n * 2);
             k->add(k, &(struct kern_add){ kt_p(got), kt_p(x), n });
             for (size_t i = 0; i < n; i++) cr_assert(got[i] == y[i] + x[i]);
-            k->gather(k, &(struct kern_gather){ kt_p(x), kt_p(index), kt_p(got), KERN_F32, rows, dim });
-            k->gather(k, &(struct kern_gather){ kt_p(h), kt_p(index), kt_p(half), KERN_BF16, rows, dim });
-            k->scatter_add(k, &(struct kern_scatter_add){ kt_p(y), kt_p(index), kt_p(to), rows, dim });
+            k->gather(
+                k, &(struct kern_gather){ kt_p(x), kt_p(index), kt_p(got), KERN_F32, rows, dim });
+            k->gather(
+                k, &(struct kern_gather){ kt_p(h), kt_p(index), kt_p(half), KERN_BF16, rows, dim });
+            k->scatter_add(k,
+                           &(struct kern_scatter_add){ kt_p(y), kt_p(index), kt_p(to), rows, dim });
             for (int r = 0; r < rows; r++)
                 for (int i = 0; i < dim; i++) {
                     cr_assert(got[r * dim + i] == x[index[r] * dim + i] &&
@@ -227,14 +252,16 @@ Test(adamw, same_bits) {
     kt_open(&t);
     for (int d = 0; d < 40; d++) {
         size_t n = d < 30 ? (size_t)d : (size_t)d * 211;
-        float *p = kt_f32(&t, n, 0.1), *m = kt_f32(&t, n, 0.01), *v = kt_f32(&t, n, 0.01), *g = kt_f32(&t, n, 0.1);
+        float *p = kt_f32(&t, n, 0.1), *m = kt_f32(&t, n, 0.01), *v = kt_f32(&t, n, 0.01),
+              *g = kt_f32(&t, n, 0.1);
         for (size_t i = 0; i < n; i++) v[i] = fabsf(v[i]);
         float *p1 = kt_copy(&t, p, n * 4), *m1 = kt_copy(&t, m, n * 4), *v1 = kt_copy(&t, v, n * 4);
         struct kern_adamw a = { kt_p(p1), kt_p(m1), kt_p(v1), kt_p(g), n,    1e-3f, 0.9f,
                                 0.99f,    1e-8f,    0.1f,     0.7f,    5.0f, 40.0f };
         t.ref.adamw(&t.ref, &a);
         KT_EACH(&t, k) {
-            float *p2 = kt_copy(&t, p, n * 4), *m2 = kt_copy(&t, m, n * 4), *v2 = kt_copy(&t, v, n * 4);
+            float *p2 = kt_copy(&t, p, n * 4), *m2 = kt_copy(&t, m, n * 4),
+                  *v2 = kt_copy(&t, v, n * 4);
             struct kern_adamw b = a;
             b.p = kt_p(p2), b.m = kt_p(m2), b.v = kt_p(v2);
             k->adamw(k, &b);
@@ -247,7 +274,8 @@ Test(adamw, same_bits) {
     kt_close(&t);
 }
 
-/* Three steps of AdamW (decoupled decay, bias correction) on p = (.5, -.25, 0), worked out in high precision. */
+/* Three steps of AdamW (decoupled decay, bias correction) on p = (.5, -.25, 0), worked out in high
+ * precision. */
 Test(adamw, three_steps_by_hand) {
     static const struct { double lr, b1, b2, wd, want[3][3]; } table[] = {
         { 1e-5, 0.9, 0.99, 0.1, { { 0.499989500001, -0.249989750000, -0.000010000000 },
@@ -257,7 +285,9 @@ Test(adamw, three_steps_by_hand) {
                                     { 0.499998057821, -0.249998728663, -0.000002000000 },
                                     { 0.499997332243, -0.249998520284, -0.000002261993 } } },
     };
-    static const float grad[3][3] = { { 0.1f, -0.2f, 0.3f }, { 0.05f, 0.1f, 0.3f }, { 0.0f, 0.0f, -0.3f } };
+    static const float grad[3][3] = { { 0.1f, -0.2f, 0.3f },
+                                      { 0.05f, 0.1f, 0.3f },
+                                      { 0.0f, 0.0f, -0.3f } };
     struct kt t;
     kt_open(&t);
     for (size_t c = 0; c < COUNT_OF(table); c++)
@@ -279,10 +309,11 @@ Test(adamw, three_steps_by_hand) {
                                         (float)(1.0 / (1.0 - pow(table[c].b1, s + 1))),
                                         (float)(1.0 / (1.0 - pow(table[c].b2, s + 1))) };
                 k->adamw(k, &a);
-                for (int i = 0; i < 3; i++) /* half a unit of f32 a step; 1 - b2 is not exact either */
+                /* half a unit of f32 a step; 1 - b2 is not exact either */
+                for (int i = 0; i < 3; i++)
                     KT_NEAR((double)p[i], table[c].want[s][i],
-                            (i < 2 ? 3e-8 * (s + 1) : 0.0) + 1e-5 * (s + 1) * table[c].lr, "step %d p[%d]", s + 1,
-                            i);
+                            (i < 2 ? 3e-8 * (s + 1) : 0.0) + 1e-5 * (s + 1) * table[c].lr,
+                            "step %d p[%d]", s + 1, i);
             }
         }
     kt_close(&t);

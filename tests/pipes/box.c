@@ -62,7 +62,8 @@ int box_run(const char *fmt, ...) {
     va_end(ap);
     snprintf(command, sizeof command, "PATH='%s':$PATH; { %s\n} >.out 2>.talk", programs, words);
     int w = system(command);
-    cr_assert(fs_read(&box_out, ".out", 1 << 22, NULL) == 0 && fs_read(&box_talk, ".talk", 1 << 22, NULL) == 0);
+    cr_assert(fs_read(&box_out, ".out", 1 << 22, NULL) == 0 &&
+              fs_read(&box_talk, ".talk", 1 << 22, NULL) == 0);
     return WIFEXITED(w) ? WEXITSTATUS(w) : 255;
 }
 
@@ -73,16 +74,19 @@ char *box_read(const char *name) {
     return text.s;
 }
 
-void box_pipeline(const char *name, const char *learner_do, const char *eval_do, const char *extra) {
+void box_pipeline(const char *name, const char *learner_do, const char *eval_do,
+                  const char *extra) {
     struct str s;
     str_init(&s);
     str_printf(&s,
                "pipe 1\n"
                "[stage learner]\nexec = bin/qerl-learner\ntrain = q.jsonl\ndo = %s\n"
-               "[stage rollout]\nexec = bin/qerl-rollout\ndo = start; trap 'exit 0' TERM; while :; do sleep "
-                   "0.05; done\n"
-               "[stage reward]\nexec = bin/qerl-reward\ndo = start; trap 'exit 0' TERM; while :; do sleep 0.05; "
-                   "done\n"
+               "[stage rollout]\nexec = bin/qerl-rollout\ndo = start; trap 'exit 0' TERM; while :; "
+               "do sleep "
+               "0.05; done\n"
+               "[stage reward]\nexec = bin/qerl-reward\ndo = start; trap 'exit 0' TERM; while :; "
+               "do sleep 0.05; "
+               "done\n"
                "[stage eval]\nexec = bin/qerl-eval\ndo = %s\n"
                "[links]\n"
                "learner.ticket -> rollout.ticket : router/dealer\n"

@@ -42,7 +42,8 @@ Test(fetch, has_a_table_that_programs_can_read) {
         bool hashed = strcmp(field[4], "-");
         cr_assert(n == 8, "row '%s' has %d fields", line, n);
         cr_expect(hashed || strcmp(field[6], "untested") == 0);
-        cr_expect(!hashed || (strlen(field[4]) == 64 && strspn(field[4], "0123456789abcdef") == 64));
+        cr_expect(!hashed ||
+                  (strlen(field[4]) == 64 && strspn(field[4], "0123456789abcdef") == 64));
         cr_expect(!hashed || (str_to_i64(field[2], &number) && number > 0));
         cr_expect(str_starts(field[5], "models/") || str_starts(field[5], "data/"));
         rows++;

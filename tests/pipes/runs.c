@@ -1,4 +1,5 @@
-/* runs.c - runs of fake stages: run folders, endings, restarts, stop and resume, places, what is printed.
+/* runs.c - runs of fake stages: run folders, endings, restarts, stop and resume, places, what is
+ * printed.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/pipes/box.h"
 
@@ -13,11 +14,14 @@ TestSuite(runs, .init = box_open, .fini = box_close, .timeout = 120);
 #define AWAIT "i=0; while ! test -e %s; do sleep 0.05; i=$((i+1)); test $i -lt 200 || exit 99; done; "
 
 Test(runs, a_run_ends_done_and_leaves_its_records) {
-    static const char *const file[] = { "resolved.pipe", "manifest.json", "state", "run.lock", "scores.jsonl",
-                                        "metrics.jsonl", "conf/learner.conf",
-                                        "conf/rollout.conf", "conf/reward.conf", "conf/eval.conf",
-                                            "log/learner.log", "log/launcher.log" };
-    box_pipeline("a.pipe", "mkdir -p $dir/adapters/v000003; " GOOD, EVAL, "[run]\nexp_id = E1\n[noise.aqn]\nsigma_start = 5e-2\n");
+    static const char *const file[] = {
+        "resolved.pipe",     "manifest.json",     "state",
+        "run.lock",          "scores.jsonl",      "metrics.jsonl",
+        "conf/learner.conf", "conf/rollout.conf", "conf/reward.conf",
+        "conf/eval.conf",    "log/learner.log",   "log/launcher.log"
+    };
+    box_pipeline("a.pipe", "mkdir -p $dir/adapters/v000003; " GOOD, EVAL,
+                 "[run]\nexp_id = E1\n[noise.aqn]\nsigma_start = 5e-2\n");
     box_expect(0, "qerl-pipe a.pipe");
     box_has(box_out.s, "adapter  runs/a-0001/adapters/v000003");
     box_has(box_out.s, "50      100    50.0 %   [40.4, 59.6]");
@@ -33,7 +37,8 @@ Test(runs, a_run_ends_done_and_leaves_its_records) {
         cr_expect(fs_exists(path), "no '%s'", path);
     }
     cr_assert_str_eq(box_read("runs/a-0001/state"), "done\n");
-    box_has(box_read("runs/SUMMARY.md"), "| a-0001 | E1 | done | noise.aqn.sigma_start=5e-2 | 3 | 0 | 10.0 % (10/100) |");
+    box_has(box_read("runs/SUMMARY.md"),
+            "| a-0001 | E1 | done | noise.aqn.sigma_start=5e-2 | 3 | 0 | 10.0 % (10/100) |");
     box_has(box_read("runs/a-0001/manifest.json"), "\"commit\"");
     box_expect(0, "qerl-pipe status");
     box_has(box_out.s, "a-0001  done; step 3 of 3; 50/100");
@@ -41,13 +46,15 @@ Test(runs, a_run_ends_done_and_leaves_its_records) {
     box_has(box_out.s, "started learner-0");
     box_expect(0, "qerl-pipe resume a");
     box_has(box_talk.s, "done already");
-    box_expect(0, "ls -d /tmp/qerl-?????? 2>/dev/null | while read d; do test -e $d/learner.ticket && exit 1; "
-               "done; true");
+    box_expect(0, "ls -d /tmp/qerl-?????? 2>/dev/null | while read d; do test -e $d/learner.ticket "
+                  "&& exit 1; "
+                  "done; true");
 }
 
 Test(runs, a_run_folder_is_never_used_twice) {
     box_pipeline("a.pipe", GOOD, EVAL, "");
-    box_expect(0, "mkdir -p runs/a-0007; touch runs/a-0007/mine; qerl-pipe a.pipe && qerl-pipe a.pipe");
+    box_expect(
+        0, "mkdir -p runs/a-0007; touch runs/a-0007/mine; qerl-pipe a.pipe && qerl-pipe a.pipe");
     cr_assert(fs_exists("runs/a-0008/state") && fs_exists("runs/a-0009/state"));
     box_expect(0, "test \"$(ls runs/a-0007)\" = mine");
     box_expect(0, "qerl-pipe a.pipe & qerl-pipe a.pipe; r=$?; wait; exit $r");
@@ -57,22 +64,32 @@ Test(runs, a_run_folder_is_never_used_twice) {
 Test(runs, without_data_two_lines_exit_4_and_nothing_made) {
     box_pipeline("a.pipe", GOOD, EVAL, "");
     box_expect(4, "rm q.jsonl; qerl-pipe run a.pipe");
-    cr_assert_str_eq(box_talk.s, "missing: 'q.jsonl'\nget it:  tools/fetch has no 'q.jsonl'; set data.train to what you have\n");
+    cr_assert_str_eq(box_talk.s, "missing: 'q.jsonl'\nget it:  tools/fetch has no 'q.jsonl'; set "
+                                 "data.train to what you have\n");
     cr_assert(!fs_exists("runs"));
     box_expect(0, "qerl-pipe check a.pipe");
     box_has(box_out.s, "absent: tools/fetch has no 'q.jsonl'");
 }
 
 Test(runs, check_prints_the_plan_and_starts_nothing) {
-    box_pipeline("a.pipe", GOOD, EVAL, "[run]\nexp_id = E1\nquestion = does it work?\n[stage eval]\nplace = "
+    box_pipeline("a.pipe", GOOD, EVAL,
+                 "[run]\nexp_id = E1\nquestion = does it work?\n[stage eval]\nplace = "
                  "gpu:5 | cpu:0\n");
     box_expect(0, "qerl-pipe check a.pipe");
-    static const char *const said[] = { "exp_id       E1", "question     does it work?",
-                                        "place cpu:0      (of: gpu:5 | cpu:0)", "steps        3",
-                                        "scored steps 2: 0, 3", "1 .. 2       0.05", "at least 6, at most 30",
-                                            "memory       5.0 MiB", "disk         4.0 KiB",
-                                        "1.50 s a step", "train    q.jsonl", "2 lines", "sha256 ",
-                                            "learner: clipping never acts" };
+    static const char *const said[] = { "exp_id       E1",
+                                        "question     does it work?",
+                                        "place cpu:0      (of: gpu:5 | cpu:0)",
+                                        "steps        3",
+                                        "scored steps 2: 0, 3",
+                                        "1 .. 2       0.05",
+                                        "at least 6, at most 30",
+                                        "memory       5.0 MiB",
+                                        "disk         4.0 KiB",
+                                        "1.50 s a step",
+                                        "train    q.jsonl",
+                                        "2 lines",
+                                        "sha256 ",
+                                        "learner: clipping never acts" };
     for (size_t i = 0; i < COUNT_OF(said); i++) box_has(box_out.s, said[i]);
     cr_assert(!fs_exists("runs"));
 }
@@ -88,12 +105,13 @@ Test(runs, no_final_score_is_incomplete) {
 Test(runs, a_stage_that_dies_at_start_shows_its_message_and_is_not_restarted) {
     for (int code = 2; code <= 4; code++) {
         char order[200], file[64], state[200];
-        snprintf(order, sizeof order, "echo once >> lives.%d; echo 'no such tokenizer family' >&2; exit %d", code,
-                 code);
+        snprintf(order, sizeof order,
+                 "echo once >> lives.%d; echo 'no such tokenizer family' >&2; exit %d", code, code);
         box_pipeline("a.pipe", order, FOREVER, "");
         box_expect(code, "qerl-pipe a.pipe");
         box_has(box_talk.s, "no such tokenizer family");
-        snprintf(state, sizeof state, "failed: stage 'learner' ended with exit code %d at start\n", code);
+        snprintf(state, sizeof state, "failed: stage 'learner' ended with exit code %d at start\n",
+                 code);
         snprintf(file, sizeof file, "runs/a-%04d/state", code - 1);
         cr_assert_str_eq(box_read(file), state);
         snprintf(file, sizeof file, "lives.%d", code);
@@ -103,22 +121,30 @@ Test(runs, a_stage_that_dies_at_start_shows_its_message_and_is_not_restarted) {
 
 Test(runs, a_killed_stage_is_restarted_and_too_many_deaths_fail_the_run) {
     box_pipeline("a.pipe", GOOD "; sleep 1.5", EVAL, "[stage reward]\ndo += \n");
-    box_expect(0, "sed -i '/qerl-reward/,/do =/s/^do =.*/do = start; if ! test -e died; then touch died; kill "
-               "-9 $$; fi; trap \"exit 0\" TERM; while :; do sleep 0.05; done/; "
+    box_expect(0, "sed -i '/qerl-reward/,/do =/s/^do =.*/do = start; if ! test -e died; then touch "
+                  "died; kill "
+                  "-9 $$; fi; trap \"exit 0\" TERM; while :; do sleep 0.05; done/; "
                   "/^do += $/d' a.pipe; qerl-pipe a.pipe");
     box_has(box_talk.s, "reward-0 was killed by signal 9 (Killed); restart 1 of 3 in 0.2 s");
     box_pipeline("b.pipe", "start; echo once >> lives; exit 1", FOREVER, "");
     box_expect(1, "qerl-pipe b.pipe");
     cr_assert_str_eq(box_read("lives"), "once\nonce\nonce\nonce\n");
-    cr_assert_str_eq(box_read("runs/b-0001/state"), "failed: stage 'learner' ended with exit code 1 4 times in "
+    cr_assert_str_eq(box_read("runs/b-0001/state"),
+                     "failed: stage 'learner' ended with exit code 1 4 times in "
                      "step 0\n");
 }
 
 Test(runs, stop_and_resume_work_in_the_same_folder) {
-    box_pipeline("a.pipe", "start; score 0 10; if test -e $dir/second; then score 3 50; else touch $dir/second; "
-                 "while :; do sleep 0.05; done; fi", EVAL, "");
-    box_expect(1, "qerl-pipe a.pipe & " AWAIT "qerl-pipe resume a; echo \"resume: $?\"; qerl-pipe stop a || "
-               "exit 98; wait $!", "runs/a-0001/second");
+    box_pipeline(
+        "a.pipe",
+        "start; score 0 10; if test -e $dir/second; then score 3 50; else touch $dir/second; "
+        "while :; do sleep 0.05; done; fi",
+        EVAL, "");
+    box_expect(1,
+               "qerl-pipe a.pipe & " AWAIT
+               "qerl-pipe resume a; echo \"resume: $?\"; qerl-pipe stop a || "
+               "exit 98; wait $!",
+               "runs/a-0001/second");
     box_has(box_out.s, "resume: 1");
     box_has(box_talk.s, "is being worked on by process");
     box_has(box_read("runs/a-0001/state"), "stopped: by signal TERM");
@@ -128,10 +154,16 @@ Test(runs, stop_and_resume_work_in_the_same_folder) {
 }
 
 Test(runs, a_killed_launcher_leaves_no_stage_and_resume_goes_on) {
-    box_pipeline("a.pipe", "start; echo $$ > $dir/pid; if test -e $dir/second; then score 0 1; score 3 50; else "
-                 "touch $dir/second; while :; do sleep 0.05; done; fi", EVAL, "");
-    box_expect(0, "qerl-pipe a.pipe & " AWAIT "kill -9 $!; wait $!; sleep 0.3; ! grep -q '^State:.[RSDT]' "
-               "/proc/$(cat runs/a-0001/pid)/status", "runs/a-0001/second");
+    box_pipeline(
+        "a.pipe",
+        "start; echo $$ > $dir/pid; if test -e $dir/second; then score 0 1; score 3 50; else "
+        "touch $dir/second; while :; do sleep 0.05; done; fi",
+        EVAL, "");
+    box_expect(0,
+               "qerl-pipe a.pipe & " AWAIT
+               "kill -9 $!; wait $!; sleep 0.3; ! grep -q '^State:.[RSDT]' "
+               "/proc/$(cat runs/a-0001/pid)/status",
+               "runs/a-0001/second");
     cr_assert_str_eq(box_read("runs/a-0001/state"), "running\n");
     box_expect(0, "qerl-pipe status");
     box_has(box_out.s, "but no process works on it: qerl-pipe resume runs/a-0001");
@@ -143,7 +175,9 @@ Test(runs, a_killed_launcher_leaves_no_stage_and_resume_goes_on) {
 }
 
 Test(runs, resume_refuses_other_data_unless_forced) {
-    box_pipeline("a.pipe", "start; score 0 10; test ! -e $dir/second || score 3 50; touch $dir/second", EVAL, "");
+    box_pipeline("a.pipe",
+                 "start; score 0 10; test ! -e $dir/second || score 3 50; touch $dir/second", EVAL,
+                 "");
     box_expect(1, "qerl-pipe a.pipe");
     box_expect(1, "echo '{}' >> q.jsonl; qerl-pipe resume a");
     box_has(box_talk.s, "train file 'q.jsonl' has changed since this run started");
@@ -153,9 +187,12 @@ Test(runs, resume_refuses_other_data_unless_forced) {
 }
 
 Test(runs, pinning_is_done_by_the_kernel) {
-    box_pipeline("a.pipe", "start; echo $$ > $dir/pid; while ! test -e go; do sleep 0.05; done; score 0 1; "
-                 "score 3 5", EVAL, "[stage learner]\nplace = gpu:0 | cpu:1\n[stage eval]\nplace = cpu:0\n");
-    if (box_run("grep -q '^Cpus_allowed_list:.*0-' /proc/self/status") != 0) cr_skip_test("needs cores 0 and 1");
+    box_pipeline("a.pipe",
+                 "start; echo $$ > $dir/pid; while ! test -e go; do sleep 0.05; done; score 0 1; "
+                 "score 3 5",
+                 EVAL, "[stage learner]\nplace = gpu:0 | cpu:1\n[stage eval]\nplace = cpu:0\n");
+    if (box_run("grep -q '^Cpus_allowed_list:.*0-' /proc/self/status") != 0)
+        cr_skip_test("needs cores 0 and 1");
     box_expect(0, "qerl-pipe a.pipe & " AWAIT "sleep 0.2; grep Cpus_allowed_list /proc/$(cat "
                "runs/a-0001/pid)/status > seen; touch go; wait $!", "runs/a-0001/pid");
     box_has(box_read("seen"), "\t1\n");
@@ -174,8 +211,8 @@ Test(runs, places_that_the_machine_lacks_end_with_4) {
 }
 
 Test(runs, help_names_every_command_with_an_example) {
-    static const char *const command[] = { "run", "check", "describe", "resume", "status", "logs", "stop",
-                                           "rescore", "doctor" };
+    static const char *const command[] = { "run",  "check", "describe", "resume", "status",
+                                           "logs", "stop",  "rescore",  "doctor" };
     box_expect(0, "qerl-pipe --help");
     for (size_t i = 0; i < COUNT_OF(command); i++) box_has(box_out.s, command[i]);
     for (size_t i = 0; i < COUNT_OF(command); i++) {
@@ -191,18 +228,22 @@ Test(runs, help_names_every_command_with_an_example) {
 
 /* The real reward stage sends beats; frozen, it falls silent and is replaced. */
 Test(runs, a_stage_that_falls_silent_is_restarted) {
-    box_pipeline("a.pipe", "start; while ! test -e go; do sleep 0.05; done; score 0 1; score 3 5", EVAL,
-                 "[run]\nstall_seconds = 1.5\n");
+    box_pipeline("a.pipe", "start; while ! test -e go; do sleep 0.05; done; score 0 1; score 3 5",
+                 EVAL, "[run]\nstall_seconds = 1.5\n");
     if (box_run("rm bin/qerl-reward; ln -s \"$(command -v qerl-reward)\" bin/qerl-reward") != 0 ||
         !fs_exists("bin/qerl-reward"))
         cr_skip_test("needs bin/qerl-reward");
-    box_file("freeze", "for p in /proc/[0-9]*; do case $(readlink $p/exe) in */qerl-reward)\n"
-                       "test \"$(readlink $p/cwd)\" = \"$PWD\" && kill -STOP ${p#/proc/} ;; esac; done\n");
-    box_file("await", "i=0; while ! grep -q \"$1\" talk; do sleep 0.05; i=$((i+1)); test $i -lt 400 || exit 1; "
-             "done\n");
-    box_expect(0, "sed -i '/qerl-reward/{n;d}' a.pipe; qerl-pipe a.pipe 2> talk & sleep 0.2; sh ./await "
-               "'reward-0 ready'; sleep 1; sh ./freeze; "
-                  "sh ./await 'restart 1 of 3'; sleep 1; touch go; sh ./await 'is done'");
+    box_file("freeze",
+             "for p in /proc/[0-9]*; do case $(readlink $p/exe) in */qerl-reward)\n"
+             "test \"$(readlink $p/cwd)\" = \"$PWD\" && kill -STOP ${p#/proc/} ;; esac; done\n");
+    box_file(
+        "await",
+        "i=0; while ! grep -q \"$1\" talk; do sleep 0.05; i=$((i+1)); test $i -lt 400 || exit 1; "
+        "done\n");
+    box_expect(
+        0, "sed -i '/qerl-reward/{n;d}' a.pipe; qerl-pipe a.pipe 2> talk & sleep 0.2; sh ./await "
+           "'reward-0 ready'; sleep 1; sh ./freeze; "
+           "sh ./await 'restart 1 of 3'; sleep 1; touch go; sh ./await 'is done'");
     box_has(box_read("talk"), "reward-0 made no progress for");
     box_has(box_read("talk"), "reward-0 was killed by signal 9 (Killed); restart 1 of 3");
 }

@@ -1,5 +1,6 @@
-/* intake_peer.c - what the learner takes from a rollout and a reward that lie: the real program at one end, a played peer at
- * the other. Refused groups are named with a reason, a lying treatment stops the run, the journal holds each group once.
+/* intake_peer.c - what the learner takes from a rollout and a reward that lie: the real program at
+ * one end, a played peer at the other. Refused groups are named with a reason, a lying treatment
+ * stops the run, the journal holds each group once.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/stages/peer.h"
 
@@ -25,7 +26,8 @@ static void bend_question(struct rec_group *g) { replace(&g->question_id, "train
 static void bend_adapter(struct rec_group *g) { replace(&g->adapter_sha256, "0123"); }
 static void bend_version(struct rec_group *g) { g->version = 3; }
 static void bend_samples(struct rec_group *g) {
-    struct rec last = { .type = REC_GROUP, .group = { .sample = mem_alloc(sizeof(struct rec_sample)), .samples = 1 } };
+    struct rec last = { .type = REC_GROUP,
+                        .group = { .sample = mem_alloc(sizeof(struct rec_sample)), .samples = 1 } };
     last.group.sample[0] = g->sample[--g->samples];
     rec_release(&last);
 }
@@ -66,7 +68,8 @@ Test(intake, a_group_that_lies_is_refused_with_its_reason_and_never_journalled) 
         lies[i].bend(&r.group);
         int64_t named = r.group.group;
         peer_send(&p, &r);
-        cr_assert(peer_answer(&p, &group, why, sizeof why) == REC_NACK, "lie %zu (%s) was taken", i, lies[i].why);
+        cr_assert(peer_answer(&p, &group, why, sizeof why) == REC_NACK, "lie %zu (%s) was taken", i,
+                  lies[i].why);
         cr_expect(group == named);
         has(why, lies[i].why);
     }
@@ -78,7 +81,8 @@ Test(intake, a_group_that_lies_is_refused_with_its_reason_and_never_journalled) 
     cr_expect(peer_end(&p) == EXIT_DONE, "%s", p.said.s);
     has(p.said.s, "group 0 from 'rollout-0' refused: it belongs to another run");
     has(p.said.s, "2 journalled");
-    cr_expect(peer_journalled(&p, 0) == 1 && peer_journalled(&p, 1) == 1 && peer_journalled(&p, 9999) == 0);
+    cr_expect(peer_journalled(&p, 0) == 1 && peer_journalled(&p, 1) == 1 &&
+              peer_journalled(&p, 9999) == 0);
     peer_close(&p);
 }
 
@@ -124,7 +128,8 @@ Test(intake, a_group_made_under_another_treatment_stops_the_learner) {
     replace(&r.group.treatment.hash, "0123456789abcdef");
     peer_send(&p, &r);
     cr_expect(peer_end(&p) == EXIT_FAILED, "%s", p.said.s);
-    has(p.said.s, "group 0 was made under treatment 0123456789abcdef, this learner's configuration gives ");
+    has(p.said.s,
+        "group 0 was made under treatment 0123456789abcdef, this learner's configuration gives ");
     cr_expect(peer_journalled(&p, 0) == 0 && !peer_has(&p, "ckpt"));
     peer_close(&p);
 }
@@ -139,15 +144,18 @@ static void noise_seed(struct rec_group *g) { g->treatment.noise_seed++; }
 
 /* Step 0 is silent, step 1 has noise. */
 Test(intake, noise_that_was_intended_but_not_realised_stops_the_learner) {
-    static const struct { void (*bend)(struct rec_group *g); const char *says; } t[] = {
-        { noise_nothing, "noise of sigma 0.01 was intended, but nothing changed (realised 0 on 0 of 1000 weights)" },
+    static const struct { void (*bend)(struct rec_group *g); const char *says;
+    } t[] = {
+        { noise_nothing, "noise of sigma 0.01 was intended, but nothing changed (realised 0 on 0 "
+                         "of 1000 weights)" },
         { noise_far_off, "noise of sigma 0.01 was intended, 0.02 was realised" },
         { noise_other, "was made with sigma 0.02, step 1 asked for 0.01" },
         { noise_seed, "the treatment was not applied as planned" },
     };
     for (size_t i = 0; i < COUNT_OF(t); i++) {
         struct peer p;
-        peer_open(&p, "--set run.steps=2 --set learner.save_every=1 --set noise.aqn.stages=2 --set noise.aqn.sigma_start=0.01 "
+        peer_open(&p, "--set run.steps=2 --set learner.save_every=1 --set noise.aqn.stages=2 --set "
+                      "noise.aqn.sigma_start=0.01 "
                       "--set noise.aqn.sigma_end=0.01");
         for (int g = 0; g < 2; g++) {
             struct rec r = peer_group(peer_ticket(&p, g), mixed);
@@ -160,7 +168,8 @@ Test(intake, noise_that_was_intended_but_not_realised_stops_the_learner) {
         peer_send(&p, &r);
         cr_expect(peer_end(&p) == EXIT_FAILED, "%s", p.said.s);
         has(p.said.s, t[i].says);
-        cr_expect(peer_journalled(&p, 1) == 1 && peer_journalled(&p, 2) == 0, "what was refused is not journalled");
+        cr_expect(peer_journalled(&p, 1) == 1 && peer_journalled(&p, 2) == 0,
+                  "what was refused is not journalled");
         cr_expect(peer_has(&p, "ckpt/step-000001/manifest.json"), "the last checkpoint stays");
         peer_close(&p);
     }
@@ -209,7 +218,8 @@ Test(intake, a_journal_that_cannot_grow_stops_the_learner_and_loses_nothing) {
         peer_send(&p, &r);
         cr_expect(peer_answer(&p, &group, why, sizeof why) == REC_ACK);
     }
-    peer_ticket(&p, 2);                              /* step 1 is committed, its checkpoint is whole */
+    /* step 1 is committed, its checkpoint is whole */
+    peer_ticket(&p, 2);
     const struct rlimit small = { 5000, 5000 };
     cr_assert(prlimit(p.pid, RLIMIT_FSIZE, &small, NULL) == 0);
     for (int i = 2; i < 4; i++) {
@@ -278,7 +288,8 @@ Test(waves, a_step_without_a_group_that_teaches_is_skipped_and_recorded) {
     has(m, "\"train/groups_all_wrong\":4,");
     has(m, "\"train/steps_skipped\":1,");
     has(p.said.s, "step 1 skipped: no group of 4 could teach (0 all right, 4 all wrong)");
-    cr_expect(peer_has(&p, "adapters/v000000") && !peer_has(&p, "adapters/v000001"), "the adapter stays as it was");
+    cr_expect(peer_has(&p, "adapters/v000000") && !peer_has(&p, "adapters/v000001"),
+              "the adapter stays as it was");
     has(peer_read(&p, "adapters/at-000001.json"), "\"version\":0,");
     peer_close(&p);
 }
@@ -293,19 +304,23 @@ static void send_shaped(struct peer *p, int n, double format, double overlong) {
 }
 
 Test(waves, the_filter_looks_at_what_its_metric_names) {
-    static const struct { const char *metric; double format, overlong; bool keeps; } t[] = {
-        { "acc", .5, 0, false }, { "acc", 0, -.5, false }, { "score", .5, 0, true }, { "score", 0, -.5, true },
-        { "score", 0, 0, false }, { "off", 0, 0, true },
+    static const struct { const char *metric; double format, overlong; bool keeps;
+    } t[] = {
+        { "acc", .5, 0, false },   { "acc", 0, -.5, false }, { "score", .5, 0, true },
+        { "score", 0, -.5, true }, { "score", 0, 0, false }, { "off", 0, 0, true },
     };
     for (size_t i = 0; i < COUNT_OF(t); i++) {
         struct peer p;
         char settings[128];
-        snprintf(settings, sizeof settings, "--set learner.batch=1 --set filter.waves_max=1 --set filter.metric=%s", t[i].metric);
+        snprintf(settings, sizeof settings,
+                 "--set learner.batch=1 --set filter.waves_max=1 --set filter.metric=%s",
+                 t[i].metric);
         peer_open(&p, settings);
         send_shaped(&p, 0, t[i].format, t[i].overlong);
         cr_expect(peer_end(&p) == EXIT_DONE, "%s", p.said.s);
-        cr_expect(strstr(peer_read(&p, "metrics.jsonl"), "\"train/groups_kept\":1,") ? t[i].keeps : !t[i].keeps, "%s, row %zu",
-                  t[i].metric, i);
+        cr_expect(strstr(peer_read(&p, "metrics.jsonl"), "\"train/groups_kept\":1,") ? t[i].keeps
+                                                                                     : !t[i].keeps,
+                  "%s, row %zu", t[i].metric, i);
         peer_close(&p);
     }
 }

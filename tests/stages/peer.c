@@ -12,7 +12,8 @@
 #include "lib/base/log.h"
 #include "lib/wire/tape.h"
 
-enum { WAIT_TURNS = 1200, TURN_MS = 100, ARGS_MAX = 96 };       /* two minutes: patience, not a measurement */
+/* two minutes: patience, not a measurement */
+enum { WAIT_TURNS = 1200, TURN_MS = 100, ARGS_MAX = 96 };
 
 static struct str text;
 
@@ -39,8 +40,10 @@ static void write_questions(const char *path) {
 static void start_learner(struct peer *p, const char *settings) {
     char words[4096], err[FS_PATH_MAX];
     int len = snprintf(words, sizeof words,
-                       "%s --set run.dir=%s/run --set run.id=r1 --set model.path=models/tiny --set data.train=%s/q.jsonl "
-                       "--set data.prompt_max=256 --set sample.n=4 --set sample.new_max=8 --set learner.batch=2 --set run.steps=1 "
+                       "%s --set run.dir=%s/run --set run.id=r1 --set model.path=models/tiny --set "
+                       "data.train=%s/q.jsonl "
+                       "--set data.prompt_max=256 --set sample.n=4 --set sample.new_max=8 --set "
+                       "learner.batch=2 --set run.steps=1 "
                        "--set learner.lr=1e-3 --set learner.warmup=0 --set run.threads=1 "
                        "--out ticket=zmq+ipc://%s/t --in group=zmq+ipc://%s/g %s",
                        learner_program(), p->dir, p->dir, p->dir, p->dir, settings);
@@ -64,7 +67,9 @@ static struct link *connect_to(struct peer *p, const char *socket, enum link_kin
     struct link *l;
     struct err e = { 0 };
     snprintf(url, sizeof url, "zmq+ipc://%s/%s", p->dir, socket);
-    struct link_opts o = { .name = socket, .kind = kind, .output = kind == LINK_KIND_PUSH, .identity = "rollout-0" };
+    struct link_opts o = {
+        .name = socket, .kind = kind, .output = kind == LINK_KIND_PUSH, .identity = "rollout-0"
+    };
     cr_assert(link_open(&l, url, &o, &e) == 0, "%s", e.text);
     return l;
 }
@@ -118,13 +123,15 @@ static void keep_ticket(struct peer *p, struct rec *r) {
         }
     cr_assert(p->tickets < PEER_TICKETS_MAX);
     int at = p->tickets++;
-    for (; at > 0 && p->kept[at - 1].ticket.group > r->ticket.group; at--) p->kept[at] = p->kept[at - 1];
+    for (; at > 0 && p->kept[at - 1].ticket.group > r->ticket.group; at--)
+        p->kept[at] = p->kept[at - 1];
     p->kept[at] = *r;
 }
 
 struct rec_ticket *peer_ticket(struct peer *p, int n) {
     struct err e = { 0 };
-    struct rec want = { .type = REC_WANT, .want = { .rollout = "rollout-0", .incarnation = "1", .credit = 16 } };
+    struct rec want = { .type = REC_WANT,
+                        .want = { .rollout = "rollout-0", .incarnation = "1", .credit = 16 } };
     for (int turn = 0; turn < WAIT_TURNS; turn++) {
         for (int i = 0; i < p->tickets; i++)
             if (p->kept[i].ticket.group == n) return &p->kept[i].ticket;
@@ -148,15 +155,32 @@ struct rec peer_group(const struct rec_ticket *t, const double *score) {
     rec_init(&r, REC_GROUP);
     struct rec_group *g = &r.group;
     size_t bytes = (size_t)t->prompt_ids.n * sizeof(int32_t);
-    *g = (struct rec_group){
-        .run = copy(t->run), .fence = t->fence, .step = t->step, .group = t->group, .question_id = copy(t->question_id),
-        .question = copy(t->question), .prompt = copy(t->prompt), .answer = copy(t->answer), .temperature = t->temperature,
-        .top_p = t->top_p, .top_k = t->top_k, .new_max = t->new_max, .seed = t->seed, .version = t->version,
-        .adapter_sha256 = copy(t->adapter_sha256), .sigma_realised = t->treatment.sigma, .noise_elements = 1000,
-        .noise_changed = t->treatment.sigma > 0 ? 1000 : 0, .rollout = mem_dup("rollout-0"), .rule = mem_dup("strict"),
-        .samples = (int)t->samples, .sample = mem_alloc((size_t)t->samples * sizeof *g->sample) };
-    g->treatment = (struct rec_treatment){ copy(t->treatment.hash), t->treatment.sigma, t->treatment.noise_seed, mem_dup("none") };
-    g->prompt_ids = (struct rec_i32){ memcpy(mem_alloc(bytes), t->prompt_ids.v, bytes), t->prompt_ids.n };
+    *g = (struct rec_group){ .run = copy(t->run),
+                             .fence = t->fence,
+                             .step = t->step,
+                             .group = t->group,
+                             .question_id = copy(t->question_id),
+                             .question = copy(t->question),
+                             .prompt = copy(t->prompt),
+                             .answer = copy(t->answer),
+                             .temperature = t->temperature,
+                             .top_p = t->top_p,
+                             .top_k = t->top_k,
+                             .new_max = t->new_max,
+                             .seed = t->seed,
+                             .version = t->version,
+                             .adapter_sha256 = copy(t->adapter_sha256),
+                             .sigma_realised = t->treatment.sigma,
+                             .noise_elements = 1000,
+                             .noise_changed = t->treatment.sigma > 0 ? 1000 : 0,
+                             .rollout = mem_dup("rollout-0"),
+                             .rule = mem_dup("strict"),
+                             .samples = (int)t->samples,
+                             .sample = mem_alloc((size_t)t->samples * sizeof *g->sample) };
+    g->treatment = (struct rec_treatment){ copy(t->treatment.hash), t->treatment.sigma,
+                                           t->treatment.noise_seed, mem_dup("none") };
+    g->prompt_ids = (struct rec_i32){ memcpy(mem_alloc(bytes), t->prompt_ids.v, bytes),
+                                      t->prompt_ids.n };
     for (int k = 0; k < g->samples; k++) {
         struct rec_sample *s = &g->sample[k];
         *s = (struct rec_sample){ .k = k, .stop = mem_dup("eos"), .text = mem_dup(""), .extracted = mem_dup(""), .score = score[k],
@@ -174,7 +198,8 @@ struct rec peer_group(const struct rec_ticket *t, const double *score) {
 void peer_send(struct peer *p, struct rec *group) {
     struct err e = { 0 };
     int rc = 1;
-    for (int turn = 0; rc == 1 && turn < WAIT_TURNS; turn++) rc = link_send(p->group, group, NULL, TURN_MS, &e);
+    for (int turn = 0; rc == 1 && turn < WAIT_TURNS; turn++)
+        rc = link_send(p->group, group, NULL, TURN_MS, &e);
     cr_assert(rc == 0, "%s", e.text);
     rec_release(group);
 }

@@ -1,4 +1,5 @@
-/* peer.h - a real qerl-learner in a folder of its own, and a rollout with its reward played by the test over the same sockets.
+/* peer.h - a real qerl-learner in a folder of its own, and a rollout with its reward played by the
+ * test over the same sockets.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_TEST_PEER_H
 #define QERL_TEST_PEER_H
@@ -26,7 +27,8 @@ void peer_again(struct peer *p, const char *settings);
 void peer_close(struct peer *p);
 /* Says want until ticket number n is there (0 = the first group of the run). */
 struct rec_ticket *peer_ticket(struct peer *p, int n);
-/* A scored group as that ticket asks for it: sample k has 2 + k tokens and score[k] (also its acc, as 0 or 1). */
+/* A scored group as that ticket asks for it: sample k has 2 + k tokens and score[k] (also its acc,
+ * as 0 or 1). */
 struct rec peer_group(const struct rec_ticket *t, const double *score);
 /* Sends and releases. */
 void peer_send(struct peer *p, struct rec *group);

@@ -1,4 +1,5 @@
-/* update.c - one update of the adapter on the embedded model: what may change its bits and what may not.
+/* update.c - one update of the adapter on the embedded model: what may change its bits and what may
+ * not.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/learner/update.h"
 
@@ -77,9 +78,20 @@ static void start(void) {
     c->sample.n = SAMPLES;
     c->sample.new_max = 32;
     c->sample.temperature = c->sample.top_p = 1;
-    b.c = (struct learner_conf){ .shared = *c, .batch = GROUPS, .micro_tokens = 1280, .lr = 1e-3, .beta1 = .9, .beta2 = .999,
-                                 .adam_eps = 1e-8, .weight_decay = .01, .grad_clip = 1, .clip_low = .2, .clip_high = .28,
-                                 .clip_dual = 10, .adv_eps = 1e-6, .adv_ddof = 1 };
+    b.c = (struct learner_conf){ .shared = *c,
+                                 .batch = GROUPS,
+                                 .micro_tokens = 1280,
+                                 .lr = 1e-3,
+                                 .beta1 = .9,
+                                 .beta2 = .999,
+                                 .adam_eps = 1e-8,
+                                 .weight_decay = .01,
+                                 .grad_clip = 1,
+                                 .clip_low = .2,
+                                 .clip_high = .28,
+                                 .clip_dual = 10,
+                                 .adv_eps = 1e-6,
+                                 .adv_ddof = 1 };
     cr_assert(policy_open(&b.policy, &b.c.shared, &e) == 0, "%s", e.text);
     for (int g = 0; g < GROUPS; g++)
         add_group(g, SAMPLES, (const int[]){ 3 + g, 20, 1, 9 }, (const double[]){ 1, 0, g & 1, 0 });
@@ -106,17 +118,20 @@ static struct update_metrics step(int groups, char sha[SHA256_HEX]) {
 }
 
 Test(update, a_minibatch_gives_several_optimiser_updates_and_one_step_of_the_rate) {
-    static const struct { int64_t minibatch, updates; } t[] = { { 0, 1 }, { 4, 1 }, { 2, 2 }, { 1, 4 } };
+    static const struct {
+        int64_t minibatch, updates;
+    } t[] = { { 0, 1 }, { 4, 1 }, { 2, 2 }, { 1, 4 } };
     char sha[COUNT_OF(t)][SHA256_HEX];
     for (size_t i = 0; i < COUNT_OF(t); i++) {
         b.c.minibatch = t[i].minibatch;
         fresh_state();
         struct update_metrics m = step(GROUPS, sha[i]);
-        cr_expect_eq(b.s.adam_steps, t[i].updates, "minibatch %lld: %lld updates", (long long)t[i].minibatch,
-                     (long long)b.s.adam_steps);
+        cr_expect_eq(b.s.adam_steps, t[i].updates, "minibatch %lld: %lld updates",
+                     (long long)t[i].minibatch, (long long)b.s.adam_steps);
         cr_expect(b.s.rate_steps == 1 && m.changed && !m.nonfinite);
         cr_expect(m.old_cur_max == 0, "the first mini-batch has ratio exactly 1");
-        cr_expect((t[i].updates == 1) == (m.ppo_kl == 0), "later mini-batches meet a policy that moved");
+        cr_expect((t[i].updates == 1) == (m.ppo_kl == 0),
+                  "later mini-batches meet a policy that moved");
     }
     cr_expect_str_eq(sha[0], sha[1]);
     cr_expect_str_neq(sha[0], sha[2]);
@@ -136,7 +151,8 @@ Test(update, micro_batches_change_no_bit) {
     }
 }
 
-/* Losses 3, 1, -1 on sequences of 1, 3 and 6 tokens: (3 + 3 - 6) / 10 by token; by sequence it would be 1. */
+/* Losses 3, 1, -1 on sequences of 1, 3 and 6 tokens: (3 + 3 - 6) / 10 by token; by sequence it
+ * would be 1. */
 Test(update, the_loss_is_a_mean_over_tokens_whatever_the_micro_batch) {
     static const int64_t micro[] = { 1280, 64 };
     b.c.adv_eps = 0;
@@ -148,7 +164,8 @@ Test(update, the_loss_is_a_mean_over_tokens_whatever_the_micro_batch) {
         open_updater();
         fresh_state();
         struct update_metrics m = step(3, NULL);
-        cr_expect(m.tokens == 10 && m.loss == 0, "loss %g over %lld tokens", m.loss, (long long)m.tokens);
+        cr_expect(m.tokens == 10 && m.loss == 0, "loss %g over %lld tokens", m.loss,
+                  (long long)m.tokens);
         cr_expect(m.advantage_max == 1 && m.advantage_min == -3);
     }
 }
@@ -158,9 +175,14 @@ static void fill_own_logprobs(void) {
     int32_t ids[PROMPT + 32];
     struct err e = { 0 };
     struct net *n;
-    struct net_opts o = { .rows_max = 1280, .slots_max = 64, .positions_max = 96, .pages_max = 128, .train = true,
+    struct net_opts o = { .rows_max = 1280,
+                          .slots_max = 64,
+                          .positions_max = 96,
+                          .pages_max = 128,
+                          .train = true,
                           .lora = b.policy.shape };
-    cr_assert(net_create(&n, b.policy.model, &o, &e) == 0 && net_adopt(n, b.s.lora, NULL, &e) == 0, "%s", e.text);
+    cr_assert(net_create(&n, b.policy.model, &o, &e) == 0 && net_adopt(n, b.s.lora, NULL, &e) == 0,
+              "%s", e.text);
     for (int g = 0; g < GROUPS; g++)
         for (int k = 0; k < SAMPLES; k++) {
             struct rec_group *r = &b.group[g].group;
@@ -202,7 +224,8 @@ Test(update, a_gradient_that_is_not_finite_touches_nothing) {
         struct update_metrics m = step(GROUPS, NULL);
         cr_expect(m.nonfinite && !m.changed);
         cr_expect(b.s.adam_steps == 1 && b.s.rate_steps == 1);
-        cr_expect(memcmp(before, b.s.lora->value, bytes) == 0 && memcmp((char *)before + bytes, b.s.m, bytes) == 0 &&
+        cr_expect(memcmp(before, b.s.lora->value, bytes) == 0 &&
+                  memcmp((char *)before + bytes, b.s.m, bytes) == 0 &&
                   memcmp((char *)before + 2 * bytes, b.s.v, bytes) == 0);
     }
     free(before);

@@ -1,5 +1,5 @@
-/* gen_batch.c - samples are pure functions of their keys: batch size, threads, order and neighbours change no bit, and the
- * learner's scoring gives the very log-probs that were sampled with.
+/* gen_batch.c - samples are pure functions of their keys: batch size, threads, order and neighbours
+ * change no bit, and the learner's scoring gives the very log-probs that were sampled with.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/unit/net_fixture.h"
 
@@ -24,7 +24,8 @@ struct run_opts {
 static const int prompt_n[GROUPS] = { 5, 32, 70, 33 };
 
 static void prompt_fill(int g, int32_t ids[PROMPT_MAX]) {
-    for (int i = 0; i < prompt_n[g]; i++) ids[i] = (int32_t)(rng_mix64((uint64_t)(g * 977 + i)) % VOCAB);
+    for (int i = 0; i < prompt_n[g]; i++)
+        ids[i] = (int32_t)(rng_mix64((uint64_t)(g * 977 + i)) % VOCAB);
 }
 
 static void take(void *ud, const struct gen_sample *s) {
@@ -52,7 +53,9 @@ static void generate(const struct run_opts *r, struct out out[GROUPS * SAMPLES])
     struct noise_view v;
     memset(out, 0, GROUPS * SAMPLES * sizeof *out);
     setup(&f, r, &l);
-    struct gen_opts o = { .rows = r->rows, .positions_max = PROMPT_MAX + NEW_MAX, .lora = l->shape };
+    struct gen_opts o = { .rows = r->rows,
+                          .positions_max = PROMPT_MAX + NEW_MAX,
+                          .lora = l->shape };
     cr_assert_eq(gen_create(&g, &f.model, NULL, &o, &e), 0, "%s", e.text);
     cr_assert_eq(noise_view_open(&v, &f.model, r->sigma, 5, 6, &e), 0, "%s", e.text);
     cr_assert_eq(gen_adopt(g, l, &v, &e), 0, "%s", e.text);
@@ -60,9 +63,16 @@ static void generate(const struct run_opts *r, struct out out[GROUPS * SAMPLES])
         const int group = r->backwards ? GROUPS - 1 - i : i;
         int32_t ids[PROMPT_MAX];
         prompt_fill(group, ids);
-        struct gen_request q = { .tag = (uint64_t)group, .prompt = ids, .prompt_n = prompt_n[group], .samples = SAMPLES,
-                                 .new_max = NEW_MAX - group, .temperature = r->temperature, .top_k = r->top_k,
-                                 .top_p = r->top_p > 0 ? r->top_p : 1, .key = { 11, 22 }, .prompt_uid = 1000u + (uint64_t)group };
+        struct gen_request q = { .tag = (uint64_t)group,
+                                 .prompt = ids,
+                                 .prompt_n = prompt_n[group],
+                                 .samples = SAMPLES,
+                                 .new_max = NEW_MAX - group,
+                                 .temperature = r->temperature,
+                                 .top_k = r->top_k,
+                                 .top_p = r->top_p > 0 ? r->top_p : 1,
+                                 .key = { 11, 22 },
+                                 .prompt_uid = 1000u + (uint64_t)group };
         cr_assert_eq(gen_submit(g, &q, &e), 0, "%s", e.text);
     }
     cr_expect_not(gen_idle(g));
@@ -88,7 +98,11 @@ static void expect_same(const struct run_opts *a, const struct run_opts *b, cons
 }
 
 Test(gen_batch, rows_threads_and_order_change_no_bit) {
-    const struct run_opts base = { .path = "auto", .threads = 1, .rows = 16, .quant = MODEL_QUANT_BF16, .temperature = 1,
+    const struct run_opts base = { .path = "auto",
+                                   .threads = 1,
+                                   .rows = 16,
+                                   .quant = MODEL_QUANT_BF16,
+                                   .temperature = 1,
                                    .eos = true };
     struct run_opts r = base;
     r.rows = 1;
@@ -124,7 +138,10 @@ static void expect_zero_gap(const struct run_opts *r, int learner_threads, int l
     struct run_opts learner = *r;
     learner.threads = learner_threads;
     setup(&f, &learner, &l);
-    struct net_opts o = { .rows_max = learner_rows, .slots_max = 3, .positions_max = PROMPT_MAX + NEW_MAX, .train = true,
+    struct net_opts o = { .rows_max = learner_rows,
+                          .slots_max = 3,
+                          .positions_max = PROMPT_MAX + NEW_MAX,
+                          .train = true,
                           .lora = l->shape };
     cr_assert_eq(net_create(&n, &f.model, &o, &e), 0, "%s", e.text);
     cr_assert_eq(net_adopt(n, l, NULL, &e), 0);
@@ -134,13 +151,14 @@ static void expect_zero_gap(const struct run_opts *r, int learner_threads, int l
         memcpy(ids[i] + prompt_n[g], out[i].ids, (size_t)out[i].n * sizeof(int32_t));
         seq[i] = (struct net_seq){ ids[i], prompt_n[g] + out[i].n, prompt_n[g] };
     }
-    cr_assert_eq(net_logprobs(n, seq, GROUPS * SAMPLES, r->temperature, lp, NULL, &e), 0, "%s", e.text);
+    cr_assert_eq(net_logprobs(n, seq, GROUPS * SAMPLES, r->temperature, lp, NULL, &e), 0, "%s",
+                 e.text);
     const float *at = lp;
     int different = 0, tokens = 0;
     for (int i = 0; i < GROUPS * SAMPLES; at += out[i].n, tokens += out[i].n, i++)
         different += memcmp(at, out[i].lp, (size_t)out[i].n * sizeof *at) != 0;
-    cr_expect_eq(different, 0, "%s, %d threads, %d rows: %d of %d samples differ", r->path, learner_threads, learner_rows,
-                 different, GROUPS * SAMPLES);
+    cr_expect_eq(different, 0, "%s, %d threads, %d rows: %d of %d samples differ", r->path,
+                 learner_threads, learner_rows, different, GROUPS * SAMPLES);
     cr_expect_gt(tokens, 100);
     net_destroy(&n);
     lora_destroy(&l);
@@ -151,7 +169,9 @@ Test(gen_batch, the_learner_scores_exactly_what_was_sampled) {
     const char *names[8];
     for (int i = 0, paths = kern_paths(names); i < paths; i++)
         for (enum model_quant q = 0; q <= MODEL_QUANT_F32; q++) {
-            struct run_opts r = { .path = names[i], .threads = 2, .rows = 5, .quant = q, .temperature = 1, .eos = true };
+            struct run_opts r = {
+                .path = names[i], .threads = 2, .rows = 5, .quant = q, .temperature = 1, .eos = true
+            };
             expect_zero_gap(&r, 1, 200);
             r.temperature = .7f;
             r.rows = 1;
@@ -161,9 +181,12 @@ Test(gen_batch, the_learner_scores_exactly_what_was_sampled) {
 
 Test(gen_batch, raw_logprobs_are_those_of_temperature_one) {
     static struct out a[GROUPS * SAMPLES];
-    const struct run_opts one = { .path = "auto", .threads = 1, .rows = 4, .quant = MODEL_QUANT_BF16, .temperature = 1 };
+    const struct run_opts one = {
+        .path = "auto", .threads = 1, .rows = 4, .quant = MODEL_QUANT_BF16, .temperature = 1
+    };
     generate(&one, a);
-    for (int i = 0; i < GROUPS * SAMPLES; i++) cr_expect(memcmp(a[i].lp, a[i].lp_raw, (size_t)a[i].n * sizeof(float)) == 0);
+    for (int i = 0; i < GROUPS * SAMPLES; i++)
+        cr_expect(memcmp(a[i].lp, a[i].lp_raw, (size_t)a[i].n * sizeof(float)) == 0);
 }
 
 Test(gen_batch, greedy_samples_agree_and_lengths_and_eos_stop) {
@@ -190,7 +213,9 @@ Test(gen_batch, greedy_samples_agree_and_lengths_and_eos_stop) {
 
 Test(gen_batch, noise_changes_samples_and_is_gone_when_off) {
     static struct out clean[GROUPS * SAMPLES], noisy[GROUPS * SAMPLES];
-    struct run_opts r = { .path = "auto", .threads = 1, .rows = 4, .quant = MODEL_QUANT_BF16, .temperature = 1 };
+    struct run_opts r = {
+        .path = "auto", .threads = 1, .rows = 4, .quant = MODEL_QUANT_BF16, .temperature = 1
+    };
     generate(&r, clean);
     r.sigma = .05;
     generate(&r, noisy);
@@ -207,7 +232,9 @@ Test(gen_batch, requests_that_cannot_be_served_are_refused) {
     struct gen_opts o = { .rows = 2, .positions_max = 20 };
     cr_assert_eq(gen_create(&g, &f.model, NULL, &o, &e), 0, "%s", e.text);
     const int32_t ids[] = { 1, 2, 61, 3, -1 };
-    const struct gen_request good = { .prompt = ids, .prompt_n = 2, .samples = 1, .new_max = 5, .temperature = 1, .top_p = 1 };
+    const struct gen_request good = {
+        .prompt = ids, .prompt_n = 2, .samples = 1, .new_max = 5, .temperature = 1, .top_p = 1
+    };
     struct gen_request bad[6];
     for (size_t i = 0; i < COUNT_OF(bad); i++) bad[i] = good;
     bad[0].prompt_n = 0;
@@ -216,7 +243,8 @@ Test(gen_batch, requests_that_cannot_be_served_are_refused) {
     bad[3].samples = 0;
     bad[4].samples = GEN_SAMPLES_MAX + 1;
     bad[5].top_p = 0;
-    for (size_t i = 0; i < COUNT_OF(bad); i++) cr_expect_eq(gen_submit(g, &bad[i], &e), -1, "request %zu was taken", i);
+    for (size_t i = 0; i < COUNT_OF(bad); i++)
+        cr_expect_eq(gen_submit(g, &bad[i], &e), -1, "request %zu was taken", i);
     cr_expect(gen_idle(g));
     cr_expect_eq(gen_submit(g, &good, &e), 0);
     cr_expect_gt(gen_plan(&f.model.conf, MODEL_QUANT_BF16, &o), 0);

@@ -1,4 +1,5 @@
-/* gen_text.c - generation with a real tokenizer (models/tiny): the end of a turn, stop strings, new requests on the way.
+/* gen_text.c - generation with a real tokenizer (models/tiny): the end of a turn, stop strings, new
+ * requests on the way.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/unit/net_fixture.h"
 
@@ -6,18 +7,30 @@
 
 #include "lib/gen/gen.h"
 
-struct scene { struct pool *pool; struct kern kern; struct model *model; struct tok *tok; struct gen *gen; struct tok_ids prompt; };
+struct scene {
+    struct pool *pool;
+    struct kern kern;
+    struct model *model;
+    struct tok *tok;
+    struct gen *gen;
+    struct tok_ids prompt;
+};
 
 static void scene_open(struct scene *s, const char *stop) {
     struct err e = { 0 };
     memset(s, 0, sizeof *s);
     s->pool = pool_create(2);
     cr_assert_eq(kern_open(&s->kern, "auto", s->pool, &e), 0, "%s", e.text);
-    cr_assert_eq(model_open(&s->model, &s->kern, &(struct model_opts){ .path = "models/tiny" }, &e), 0, "%s", e.text);
+    cr_assert_eq(model_open(&s->model, &s->kern, &(struct model_opts){ .path = "models/tiny" }, &e),
+                 0, "%s", e.text);
     cr_assert_eq(tok_open(&s->tok, "models/tiny", &e), 0, "%s", e.text);
-    struct gen_opts o = { .rows = 4, .positions_max = 200, .stop = { stop }, .stops = stop != NULL };
+    struct gen_opts o = {
+        .rows = 4, .positions_max = 200, .stop = { stop }, .stops = stop != NULL
+    };
     cr_assert_eq(gen_create(&s->gen, s->model, s->tok, &o, &e), 0, "%s", e.text);
-    const struct chat_message m = { "user", "Tom has 3 apples and buys 4 more. How many apples does he have?" };
+    const struct chat_message m = {
+        "user", "Tom has 3 apples and buys 4 more. How many apples does he have?"
+    };
     struct str text;
     str_init(&text);
     cr_assert_eq(tok_chat(s->tok, NULL, &m, 1, true, &text, &e), 0, "%s", e.text);
@@ -34,8 +47,15 @@ static void scene_close(struct scene *s) {
 }
 
 static struct gen_request request(const struct scene *s, uint64_t uid, float temperature) {
-    return (struct gen_request){ .tag = uid, .prompt = s->prompt.id, .prompt_n = s->prompt.n, .samples = 6, .new_max = 60,
-                                 .temperature = temperature, .top_p = 1, .key = { 1, 2 }, .prompt_uid = uid };
+    return (struct gen_request){ .tag = uid,
+                                 .prompt = s->prompt.id,
+                                 .prompt_n = s->prompt.n,
+                                 .samples = 6,
+                                 .new_max = 60,
+                                 .temperature = temperature,
+                                 .top_p = 1,
+                                 .key = { 1, 2 },
+                                 .prompt_uid = uid };
 }
 
 struct seen { struct scene *s; const char *stop; int n, eos, strings, extra; };
@@ -55,10 +75,11 @@ static void take(void *ud, const struct gen_sample *g) {
     if (seen->stop) {
         const bool has = strstr(text.s, seen->stop) != NULL;
         cr_expect(!strstr(before.s, seen->stop), "went on after '%s' in '%s'", seen->stop, text.s);
-        cr_expect(g->stop == GEN_STOP_EOS || has == (g->stop == GEN_STOP_STRING), "stop %s with '%s'",
-                  gen_stop_name[g->stop], text.s);
+        cr_expect(g->stop == GEN_STOP_EOS || has == (g->stop == GEN_STOP_STRING),
+                  "stop %s with '%s'", gen_stop_name[g->stop], text.s);
     }
-    if (seen->extra > 0) {                                    /* a caller may submit from inside the callback */
+    /* a caller may submit from inside the callback */
+    if (seen->extra > 0) {
         struct gen_request r = request(seen->s, 1000u + (uint64_t)seen->extra--, 1);
         cr_expect_eq(gen_submit(seen->s->gen, &r, NULL), 0);
     }
@@ -70,7 +91,8 @@ static void run(struct seen *seen, float temperature) {
     struct err e = { 0 };
     struct gen_request r = request(seen->s, 7, temperature);
     cr_assert_eq(gen_submit(seen->s->gen, &r, &e), 0, "%s", e.text);
-    while (!gen_idle(seen->s->gen)) cr_assert_eq(gen_step(seen->s->gen, take, seen, &e), 0, "%s", e.text);
+    while (!gen_idle(seen->s->gen))
+        cr_assert_eq(gen_step(seen->s->gen, take, seen, &e), 0, "%s", e.text);
 }
 
 Test(gen_text, answers_end_with_the_turn) {

@@ -1,4 +1,5 @@
-/* link_ends.c - links: sockets between two processes, files that end, ports in use, URLs that cannot work.
+/* link_ends.c - links: sockets between two processes, files that end, ports in use, URLs that
+ * cannot work.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/wire/link.h"
 
@@ -39,7 +40,9 @@ static const char *ipc(const char *name) {
     return url[turn];
 }
 
-static struct rec end_rec(int64_t step) { return (struct rec){ .type = REC_END, .end = { .step = step } }; }
+static struct rec end_rec(int64_t step) {
+    return (struct rec){ .type = REC_END, .end = { .step = step } };
+}
 
 static int64_t recv_step(struct link *l, char *peer) {
     struct rec r;
@@ -53,8 +56,8 @@ static int64_t recv_step(struct link *l, char *peer) {
 
 /* ---- sockets ---- */
 
-/* The other process: sends `n` ends and leaves in good order, not before the parent closes hold[1] (NULL = at once). Exit
- * code 0 if all were taken. */
+/* The other process: sends `n` ends and leaves in good order, not before the parent closes hold[1]
+ * (NULL = at once). Exit code 0 if all were taken. */
 static pid_t pusher(const char *url, int n, const int *hold) {
     pid_t child = fork();
     if (child) return child;
@@ -82,7 +85,9 @@ static void expect_exit(pid_t child, int code) {
 Test(links, push_and_pull_between_processes_over_ipc_and_tcp) {
     const char *urls[] = { ipc("p"), "zmq+tcp://127.0.0.1:*", "zmq+tcp://localhost:*" };
     for (size_t u = 0; u < COUNT_OF(urls); u++) {
-        struct link *l = open_or_fail(urls[u], (struct link_opts){ .name = "in", .kind = LINK_KIND_PULL, .bind = true, .hwm = 4 });
+        struct link *l = open_or_fail(
+            urls[u],
+            (struct link_opts){ .name = "in", .kind = LINK_KIND_PULL, .bind = true, .hwm = 4 });
         cr_assert(!strchr(link_url(l), '*') && !link_is_file(l));
         int hold[2];
         cr_assert(pipe(hold) == 0);
@@ -103,7 +108,8 @@ Test(links, push_and_pull_between_processes_over_ipc_and_tcp) {
 
 Test(links, the_last_words_of_a_stage_that_leaves_arrive) {
     const char *url = ipc("p");
-    struct link *l = open_or_fail(url, (struct link_opts){ .name = "in", .kind = LINK_KIND_PULL, .bind = true });
+    struct link *l = open_or_fail(
+        url, (struct link_opts){ .name = "in", .kind = LINK_KIND_PULL, .bind = true });
     for (int i = 0; i < 20; i++) {
         pid_t child = pusher(url, 1, NULL);
         cr_assert(recv_step(l, NULL) == 0);
@@ -112,10 +118,12 @@ Test(links, the_last_words_of_a_stage_that_leaves_arrive) {
     link_close(&l);
 }
 
-/* Over tcp even those that the reader is behind with; over ipc libzmq takes the hang-up for an error then (link.h). */
+/* Over tcp even those that the reader is behind with; over ipc libzmq takes the hang-up for an
+ * error then (link.h). */
 Test(links, a_slow_reader_over_tcp_gets_all_that_was_sent) {
-    struct link *l = open_or_fail("zmq+tcp://127.0.0.1:*",
-                                  (struct link_opts){ .name = "in", .kind = LINK_KIND_PULL, .bind = true, .hwm = 4 });
+    struct link *l = open_or_fail(
+        "zmq+tcp://127.0.0.1:*",
+        (struct link_opts){ .name = "in", .kind = LINK_KIND_PULL, .bind = true, .hwm = 4 });
     pid_t child = pusher(link_url(l), 100, NULL);
     expect_exit(child, 0);
     for (int i = 0; i < 100; i++) cr_assert(recv_step(l, NULL) == i);
@@ -124,15 +132,20 @@ Test(links, a_slow_reader_over_tcp_gets_all_that_was_sent) {
 
 Test(links, router_knows_who_spoke_and_answers_him) {
     const char *url = ipc("r");
-    struct link *r = open_or_fail(url, (struct link_opts){ .name = "ticket", .kind = LINK_KIND_ROUTER, .bind = true });
+    struct link *r = open_or_fail(
+        url, (struct link_opts){ .name = "ticket", .kind = LINK_KIND_ROUTER, .bind = true });
     pid_t child = fork();
     if (child == 0) {
         struct link *d;
         struct err e = { 0 };
-        struct link_opts o = { .name = "ticket", .kind = LINK_KIND_DEALER, .identity = "rollout-0" };
+        struct link_opts o = { .name = "ticket",
+                               .kind = LINK_KIND_DEALER,
+                               .identity = "rollout-0" };
         if (link_open(&d, url, &o, &e) < 0) _exit(1);
         struct rec x = end_rec(3), y;
-        if (link_send(d, &x, NULL, 5000, &e) != 0 || link_recv(d, &y, NULL, 5000, &e) != LINK_RECORD) _exit(2);
+        if (link_send(d, &x, NULL, 5000, &e) != 0 ||
+            link_recv(d, &y, NULL, 5000, &e) != LINK_RECORD)
+            _exit(2);
         _exit(y.end.step == 4 ? 0 : 3);
     }
     char peer[LINK_PEER_MAX];
@@ -140,7 +153,8 @@ Test(links, router_knows_who_spoke_and_answers_him) {
     struct rec x = end_rec(4);
     cr_assert(recv_step(r, peer) == 3);
     cr_assert_str_eq(peer, "rollout-0");
-    cr_assert(link_send(r, &x, "rollout-1", 0, &e) == 1, "nobody of that name: not now, and not dropped in silence");
+    cr_assert(link_send(r, &x, "rollout-1", 0, &e) == 1,
+              "nobody of that name: not now, and not dropped in silence");
     cr_assert(link_send(r, &x, peer, 1000, &e) == 0, "%s", e.text);
     expect_exit(child, 0);
     for (int i = 0; i < 100 && link_send(r, &x, peer, 0, &e) == 0; i++) usleep(20000);
@@ -150,7 +164,8 @@ Test(links, router_knows_who_spoke_and_answers_him) {
 
 Test(links, a_peer_without_a_name_can_be_answered_too) {
     const char *url = ipc("r");
-    struct link *r = open_or_fail(url, (struct link_opts){ .name = "r", .kind = LINK_KIND_ROUTER, .bind = true });
+    struct link *r = open_or_fail(
+        url, (struct link_opts){ .name = "r", .kind = LINK_KIND_ROUTER, .bind = true });
     struct link *d = open_or_fail(url, (struct link_opts){ .name = "d", .kind = LINK_KIND_DEALER });
     char peer[LINK_PEER_MAX];
     struct err e = { 0 };
@@ -166,7 +181,8 @@ Test(links, a_peer_without_a_name_can_be_answered_too) {
 
 Test(links, a_restarted_peer_takes_its_name_over) {
     const char *url = ipc("r");
-    struct link *r = open_or_fail(url, (struct link_opts){ .name = "r", .kind = LINK_KIND_ROUTER, .bind = true });
+    struct link *r = open_or_fail(
+        url, (struct link_opts){ .name = "r", .kind = LINK_KIND_ROUTER, .bind = true });
     struct err e = { 0 };
     for (int life = 0; life < 5; life++) {
         char peer[LINK_PEER_MAX];
@@ -176,7 +192,8 @@ Test(links, a_restarted_peer_takes_its_name_over) {
             struct link_opts o = { .name = "d", .kind = LINK_KIND_DEALER, .identity = "same" };
             struct rec x = end_rec(life), y;
             if (link_open(&d, url, &o, &e) < 0 || link_send(d, &x, NULL, 5000, &e) != 0) _exit(1);
-            if (link_recv(d, &y, NULL, 5000, &e) != LINK_RECORD || y.end.step != 100 + life) _exit(2);
+            if (link_recv(d, &y, NULL, 5000, &e) != LINK_RECORD || y.end.step != 100 + life)
+                _exit(2);
             kill(getpid(), SIGKILL);
         }
         cr_assert(recv_step(r, peer) == life);
@@ -192,12 +209,15 @@ Test(links, a_restarted_peer_takes_its_name_over) {
 
 Test(links, pub_and_sub) {
     const char *url = ipc("a");
-    struct link *p = open_or_fail(url, (struct link_opts){ .name = "p", .kind = LINK_KIND_PUB, .bind = true, .output = true });
+    struct link *p = open_or_fail(
+        url,
+        (struct link_opts){ .name = "p", .kind = LINK_KIND_PUB, .bind = true, .output = true });
     struct link *s = open_or_fail(url, (struct link_opts){ .name = "s", .kind = LINK_KIND_SUB });
     struct rec x = end_rec(7), y;
     struct err e = { 0 };
     int rc = LINK_EMPTY;
-    for (int i = 0; i < 200 && rc == LINK_EMPTY; i++) {        /* a subscription takes a moment to arrive */
+    /* a subscription takes a moment to arrive */
+    for (int i = 0; i < 200 && rc == LINK_EMPTY; i++) {
         cr_assert(link_send(p, &x, NULL, 0, &e) == 0);
         rc = link_recv(s, &y, NULL, 20, &e);
     }
@@ -208,7 +228,8 @@ Test(links, pub_and_sub) {
 }
 
 Test(links, push_without_a_reader_blocks_for_its_time_and_says_not_now) {
-    struct link *l = open_or_fail(ipc("n"), (struct link_opts){ .name = "out", .kind = LINK_KIND_PUSH, .output = true });
+    struct link *l = open_or_fail(
+        ipc("n"), (struct link_opts){ .name = "out", .kind = LINK_KIND_PUSH, .output = true });
     struct rec r = end_rec(0);
     struct err e = { 0 };
     struct timespec a, b;
@@ -222,10 +243,15 @@ Test(links, push_without_a_reader_blocks_for_its_time_and_says_not_now) {
 
 Test(links, a_port_in_use_is_refused) {
     struct link_opts o = { .name = "in", .kind = LINK_KIND_PULL, .bind = true };
-    struct link *l = open_or_fail(ipc("p"), o), *t = open_or_fail("zmq+tcp://127.0.0.1:*", o), *other;
+    struct link *l = open_or_fail(ipc("p"), o), *t = open_or_fail("zmq+tcp://127.0.0.1:*", o),
+                *other;
     struct err e = { 0 };
-    cr_assert(link_open(&other, ipc("p"), &o, &e) < 0 && e.code == EXIT_ENV && strstr(e.text, "is in use"), "%s", e.text);
-    cr_assert(link_open(&other, link_url(t), &o, &e) < 0 && e.code == EXIT_ENV && strstr(e.text, "is in use"), "%s", e.text);
+    cr_assert(link_open(&other, ipc("p"), &o, &e) < 0 && e.code == EXIT_ENV &&
+                  strstr(e.text, "is in use"),
+              "%s", e.text);
+    cr_assert(link_open(&other, link_url(t), &o, &e) < 0 && e.code == EXIT_ENV &&
+                  strstr(e.text, "is in use"),
+              "%s", e.text);
     pid_t child = pusher(link_url(l), 1, NULL);
     cr_assert(recv_step(l, NULL) == 0, "the refused one did not steal the path");
     expect_exit(child, 0);
@@ -252,8 +278,10 @@ Test(links, a_path_left_behind_by_a_killed_process_is_taken) {
 }
 
 Test(links, wait_finds_the_one_that_can_be_read) {
-    struct link *a = open_or_fail(ipc("a"), (struct link_opts){ .name = "a", .kind = LINK_KIND_PULL, .bind = true });
-    struct link *b = open_or_fail(ipc("b"), (struct link_opts){ .name = "b", .kind = LINK_KIND_PULL, .bind = true });
+    struct link *a = open_or_fail(
+        ipc("a"), (struct link_opts){ .name = "a", .kind = LINK_KIND_PULL, .bind = true });
+    struct link *b = open_or_fail(
+        ipc("b"), (struct link_opts){ .name = "b", .kind = LINK_KIND_PULL, .bind = true });
     struct link *all[] = { NULL, a, b };
     cr_assert(link_wait(all, 3, 20) == -1);
     pid_t child = pusher(link_url(b), 1, NULL);
@@ -278,7 +306,8 @@ Test(links, wait_finds_the_one_that_can_be_read) {
 static void nothing(int signo) { (void)signo; }
 
 Test(links, a_signal_ends_a_wait) {
-    struct link *a = open_or_fail(ipc("a"), (struct link_opts){ .name = "a", .kind = LINK_KIND_PULL, .bind = true });
+    struct link *a = open_or_fail(
+        ipc("a"), (struct link_opts){ .name = "a", .kind = LINK_KIND_PULL, .bind = true });
     struct sigaction act = { .sa_handler = nothing };
     sigaction(SIGTERM, &act, NULL);
     pid_t parent = getpid(), child = fork();
@@ -295,7 +324,8 @@ Test(links, a_signal_ends_a_wait) {
 }
 Test(links, garbage_on_a_socket_is_an_error_that_names_port_and_peer) {
     const char *url = ipc("r");
-    struct link *r = open_or_fail(url, (struct link_opts){ .name = "ticket", .kind = LINK_KIND_ROUTER, .bind = true });
+    struct link *r = open_or_fail(
+        url, (struct link_opts){ .name = "ticket", .kind = LINK_KIND_ROUTER, .bind = true });
     void *ctx = zmq_ctx_new(), *raw = zmq_socket(ctx, ZMQ_DEALER);
     zmq_setsockopt(raw, ZMQ_ROUTING_ID, "evil", 4);
     cr_assert(zmq_connect(raw, url + 4) == 0);
@@ -308,8 +338,10 @@ Test(links, garbage_on_a_socket_is_an_error_that_names_port_and_peer) {
     zmq_send(raw, good.s, good.len, 0);
     struct err e = { 0 };
     cr_assert(link_recv(r, &y, NULL, 5000, &e) == -1 && e.code == EXIT_FAILED);
-    cr_assert(strstr(e.text, "port 'ticket' from evil: MessagePack: a count that does not fit"), "%s", e.text);
-    cr_assert(link_recv(r, &y, NULL, 5000, &e) == -1 && strstr(e.text, "several parts"), "%s", e.text);
+    cr_assert(strstr(e.text, "port 'ticket' from evil: MessagePack: a count that does not fit"),
+              "%s", e.text);
+    cr_assert(link_recv(r, &y, NULL, 5000, &e) == -1 && strstr(e.text, "several parts"), "%s",
+              e.text);
     cr_assert(recv_step(r, NULL) == 9, "the link goes on with the next message");
     str_release(&good);
     zmq_close(raw);
@@ -318,7 +350,8 @@ Test(links, garbage_on_a_socket_is_an_error_that_names_port_and_peer) {
 }
 
 Test(links, urls_that_cannot_work_say_why) {
-    static const struct { const char *url, *says; } cases[] = {
+    static const struct { const char *url, *says;
+    } cases[] = {
         { "", "it must be zmq+ipc://PATH" },
         { "foo:bar", "cannot use 'foo:bar' as a link" },
         { "zmq+ipc://", "it must be" },
@@ -332,8 +365,11 @@ Test(links, urls_that_cannot_work_say_why) {
         { "zmq+tcp://*:5555", "leaves this machine" },
         { "zmq+tcp://127.evil.example:5555", "leaves this machine" },
         { "zmq+tcp://localhost.evil:5555", "leaves this machine" },
-        { "zmq+ipc:///tmp/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890"
-          "12345678901234567", "has at most 107 bytes" },
+        { "zmq+ipc:///tmp/"
+          "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567"
+          "890"
+          "12345678901234567",
+          "has at most 107 bytes" },
         { "zmq+ipc:///tmp/no/such/folder/s", "cannot listen at" },
         { "tape:/tmp/no/such/folder/t.tape", "cannot open tape" },
         { "file:/tmp/no/such/folder/t.jsonl", "cannot open '/tmp/no" },
@@ -343,7 +379,8 @@ Test(links, urls_that_cannot_work_say_why) {
         struct err e = { 0 };
         struct link_opts o = { .name = "traj", .kind = LINK_KIND_PULL, .bind = true };
         cr_assert(link_open(&l, cases[i].url, &o, &e) < 0, "%s was accepted", cases[i].url);
-        cr_expect(strstr(e.text, cases[i].says) && strstr(e.text, "port 'traj'"), "%s\n  said: %s", cases[i].url, e.text);
+        cr_expect(strstr(e.text, cases[i].says) && strstr(e.text, "port 'traj'"), "%s\n  said: %s",
+                  cases[i].url, e.text);
         cr_assert(!l);
     }
 }
@@ -357,11 +394,16 @@ static char *file_url(const char *name, const char *scheme) {
 }
 
 Test(links, lines_with_bom_crlf_and_blanks_are_read_and_numbered) {
-    static const char text[] = "\xEF\xBB\xBF{\"question\":\"a\"}\r\n\r\n  \t\n{\"question\":\"b\"}\n"
-                               "{\"question\":\"c\",\"group\":70}";
+    static const char text[] =
+        "\xEF\xBB\xBF{\"question\":\"a\"}\r\n\r\n  \t\n{\"question\":\"b\"}\n"
+        "{\"question\":\"c\",\"group\":70}";
     wire_dir_write(wire_dir_file(&dir, "q.jsonl"), text, sizeof text - 1);
-    struct link *l = open_or_fail(file_url("q.jsonl", "file"), (struct link_opts){ .name = "ticket", .expected = REC_TICKET });
-    static const struct { const char *question; int64_t group; } want[] = { { "a", 0 }, { "b", 3 }, { "c", 70 } };
+    struct link *l = open_or_fail(file_url("q.jsonl", "file"),
+                                  (struct link_opts){ .name = "ticket", .expected = REC_TICKET });
+    static const struct {
+        const char *question;
+        int64_t group;
+    } want[] = { { "a", 0 }, { "b", 3 }, { "c", 70 } };
     struct rec r;
     struct err e = { 0 };
     for (size_t i = 0; i < COUNT_OF(want); i++) {
@@ -370,23 +412,29 @@ Test(links, lines_with_bom_crlf_and_blanks_are_read_and_numbered) {
         cr_assert(r.ticket.group == want[i].group, "group %lld", (long long)r.ticket.group);
         rec_release(&r);
     }
-    cr_assert(link_recv(l, &r, NULL, 0, &e) == LINK_END && link_recv(l, &r, NULL, 0, &e) == LINK_END);
+    cr_assert(link_recv(l, &r, NULL, 0, &e) == LINK_END &&
+              link_recv(l, &r, NULL, 0, &e) == LINK_END);
     cr_assert(link_is_file(l));
     link_close(&l);
 }
 
 Test(links, a_bad_line_names_file_and_line) {
     const char *path = wire_dir_file(&dir, "q.jsonl");
-    static const char text[] = "{\"question\":\"a\"}\n\n{\"qestion\":\"b\"}\n{\"question\":\"c\"}\n";
+    static const char text[] =
+        "{\"question\":\"a\"}\n\n{\"qestion\":\"b\"}\n{\"question\":\"c\"}\n";
     wire_dir_write(path, text, sizeof text - 1);
-    struct link *l = open_or_fail(file_url("q.jsonl", "file"), (struct link_opts){ .name = "ticket", .expected = REC_TICKET });
+    struct link *l = open_or_fail(file_url("q.jsonl", "file"),
+                                  (struct link_opts){ .name = "ticket", .expected = REC_TICKET });
     struct rec r;
     struct err e = { 0 };
     char where[300];
-    snprintf(where, sizeof where, "%s:3: ticket: unknown field 'qestion'", wire_dir_file(&dir, "q.jsonl"));
+    snprintf(where, sizeof where, "%s:3: ticket: unknown field 'qestion'",
+             wire_dir_file(&dir, "q.jsonl"));
     cr_assert(link_recv(l, &r, NULL, 0, &e) == LINK_RECORD);
     rec_release(&r);
-    cr_assert(link_recv(l, &r, NULL, 0, &e) == -1 && e.code == EXIT_FAILED && str_starts(e.text, where), "%s", e.text);
+    cr_assert(link_recv(l, &r, NULL, 0, &e) == -1 && e.code == EXIT_FAILED &&
+                  str_starts(e.text, where),
+              "%s", e.text);
     cr_assert(link_recv(l, &r, NULL, 0, &e) == LINK_RECORD, "reading goes on behind it");
     rec_release(&r);
     link_close(&l);
@@ -412,7 +460,8 @@ static void through(const char *url) {
         rec_release(&x[i]);
         rec_release(&y);
     }
-    cr_assert(link_send(l, &(struct rec){ .type = REC_END }, NULL, 0, &e) < 0 && strstr(e.text, "is an input"));
+    cr_assert(link_send(l, &(struct rec){ .type = REC_END }, NULL, 0, &e) < 0 &&
+              strstr(e.text, "is an input"));
     cr_assert(link_recv(l, &y, NULL, 0, &e) == LINK_END);
     link_close(&l);
 }
@@ -445,7 +494,8 @@ Test(links, another_record_than_expected_is_refused) {
 Test(links, a_line_that_a_kill_left_half_written_is_cut) {
     const char *path = wire_dir_file(&dir, "x.jsonl");
     wire_dir_write(path, "{\"rec\":\"end\"}\n{\"rec\":\"en", 24);
-    struct link *l = open_or_fail(file_url("x.jsonl", "file"), (struct link_opts){ .name = "out", .output = true });
+    struct link *l = open_or_fail(file_url("x.jsonl", "file"),
+                                  (struct link_opts){ .name = "out", .output = true });
     struct rec r = end_rec(5);
     cr_assert(link_send(l, &r, NULL, 0, NULL) == 0);
     link_close(&l);
@@ -455,10 +505,13 @@ Test(links, a_line_that_a_kill_left_half_written_is_cut) {
 }
 
 Test(links, a_record_that_is_not_lawful_is_not_written) {
-    struct link *l = open_or_fail(file_url("x.jsonl", "file"), (struct link_opts){ .name = "out", .output = true });
+    struct link *l = open_or_fail(file_url("x.jsonl", "file"),
+                                  (struct link_opts){ .name = "out", .output = true });
     struct rec r = end_rec(-1);
     struct err e = { 0 };
-    cr_assert(link_send(l, &r, NULL, 0, &e) < 0 && strstr(e.text, "port 'out': end: field 'step' is -1"), "%s", e.text);
+    cr_assert(link_send(l, &r, NULL, 0, &e) < 0 &&
+                  strstr(e.text, "port 'out': end: field 'step' is -1"),
+              "%s", e.text);
     link_close(&l);
     struct stat st;
     cr_assert(stat(wire_dir_file(&dir, "x.jsonl"), &st) == 0 && st.st_size == 0);
@@ -495,7 +548,8 @@ Test(links, a_reader_that_has_gone_is_an_error_not_a_death) {
 }
 
 Test(links, a_full_device_is_an_error) {
-    struct link *l = open_or_fail("file:/dev/full", (struct link_opts){ .name = "out", .output = true });
+    struct link *l = open_or_fail("file:/dev/full",
+                                  (struct link_opts){ .name = "out", .output = true });
     struct rec r = end_rec(0);
     struct err e = { 0 };
     cr_assert(link_send(l, &r, NULL, 0, &e) < 0 && strstr(e.text, strerror(ENOSPC)), "%s", e.text);
@@ -510,6 +564,7 @@ Test(links, a_line_without_end_is_refused_before_it_takes_the_memory) {
     struct link *l = open_or_fail(file_url("x.jsonl", "file"), (struct link_opts){ .name = "in" });
     struct rec r;
     struct err e = { 0 };
-    cr_assert(link_recv(l, &r, NULL, 5000, &e) == -1 && strstr(e.text, ":1: a line of more than"), "%s", e.text);
+    cr_assert(link_recv(l, &r, NULL, 5000, &e) == -1 && strstr(e.text, ":1: a line of more than"),
+              "%s", e.text);
     link_close(&l);
 }

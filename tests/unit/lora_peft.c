@@ -1,4 +1,5 @@
-/* lora_peft.c - sizes of spec dapo 17.12, first values, PEFT folders: there and back, and hostile ones.
+/* lora_peft.c - sizes of spec dapo 17.12, first values, PEFT folders: there and back, and hostile
+ * ones.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/unit/net_fixture.h"
 
@@ -12,7 +13,11 @@
 static const struct lora_shape all = { .rank = 8, .alpha = 16, .on = { 1, 1, 1, 1, 1, 1, 1 } };
 
 static struct model_conf conf(int dim, int ffn, int heads, int kv_heads, int head_dim, int layers) {
-    return (struct model_conf){ .dim = dim, .ffn_dim = ffn, .heads = heads, .kv_heads = kv_heads, .head_dim = head_dim,
+    return (struct model_conf){ .dim = dim,
+                                .ffn_dim = ffn,
+                                .heads = heads,
+                                .kv_heads = kv_heads,
+                                .head_dim = head_dim,
                                 .layers = layers };
 }
 
@@ -30,7 +35,9 @@ Test(lora, has_the_parameter_counts_of_known_models) {
             s.rank = 8 << j;
             cr_expect_eq(lora_params(&want[i].c, &s), want[i].params[j]);
         }
-    const struct lora_shape qv = { .rank = 8, .alpha = 8, .on = { [PROJ_Q] = true, [PROJ_V] = true } };
+    const struct lora_shape qv = { .rank = 8,
+                                   .alpha = 8,
+                                   .on = { [PROJ_Q] = true, [PROJ_V] = true } };
     cr_expect_eq(lora_params(&want[0].c, &qv), 540672);
 }
 
@@ -56,8 +63,9 @@ Test(lora, matrices_lie_end_to_end) {
 }
 
 Test(lora, starts_with_a_in_its_bounds_and_b_zero) {
-    static const struct { int in; double bound; } want[] = {
-        { 64, .125 }, { 896, .033407655 }, { 2048, .022097087 }, { 3584, .016703828 }, { 4096, .015625 }, { 18944, .007265477 } };
+    static const struct { int in; double bound;
+    } want[] = { { 64, .125 },         { 896, .033407655 }, { 2048, .022097087 },
+                 { 3584, .016703828 }, { 4096, .015625 },   { 18944, .007265477 } };
     for (size_t i = 0; i < COUNT_OF(want); i++) {
         struct model_conf c = conf(want[i].in, 16, 1, 1, 16, 1);
         struct lora *l = lora_create(&c, &all, 5);
@@ -71,7 +79,8 @@ Test(lora, starts_with_a_in_its_bounds_and_b_zero) {
             squares += v * v;
         }
         const double n = (double)(b - a);
-        cr_expect(most <= want[i].bound * (1 + 1e-6) && most > .97 * want[i].bound, "in %d: largest %.9g", want[i].in, most);
+        cr_expect(most <= want[i].bound * (1 + 1e-6) && most > .97 * want[i].bound,
+                  "in %d: largest %.9g", want[i].in, most);
         cr_expect(fabs(sqrt(squares / n) / (want[i].bound / sqrt(3.)) - 1) < .06);
         cr_expect(fabs(sum / n) < .1 * want[i].bound);
         for (size_t j = 0; j < 128; j++) cr_assert_eq(l->value[b + j], 0.f);
@@ -82,7 +91,8 @@ Test(lora, starts_with_a_in_its_bounds_and_b_zero) {
 Test(lora, is_named_by_shape_and_values_and_made_by_its_seed) {
     struct model_conf c = fix_small_conf();
     char one[SHA256_HEX], two[SHA256_HEX];
-    struct lora *a = lora_create(&c, &all, 1), *b = lora_create(&c, &all, 1), *other = lora_create(&c, &all, 2);
+    struct lora *a = lora_create(&c, &all, 1), *b = lora_create(&c, &all, 1),
+                *other = lora_create(&c, &all, 2);
     lora_sha256(a, one);
     lora_sha256(b, two);
     cr_expect_str_eq(one, two);
@@ -100,7 +110,7 @@ Test(lora, is_named_by_shape_and_values_and_made_by_its_seed) {
     lora_destroy(&other);
 }
 
-/* --- folders ----------------------------------------------------------------------------------------------------- */
+/* ---- folders ---- */
 
 static char dir[64];
 static void make_dir(void) {
@@ -125,7 +135,8 @@ Test(lora_folder, comes_back_with_the_bits_it_was_saved_with) {
     char one[SHA256_HEX], two[SHA256_HEX];
     cr_assert_eq(lora_save(l, in_dir("a/b/v1/"), "some \"base\"", &e), 0, "%s", e.text);
     cr_assert_eq(lora_load(&back, &c, in_dir("a/b/v1"), &e), 0, "%s", e.text);
-    cr_expect(back->shape.rank == 5 && back->shape.alpha == 7.5f && memcmp(back->shape.on, l->shape.on, sizeof l->shape.on) == 0);
+    cr_expect(back->shape.rank == 5 && back->shape.alpha == 7.5f &&
+              memcmp(back->shape.on, l->shape.on, sizeof l->shape.on) == 0);
     lora_sha256(l, one);
     lora_sha256(back, two);
     cr_expect_str_eq(one, two);
@@ -137,7 +148,8 @@ Test(lora_folder, saving_again_is_fine_and_saving_another_replaces) {
     struct err e = { 0 };
     struct model_conf c = fix_small_conf();
     struct lora *l = fix_lora(&c, 4, 8, .3f, 9), *other = fix_lora(&c, 2, 8, .1f, 9), *back;
-    for (int i = 0; i < 2; i++) cr_assert_eq(lora_save(l, in_dir("v"), "base", &e), 0, "%s", e.text);
+    for (int i = 0; i < 2; i++)
+        cr_assert_eq(lora_save(l, in_dir("v"), "base", &e), 0, "%s", e.text);
     cr_assert_eq(lora_save(other, in_dir("v"), "base", &e), 0, "%s", e.text);
     cr_assert_eq(lora_load(&back, &c, in_dir("v"), &e), 0, "%s", e.text);
     cr_expect_eq(back->shape.rank, 2);
@@ -149,7 +161,8 @@ Test(lora_folder, saving_again_is_fine_and_saving_another_replaces) {
     lora_destroy(&l);
 }
 
-static const char good_config[] = "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"target_modules\":[\"q_proj\"]}";
+static const char good_config[] =
+    "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"target_modules\":[\"q_proj\"]}";
 
 static void write_config(const char *text) {
     fs_mkdirs(in_dir("h"), NULL);
@@ -173,23 +186,35 @@ static void write_tensors(int spoil) {
     int n = 0;
     for (int layer = 0; layer < 2; layer++)
         for (int m = 0; m < 2; m++) {
-            snprintf(name[n], 96, "base_model.model.model.layers.%d.self_attn.q_proj.lora_%c.weight", layer, m ? 'B' : 'A');
-            t[n] = m ? (struct st_out){ name[n], 2, { 8, 2 }, b } : (struct st_out){ name[n], 2, { 2, 8 }, a };
+            snprintf(name[n], 96,
+                     "base_model.model.model.layers.%d.self_attn.q_proj.lora_%c.weight", layer,
+                     m ? 'B' : 'A');
+            t[n] = m ? (struct st_out){ name[n], 2, { 8, 2 }, b }
+                     : (struct st_out){ name[n], 2, { 2, 8 }, a };
             n++;
         }
     a[3] = spoil == 1 ? NAN : spoil == 2 ? INFINITY : .5f;
     if (spoil == 3) t[1].shape[0] = 2, t[1].shape[1] = 8;
     if (spoil == 4) n = 3;
-    if (spoil == 5) t[n] = t[0], t[n++].name = "base_model.model.model.layers.0.mlp.q_proj.lora_A.weight";
-    if (spoil == 6) t[n] = t[0], t[n++].name = "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight";
+    if (spoil == 5)
+        t[n] = t[0], t[n++].name = "base_model.model.model.layers.0.mlp.q_proj.lora_A.weight";
+    if (spoil == 6)
+        t[n] = t[0], t[n++].name = "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight";
     if (spoil == 7) n = 0;
     if (spoil == 8) t[0].rank = 1, t[0].shape[0] = 16;
     cr_assert_eq(st_write(in_dir("h/adapter_model.safetensors"), t, n, NULL, NULL), 0);
 }
 
 Test(lora_folder, hostile_tensors_are_refused_by_name) {
-    static const char *const words[] = { "", "not finite", "not finite", "is not [8, 2]", "lacks tensor", "unknown tensor",
-                                         "unknown tensor", "none of this model's projections", "is not [2, 8]" };
+    static const char *const words[] = { "",
+                                         "not finite",
+                                         "not finite",
+                                         "is not [8, 2]",
+                                         "lacks tensor",
+                                         "unknown tensor",
+                                         "unknown tensor",
+                                         "none of this model's projections",
+                                         "is not [2, 8]" };
     write_config(good_config);
     for (int spoil = 1; spoil < 9; spoil++) {
         write_tensors(spoil);
@@ -205,7 +230,8 @@ Test(lora_folder, hostile_tensors_are_refused_by_name) {
 }
 
 Test(lora_folder, hostile_configs_are_refused_by_field) {
-    static const struct { const char *text, *words; } bad[] = {
+    static const struct { const char *text, *words;
+    } bad[] = {
         { "{", "adapter_config.json" },
         { "[]", "peft_type" },
         { "{\"peft_type\":\"LOHA\",\"r\":2,\"lora_alpha\":4}", "LOHA" },
@@ -216,8 +242,10 @@ Test(lora_folder, hostile_configs_are_refused_by_field) {
         { "{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":4}", "is not [4, 8]" },
         { "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"use_dora\":true}", "use_dora" },
         { "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"bias\":\"all\"}", "bias" },
-        { "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"q_proj\":4}}", "rank_pattern" },
-        { "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"modules_to_save\":[\"lm_head\"]}", "modules_to_save" },
+        { "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"rank_pattern\":{\"q_proj\":4}}",
+          "rank_pattern" },
+        { "{\"peft_type\":\"LORA\",\"r\":2,\"lora_alpha\":4,\"modules_to_save\":[\"lm_head\"]}",
+          "modules_to_save" },
     };
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
         write_config(bad[i].text);

@@ -1,4 +1,5 @@
-/* model_files.h - small model files for tests, written by hand so that each rule can be broken on its own.
+/* model_files.h - small model files for tests, written by hand so that each rule can be broken on
+ * its own.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_TEST_MODEL_FILES_H
 #define QERL_TEST_MODEL_FILES_H
@@ -71,9 +72,8 @@ static inline void g_key_text(struct str *b, const char *key, const char *v) {
     g_u32(b, GGUF_KIND_STRING);
     g_string(b, v);
 }
-static inline void g_tensor(struct str *b, const char *name, uint32_t rank, uint64_t ne0, uint64_t ne1,
-                            uint32_t type,
-                            uint64_t offset) {
+static inline void g_tensor(struct str *b, const char *name, uint32_t rank, uint64_t ne0,
+                            uint64_t ne1, uint32_t type, uint64_t offset) {
     g_string(b, name);
     g_u32(b, rank);
     if (rank > 0) g_u64(b, ne0);

@@ -1,5 +1,5 @@
-/* model_gguf.c - the reader refuses hostile files by name; block formats give the floats that PyPI's gguf
- * gives.
+/* model_gguf.c - the reader refuses hostile files by name; block formats give the floats that
+ * PyPI's gguf gives.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/gguf.h"
 #include "tests/unit/model_files.h"
@@ -9,7 +9,8 @@ static void refused(struct str *file, const char *message) {
     struct err e = { 0 };
     uint8_t *copy = mem_alloc(file->len + 1);               /* the sanitiser sees reads beyond it */
     memcpy(copy, file->s, file->len);
-    cr_expect_eq(gguf_open_memory(&g, copy, file->len, "f", &e), -1, "accepted, wanted: %s", message);
+    cr_expect_eq(gguf_open_memory(&g, copy, file->len, "f", &e), -1, "accepted, wanted: %s",
+                 message);
     expect_err(&e, message);
     free(copy);
     str_release(file);
@@ -38,9 +39,12 @@ Test(model_gguf, header, .description = "magic, version and counts") {
     memcpy(b.s + 4, "\0\0\0\3", 4);
     refused(&b, "'f': GGUF version 50331648 is not supported (the file is big-endian)");
     g_start(&b, 1ull << 60, 0);
-    refused(&b, "'f': the header claims 1152921504606846976 tensors (0 bytes follow, the most is 65536)");
+    refused(
+        &b,
+        "'f': the header claims 1152921504606846976 tensors (0 bytes follow, the most is 65536)");
     g_start(&b, 0, UINT64_MAX);
-    refused(&b, "'f': the header claims 18446744073709551615 keys (0 bytes follow, the most is 65536)");
+    refused(&b,
+            "'f': the header claims 18446744073709551615 keys (0 bytes follow, the most is 65536)");
     g_start(&b, 5, 0);
     g_zeros(&b, 5 * 33 - 1);
     refused(&b, "'f': the header claims 5 tensors (164 bytes follow, the most is 65536)");
@@ -57,7 +61,9 @@ Test(model_gguf, metadata, .description = "strings, arrays, kinds, alignment and
     g_start(&b, 0, 1);
     g_u64(&b, 1ull << 40);
     g_zeros(&b, 32);
-    refused(&b, "'f': byte 24: a metadata key claims 1099511627776 bytes (32 are left, the most is 65535)");
+    refused(
+        &b,
+        "'f': byte 24: a metadata key claims 1099511627776 bytes (32 are left, the most is 65535)");
     keyed(&b, "", GGUF_KIND_U8);
     g_zeros(&b, 8);
     refused(&b, "'f': byte 32: a metadata key is empty");
@@ -66,7 +72,8 @@ Test(model_gguf, metadata, .description = "strings, arrays, kinds, alignment and
     refused(&b, "'f': byte 37: unknown metadata type");
     keyed(&b, "k", GGUF_KIND_STRING);
     g_u64(&b, UINT64_MAX);
-    refused(&b, "'f': byte 37: a metadata string claims 18446744073709551615 bytes (0 are left, the most is "
+    refused(&b, "'f': byte 37: a metadata string claims 18446744073709551615 bytes (0 are left, "
+                "the most is "
                 "16777216)");
     keyed(&b, "k", GGUF_KIND_ARRAY);
     g_u32(&b, GGUF_KIND_ARRAY);
@@ -82,11 +89,13 @@ Test(model_gguf, metadata, .description = "strings, arrays, kinds, alignment and
     g_u64(&b, 2);
     g_string(&b, "x");
     g_u64(&b, 1);
-    refused(&b, "'f': byte 58: a metadata string claims 1 bytes (0 are left, the most is 16777216)");
+    refused(&b,
+            "'f': byte 58: a metadata string claims 1 bytes (0 are left, the most is 16777216)");
     static const uint32_t align[] = { 0, 48, 1 << 21, 0x80000000u };
     for (size_t i = 0; i < COUNT_OF(align); i++) {
         char want[128];
-        snprintf(want, sizeof want, "'f': 'general.alignment' is %u; it must be a power of two up to 1048576",
+        snprintf(want, sizeof want,
+                 "'f': 'general.alignment' is %u; it must be a power of two up to 1048576",
                  align[i]);
         g_start(&b, 0, 1);
         g_key_u32(&b, "general.alignment", align[i]);
@@ -101,8 +110,8 @@ Test(model_gguf, metadata, .description = "strings, arrays, kinds, alignment and
     refused(&b, "'f': metadata key 'k' comes twice");
 }
 
-static void one(struct str *b, const char *name, uint32_t rank, uint64_t ne0, uint64_t ne1, uint32_t type,
-                uint64_t offset, size_t data) {
+static void one(struct str *b, const char *name, uint32_t rank, uint64_t ne0, uint64_t ne1,
+                uint32_t type, uint64_t offset, size_t data) {
     g_start(b, 1, 0);
     g_tensor(b, name, rank, ne0, ne1, type, offset);
     g_pad(b, 32);
@@ -212,7 +221,8 @@ Test(model_gguf, reads, .description = "keys of every kind, arrays of strings, t
     gguf_string_next(at, &s);
     cr_expect(list->count == 2 && s.bytes == 3 && memcmp(s.s, "two", 3) == 0);
     const struct gguf_tensor *w = gguf_tensor_find(&g, "w");
-    cr_expect(w && w->elements == 8 && w->bytes == 32 && w->data == (const uint8_t *)b.s + b.len - 32);
+    cr_expect(w && w->elements == 8 && w->bytes == 32 &&
+              w->data == (const uint8_t *)b.s + b.len - 32);
     gguf_close(&g);
     str_release(&b);
 }

@@ -1,4 +1,5 @@
-/* model_open.c - opening whole models: GGUF equals HF, packed files are made, shared, checked and made again.
+/* model_open.c - opening whole models: GGUF equals HF, packed files are made, shared, checked and
+ * made again.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/model.h"
 
@@ -22,10 +23,11 @@ static struct model *open_model(const char *path, enum model_quant q, enum model
     return m;
 }
 
-static void expect_same_weight(const struct kern_weight *a, const struct kern_weight *b, const char *what) {
+static void expect_same_weight(const struct kern_weight *a, const struct kern_weight *b,
+                               const char *what) {
     cr_assert(a->format == b->format && a->out == b->out && a->in == b->in, "%s", what);
-    cr_expect(memcmp(a->data.p, b->data.p, kern_weight_bytes(a->format, a->out, a->in)) == 0, "%s differs",
-              what);
+    cr_expect(memcmp(a->data.p, b->data.p, kern_weight_bytes(a->format, a->out, a->in)) == 0,
+              "%s differs", what);
 }
 
 static void expect_same(const struct model *a, const struct model *b) {
@@ -37,11 +39,13 @@ static void expect_same(const struct model *a, const struct model *b) {
         const struct model_layer *x = &a->layer[l], *y = &b->layer[l];
         cr_expect(memcmp(x->norm_in.p, y->norm_in.p, norm) == 0 &&
                   memcmp(x->norm_post.p, y->norm_post.p, norm) == 0);
-        for (int p = 0; p < PROJ_COUNT; p++) expect_same_weight(&x->w[p], &y->w[p], model_proj_name[p]);
+        for (int p = 0; p < PROJ_COUNT; p++)
+            expect_same_weight(&x->w[p], &y->w[p], model_proj_name[p]);
         for (int p = 0; p < 3; p++) {
             cr_expect_eq(!x->bias[p].p, !y->bias[p].p);
             if (x->bias[p].p)
-                cr_expect(memcmp(x->bias[p].p, y->bias[p].p, (size_t)x->w[p].out * sizeof(float)) == 0);
+                cr_expect(memcmp(x->bias[p].p, y->bias[p].p, (size_t)x->w[p].out * sizeof(float)) ==
+                          0);
         }
     }
 }
@@ -73,18 +77,21 @@ Test(model_open, values,
     struct model *b16 = open_model(VECTORS "llama", MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, NULL);
     struct model *f32 = open_model(VECTORS "llama", MODEL_QUANT_F32, MODEL_ROUNDING_OCP, NULL);
     for (int r = 0; r < 2; r++) {
-        struct model *m4 = open_model(VECTORS "llama", MODEL_QUANT_MXFP4, (enum model_rounding)r, NULL);
+        struct model *m4 = open_model(VECTORS "llama", MODEL_QUANT_MXFP4, (enum model_rounding)r,
+                                      NULL);
         for (int p = 0; p < PROJ_COUNT; p++) {
             char name[96];
-            snprintf(name, sizeof name, "model.layers.1.%s.%s.weight", p <= PROJ_O ? "self_attn" : "mlp",
-                     model_proj_name[p]);
+            snprintf(name, sizeof name, "model.layers.1.%s.%s.weight",
+                     p <= PROJ_O ? "self_attn" : "mlp", model_proj_name[p]);
             const struct st_tensor *t = st_find(&f, name);
             float *x = mem_alloc((size_t)t->elements * sizeof *x),
                   *y = mem_alloc((size_t)t->elements * sizeof *x);
             int out = (int)t->shape[0], in = (int)t->shape[1];
-            uint8_t *codes = mem_alloc((size_t)t->elements), *scales = mem_alloc((size_t)t->elements / 32);
+            uint8_t *codes = mem_alloc((size_t)t->elements),
+                    *scales = mem_alloc((size_t)t->elements / 32);
             cr_assert(st_to_f32(t, x, &e) == 0);
-            cr_assert(quant_mxfp4(x, out, in, (enum model_rounding)r, codes, scales, NULL, &e) == 0);
+            cr_assert(quant_mxfp4(x, out, in, (enum model_rounding)r, codes, scales, NULL, &e) ==
+                      0);
             quant_mxfp4_back(codes, scales, out, in, y);
             for (int i = 0; i < out * in; i++) {
                 const struct kern_weight *w = &b16->layer[1].w[p];
@@ -92,7 +99,8 @@ Test(model_open, values,
                 w = &f32->layer[1].w[p];
                 cr_expect_eq(pack_get(w->data.p, w->format, out, in, i / in, i % in), x[i]);
                 w = &m4->layer[1].w[p];
-                cr_expect_eq(pack_get(w->data.p, w->format, out, in, i / in, i % in), y[i], "%s %d", name, i);
+                cr_expect_eq(pack_get(w->data.p, w->format, out, in, i / in, i % in), y[i], "%s %d",
+                             name, i);
             }
             free(x), free(y), free(codes), free(scales);
         }
@@ -127,9 +135,9 @@ static void damage(const char *path, long at, size_t cut) {
     str_release(&all);
 }
 
-Test(
-    model_open, packed,
-    .description = "a packed file is made once, shared, and made again when header, table or size is wrong") {
+Test(model_open, packed,
+     .description =
+         "a packed file is made once, shared, and made again when header, table or size is wrong") {
     char dir[64], path[FS_PATH_MAX];
     struct err e = { 0 };
     test_dir(dir);
@@ -163,7 +171,8 @@ Test(
     cr_assert(fs_remove_tree(dir, &e) == 0);
 }
 
-Test(model_open, race, .description = "stages that pack the same model at the same time all get it") {
+Test(model_open, race,
+     .description = "stages that pack the same model at the same time all get it") {
     char dir[64];
     struct err e = { 0 };
     pid_t child[6];
@@ -186,7 +195,8 @@ Test(model_open, race, .description = "stages that pack the same model at the sa
     cr_assert(fs_remove_tree(dir, &e) == 0);
 }
 
-Test(model_open, threads, .description = "the bits of a packed model do not depend on the number of threads") {
+Test(model_open, threads,
+     .description = "the bits of a packed model do not depend on the number of threads") {
     struct pool *pool = pool_create(3);
     struct kern k = { .name = "ref", .pool = pool };
     struct model *a = open_model("models/tiny", MODEL_QUANT_MXFP4, MODEL_ROUNDING_OCP, NULL), *b;
@@ -201,15 +211,23 @@ Test(model_open, threads, .description = "the bits of a packed model do not depe
 
 /* --- wrong weights --- */
 
-#define CONFIG "{\"model_type\":\"llama\",\"vocab_size\":2,\"hidden_size\":2,\"intermediate_size\":2,\"num_hidden_layers\":1," \
-               "\"num_attention_heads\":1,\"max_position_embeddings\":8,\"tie_word_embeddings\":true}"
+#define CONFIG                                                                                     \
+    "{\"model_type\":\"llama\",\"vocab_size\":2,\"hidden_size\":2,\"intermediate_size\":2,\"num_"  \
+    "hidden_layers\":1,"                                                                           \
+    "\"num_attention_heads\":1,\"max_position_embeddings\":8,\"tie_word_embeddings\":true}"
 
 /* Tensors of the little model in `CONFIG`, of which one may be left out, replaced or added. */
 static const char *const NAMES[] = {
-    "model.embed_tokens.weight", "model.norm.weight", "model.layers.0.input_layernorm.weight",
-    "model.layers.0.post_attention_layernorm.weight", "model.layers.0.self_attn.q_proj.weight",
-    "model.layers.0.self_attn.k_proj.weight", "model.layers.0.self_attn.v_proj.weight",
-    "model.layers.0.self_attn.o_proj.weight", "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight",
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    "model.layers.0.input_layernorm.weight",
+    "model.layers.0.post_attention_layernorm.weight",
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.0.self_attn.k_proj.weight",
+    "model.layers.0.self_attn.v_proj.weight",
+    "model.layers.0.self_attn.o_proj.weight",
+    "model.layers.0.mlp.gate_proj.weight",
+    "model.layers.0.mlp.up_proj.weight",
     "model.layers.0.mlp.down_proj.weight",
 };
 enum { NAMES_COUNT = COUNT_OF(NAMES) };
@@ -233,7 +251,8 @@ static void expect_refused(const char *dir, const struct st_out *t, int n, const
     expect_err(&e, message[0] == '=' ? message + 1 : want);
 }
 
-Test(model_open, wrong_weights, .description = "missing, misshapen, unknown and non-finite tensors are named") {
+Test(model_open, wrong_weights,
+     .description = "missing, misshapen, unknown and non-finite tensors are named") {
     char dir[64];
     struct err e = { 0 };
     float x[6] = { 1, 2, 3, 4, 5, 6 }, nan[4] = { 1, 2, 3, 0 }, big[4] = { 3.4e38f, 0, 0, 0 };
@@ -244,32 +263,39 @@ Test(model_open, wrong_weights, .description = "missing, misshapen, unknown and 
     int n = little(t, x);
     expect_refused(dir, t, n - 1, "tensor 'model.layers.0.mlp.down_proj.weight' is missing");
     t[0].shape[0] = 3;
-    expect_refused(dir, t, n,
-                   "tensor 'model.embed_tokens.weight' has shape [3, 2], the configuration says [2, 2]");
+    expect_refused(
+        dir, t, n,
+        "tensor 'model.embed_tokens.weight' has shape [3, 2], the configuration says [2, 2]");
     little(t, x);
     t[1].rank = 2, t[1].shape[1] = 1;
-    expect_refused(dir, t, n, "tensor 'model.norm.weight' has shape [2, 1], the configuration says [2]");
+    expect_refused(dir, t, n,
+                   "tensor 'model.norm.weight' has shape [2, 1], the configuration says [2]");
     little(t, x);
     t[n] = (struct st_out){ "model.layers.0.self_attn.q_norm.weight", 1, { 2 }, x };
-    expect_refused(dir, t, n + 1,
-                   "tensor 'model.layers.0.self_attn.q_norm.weight' is not part of a llama model; leaving it "
-                   "out "
-                   "would compute something else");
+    expect_refused(
+        dir, t, n + 1,
+        "tensor 'model.layers.0.self_attn.q_norm.weight' is not part of a llama model; leaving it "
+        "out "
+        "would compute something else");
     t[4].data = nan;
-    expect_refused(dir, t, n,
-                   "=tensor 'model.layers.0.self_attn.q_proj.weight' holds a value that is not finite (row "
-                   "1, column "
-                   "0)");
+    expect_refused(
+        dir, t, n,
+        "=tensor 'model.layers.0.self_attn.q_proj.weight' holds a value that is not finite (row "
+        "1, column "
+        "0)");
     t[4].data = big;
-    expect_refused(dir, t, n,
-                   "=tensor 'model.layers.0.self_attn.q_proj.weight' holds a value too large for bf16");
+    expect_refused(
+        dir, t, n,
+        "=tensor 'model.layers.0.self_attn.q_proj.weight' holds a value too large for bf16");
     t[4].data = x;
-    test_text(dir, "config.json",
-              "{\"model_type\":\"llama\",\"vocab_size\":2,\"hidden_size\":2,\"intermediate_size\":2,"
-              "\"num_hidden_layers\":1,\"num_attention_heads\":1,\"max_position_embeddings\":8}");
-    expect_refused(dir, t, n,
-                   "tensor 'lm_head.weight' is missing (and the configuration does not tie it to the "
-                   "embedding)");
+    test_text(
+        dir, "config.json",
+        "{\"model_type\":\"llama\",\"vocab_size\":2,\"hidden_size\":2,\"intermediate_size\":2,"
+        "\"num_hidden_layers\":1,\"num_attention_heads\":1,\"max_position_embeddings\":8}");
+    expect_refused(
+        dir, t, n,
+        "tensor 'lm_head.weight' is missing (and the configuration does not tie it to the "
+        "embedding)");
     cr_assert(fs_remove_tree(dir, &e) == 0);
 }
 
@@ -308,20 +334,23 @@ Test(model_open, shards,
     test_text(dir, "model.safetensors.index.json", "{\"weight_map\":{\"a\":\"../x.safetensors\"}}");
     struct model_opts o = { dir, MODEL_QUANT_F32, MODEL_ROUNDING_OCP, NULL };
     cr_expect_eq(model_open(&m, NULL, &o, &e), -1);
-    cr_expect(strstr(e.text, "tensor 'a' must name a .safetensors file in the same folder"), "%s", e.text);
+    cr_expect(strstr(e.text, "tensor 'a' must name a .safetensors file in the same folder"), "%s",
+              e.text);
     str_release(&index);
     cr_assert(fs_remove_tree(dir, &e) == 0);
 }
 
 /* --- MXFP4 blocks of a GGUF file --- */
 
-Test(model_open, mxfp4_kept, .description = "MXFP4 blocks of a GGUF file keep their codes and scales") {
+Test(model_open, mxfp4_kept,
+     .description = "MXFP4 blocks of a GGUF file keep their codes and scales") {
     enum { DIM = 32, BLOCK = 17 };
-    static const char *const name[] = {
-        "token_embd.weight",     "output_norm.weight",  "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight",
-        "blk.0.attn_q.weight",   "blk.0.attn_k.weight", "blk.0.attn_v.weight",    "blk.0.attn_output.weight",
-        "blk.0.ffn_gate.weight", "blk.0.ffn_up.weight", "blk.0.ffn_down.weight"
-    };
+    static const char *const name[] = { "token_embd.weight",      "output_norm.weight",
+                                        "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight",
+                                        "blk.0.attn_q.weight",    "blk.0.attn_k.weight",
+                                        "blk.0.attn_v.weight",    "blk.0.attn_output.weight",
+                                        "blk.0.ffn_gate.weight",  "blk.0.ffn_up.weight",
+                                        "blk.0.ffn_down.weight" };
     struct str b;
     struct err e = { 0 };
     char dir[64], path[FS_PATH_MAX];
@@ -332,16 +361,19 @@ Test(model_open, mxfp4_kept, .description = "MXFP4 blocks of a GGUF file keep th
     g_key_u32(&b, "llama.block_count", 1);
     g_key_u32(&b, "llama.embedding_length", DIM);
     g_key_u32(&b, "llama.feed_forward_length", DIM);
-    g_key_u32(&b, "llama.attention.head_count", DIM / 2);      /* heads of 2: interleaving changes nothing */
+    /* heads of 2: interleaving changes nothing */
+    g_key_u32(&b, "llama.attention.head_count", DIM / 2);
     g_key_u32(&b, "llama.context_length", 8);
     g_key_u32(&b, "llama.vocab_size", DIM);
     g_key_f32(&b, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
     for (size_t i = 0; i < COUNT_OF(name); i++) {
         bool vector = strstr(name[i], "norm");
-        g_tensor(&b, name[i], vector ? 1 : 2, DIM, DIM, vector ? GGUF_TYPE_F32 : GGUF_TYPE_MXFP4, at);
+        g_tensor(&b, name[i], vector ? 1 : 2, DIM, DIM, vector ? GGUF_TYPE_F32 : GGUF_TYPE_MXFP4,
+                 at);
         at += ((vector ? 4 * DIM : DIM * BLOCK) + 31) / 32 * 32;
     }
-    for (int i = 0; i < DIM * BLOCK; i++) blocks[i] = (uint8_t)(i % BLOCK ? (i * 37) & 0x33 : 100 + i / BLOCK);
+    for (int i = 0; i < DIM * BLOCK; i++)
+        blocks[i] = (uint8_t)(i % BLOCK ? (i * 37) & 0x33 : 100 + i / BLOCK);
     g_pad(&b, 32);
     for (size_t i = 0; i < COUNT_OF(name); i++) {
         if (strstr(name[i], "norm")) g_zeros(&b, 4 * DIM);

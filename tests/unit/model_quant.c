@@ -1,5 +1,5 @@
-/* model_quant.c - both MXFP4 roundings: the specification's vectors, an independent nearest search, the
- * error they leave.
+/* model_quant.c - both MXFP4 roundings: the specification's vectors, an independent nearest search,
+ * the error they leave.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/quant.h"
 
@@ -9,7 +9,8 @@
 #include "lib/base/rng.h"
 #include "tests/unit/model_files.h"
 
-static void round_trip(const float *x, int out, int in, enum model_rounding r, float *back, uint8_t *scales) {
+static void round_trip(const float *x, int out, int in, enum model_rounding r, float *back,
+                       uint8_t *scales) {
     struct err e = { 0 };
     uint8_t *codes = mem_alloc((size_t)out * (size_t)in);
     cr_assert(quant_mxfp4(x, out, in, r, codes, scales, NULL, &e) == 0, "%s", e.text);
@@ -27,16 +28,43 @@ static void fill_normal(float *x, int n, uint64_t seed, double sigma) {
     }
 }
 
-/* The block's largest is 7.9, so the scale is 1. Pairs: value, OCP (ties to even), SEED (ties away). */
+/* The block's largest is 7.9, so the scale is 1. Pairs: value, OCP (ties to even), SEED (ties
+ * away). */
 static const float ties[][3] = {
-    { 7.9f, 6, 6 },      { 7, 6, 6 },         { 6, 6, 6 },        { 5, 4, 6 },         { 4, 4, 4 },      { 3.5f, 4, 4 },
-    { 3, 3, 3 },         { 2.5f, 2, 3 },      { 2.25f, 2, 2 },    { 2, 2, 2 },         { 1.75f, 2, 2 },  { 1.25f, 1, 1.5f },
-    { 1, 1, 1 },         { .75f, 1, 1 },      { .5f, .5f, .5f },  { .25f, 0, .5f },    { .249f, 0, 0 },  { .1f, 0, 0 },
-    { -5, -4, -6 },      { -2.5f, -2, -3 },   { -.25f, 0, -.5f }, { 5.001f, 6, 6 },    { 4.999f, 4, 4 }, { .251f, .5f, .5f },
-    { .7499f, .5f, .5f }, { 1.2501f, 1.5f, 1.5f }, { 1.7499f, 1.5f, 1.5f }, { 3.4999f, 3, 3 }, { -0.f, 0, 0 }, { 0, 0, 0 },
+    { 7.9f, 6, 6 },
+    { 7, 6, 6 },
+    { 6, 6, 6 },
+    { 5, 4, 6 },
+    { 4, 4, 4 },
+    { 3.5f, 4, 4 },
+    { 3, 3, 3 },
+    { 2.5f, 2, 3 },
+    { 2.25f, 2, 2 },
+    { 2, 2, 2 },
+    { 1.75f, 2, 2 },
+    { 1.25f, 1, 1.5f },
+    { 1, 1, 1 },
+    { .75f, 1, 1 },
+    { .5f, .5f, .5f },
+    { .25f, 0, .5f },
+    { .249f, 0, 0 },
+    { .1f, 0, 0 },
+    { -5, -4, -6 },
+    { -2.5f, -2, -3 },
+    { -.25f, 0, -.5f },
+    { 5.001f, 6, 6 },
+    { 4.999f, 4, 4 },
+    { .251f, .5f, .5f },
+    { .7499f, .5f, .5f },
+    { 1.2501f, 1.5f, 1.5f },
+    { 1.7499f, 1.5f, 1.5f },
+    { 3.4999f, 3, 3 },
+    { -0.f, 0, 0 },
+    { 0, 0, 0 },
 };
 
-Test(model_quant, ties, .description = "the vectors of the study's page: ties to even, or away from zero") {
+Test(model_quant, ties,
+     .description = "the vectors of the study's page: ties to even, or away from zero") {
     float x[32] = { 0 }, back[32];
     uint8_t scale;
     for (size_t i = 0; i < COUNT_OF(ties); i++) x[i] = ties[i][0];
@@ -80,7 +108,8 @@ static double nearest(double a) {
 }
 
 Test(model_quant, ocp_search,
-     .description = "OCP agrees with a search over the grid, at all magnitudes and short last blocks") {
+     .description =
+         "OCP agrees with a search over the grid, at all magnitudes and short last blocks") {
     enum { OUT = 7, IN = 75, BLOCKS = 3 };
     static const float size[] = { 1, 1e-3f, 0x1p-100f, 0x1p-130f, 0x1p-147f, 1e30f, 0x1p125f };
     float x[OUT * IN], back[OUT * IN];
@@ -95,7 +124,8 @@ Test(model_quant, ocp_search,
                 for (int i = from; i < to; i++) amax = fmax(amax, fabs((double)x[o * IN + i]));
                 double unit = amax > 0 ? fmax(exp2(floor(log2(amax)) - 2), 0x1p-127) : 0x1p-127;
                 for (int i = from; i < to; i++) {
-                    double v = (double)x[o * IN + i], want = copysign(nearest(fabs(v) / unit) * unit, v);
+                    double v = (double)x[o * IN + i],
+                           want = copysign(nearest(fabs(v) / unit) * unit, v);
                     cr_expect_eq((double)back[o * IN + i], want, "size %g: %g became %g, not %g",
                                  (double)size[s], v, (double)back[o * IN + i], want);
                 }
@@ -105,7 +135,8 @@ Test(model_quant, ocp_search,
 
 Test(model_quant, twice, .description = "quantising twice is quantising once, in both roundings") {
     enum { N = 64 * 256 };
-    float *x = mem_alloc(N * sizeof *x), *once = mem_alloc(N * sizeof *x), *twice = mem_alloc(N * sizeof *x);
+    float *x = mem_alloc(N * sizeof *x), *once = mem_alloc(N * sizeof *x),
+          *twice = mem_alloc(N * sizeof *x);
     uint8_t *scales = mem_alloc(N / 32);
     fill_normal(x, N, 1, .02);
     for (int r = 0; r < 2; r++) {
@@ -116,7 +147,8 @@ Test(model_quant, twice, .description = "quantising twice is quantising once, in
     free(x), free(once), free(twice), free(scales);
 }
 
-/* Expected for MXFP4 on Gaussian values: 20-22 % mean relative error, SQNR 18.6-18.9 dB, 8-9 % zeroed. */
+/* Expected for MXFP4 on Gaussian values: 20-22 % mean relative error, SQNR 18.6-18.9 dB, 8-9 %
+ * zeroed. */
 Test(model_quant, gaussian, .description = "on Gaussian weights the error is the study's") {
     enum { OUT = 512, IN = 1024 };
     float *x = mem_alloc((size_t)OUT * IN * sizeof *x);
@@ -131,19 +163,22 @@ Test(model_quant, gaussian, .description = "on Gaussian weights the error is the
         cr_expect(quant_sqnr_db(&s) > 18.5 && quant_sqnr_db(&s) < 18.95, "%g", quant_sqnr_db(&s));
         cr_expect(quant_zeroed(&s) > .08 && quant_zeroed(&s) < .09, "%g", quant_zeroed(&s));
         cr_expect(quant_saturated(&s) > 0 && quant_saturated(&s) < .02, "%g", quant_saturated(&s));
-        cr_assert(quant_mxfp4(x, OUT / 2, IN, (enum model_rounding)r, codes, scales, &half, &e) == 0);
+        cr_assert(quant_mxfp4(x, OUT / 2, IN, (enum model_rounding)r, codes, scales, &half, &e) ==
+                  0);
         struct quant_stats both = half;
         quant_stats_add(&both, &half);
         cr_expect(both.elements == s.elements && quant_sqnr_db(&both) == quant_sqnr_db(&half));
         fprintf(stderr,
-                "gaussian, %s: relative error %.2f %%, SQNR %.2f dB, zeroed %.2f %%, saturated %.2f %%\n",
-                r ? "seed" : "ocp", 100 * quant_relative_error(&s), quant_sqnr_db(&s), 100 * quant_zeroed(&s),
-                100 * quant_saturated(&s));
+                "gaussian, %s: relative error %.2f %%, SQNR %.2f dB, zeroed %.2f %%, saturated "
+                "%.2f %%\n",
+                r ? "seed" : "ocp", 100 * quant_relative_error(&s), quant_sqnr_db(&s),
+                100 * quant_zeroed(&s), 100 * quant_saturated(&s));
     }
     free(x), free(codes), free(scales);
 }
 
-Test(model_quant, refuses, .description = "values that are not finite, and seed blocks over row ends") {
+Test(model_quant, refuses,
+     .description = "values that are not finite, and seed blocks over row ends") {
     float x[66] = { 0 };
     uint8_t codes[66], scales[6];
     struct err e = { 0 };
@@ -155,7 +190,9 @@ Test(model_quant, refuses, .description = "values that are not finite, and seed 
     expect_err(&e, "the value at row 0, column 40 is not finite");
     x[40] = 0;
     cr_expect_eq(quant_mxfp4(x, 2, 33, MODEL_ROUNDING_SEED, codes, scales, NULL, &e), -1);
-    expect_err(&e, "seed rounding needs rows of a multiple of 32 values, not 33: its blocks would run over "
-                   "row ends (use the ocp "
-                   "rounding)");
+    expect_err(
+        &e,
+        "seed rounding needs rows of a multiple of 32 values, not 33: its blocks would run over "
+        "row ends (use the ocp "
+        "rounding)");
 }

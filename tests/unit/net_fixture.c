@@ -9,7 +9,8 @@
 #include "lib/base/rng.h"
 #include "lib/base/str.h"
 
-static kptr vector(struct fix *f, fix_value *value, const char *name, int layer, enum proj p, int n) {
+static kptr vector(struct fix *f, fix_value *value, const char *name, int layer, enum proj p,
+                   int n) {
     float *host = mem_alloc((size_t)n * sizeof *host);
     kptr k;
     for (int i = 0; i < n; i++) host[i] = value(name, layer, p, (size_t)i);
@@ -22,7 +23,8 @@ static kptr vector(struct fix *f, fix_value *value, const char *name, int layer,
 /* A plain MXFP4: scale by the block's largest magnitude, nearest code. Good enough to test with. */
 static void mxfp4(void *records, const float *v, int out, int in) {
     const int blocks = (in + 31) / 32;
-    uint8_t *codes = mem_alloc((size_t)out * (size_t)in), *scales = mem_alloc((size_t)out * (size_t)blocks);
+    uint8_t *codes = mem_alloc((size_t)out * (size_t)in),
+            *scales = mem_alloc((size_t)out * (size_t)blocks);
     for (int o = 0; o < out; o++)
         for (int b = 0; b < blocks; b++) {
             float most = 1e-9f;
@@ -33,7 +35,8 @@ static void mxfp4(void *records, const float *v, int out, int in) {
             for (int i = b * 32; i < end; i++) {
                 int best = 0;
                 for (int c = 1; c < 16; c++)
-                    if (fabsf(ldexpf(pack_e2m1[c], power) - v[o * in + i]) < fabsf(ldexpf(pack_e2m1[best], power) - v[o * in + i]))
+                    if (fabsf(ldexpf(pack_e2m1[c], power) - v[o * in + i]) <
+                        fabsf(ldexpf(pack_e2m1[best], power) - v[o * in + i]))
                         best = c;
                 codes[o * in + i] = (uint8_t)best;
             }
@@ -43,8 +46,8 @@ static void mxfp4(void *records, const float *v, int out, int in) {
     free(scales);
 }
 
-static struct kern_weight matrix(struct fix *f, fix_value *value, const char *name, int layer, enum proj p, int out, int in,
-                                 enum kern_format format) {
+static struct kern_weight matrix(struct fix *f, fix_value *value, const char *name, int layer,
+                                 enum proj p, int out, int in, enum kern_format format) {
     struct kern_weight w = { .format = format, .out = out, .in = in, .scale = 1 };
     const size_t n = (size_t)out * (size_t)in, bytes = kern_weight_bytes(format, out, in);
     float *host = mem_alloc(n * sizeof *host);
@@ -59,7 +62,8 @@ static struct kern_weight matrix(struct fix *f, fix_value *value, const char *na
     return w;
 }
 
-void fix_open(struct fix *f, const char *path, int threads, const struct model_conf *c, enum model_quant q, fix_value *value) {
+void fix_open(struct fix *f, const char *path, int threads, const struct model_conf *c,
+              enum model_quant q, fix_value *value) {
     struct err e = { 0 };
     memset(f, 0, sizeof *f);
     f->pool = pool_create(threads);
@@ -102,9 +106,19 @@ void fix_close(struct fix *f) {
 }
 
 struct model_conf fix_toy_conf(void) {
-    return (struct model_conf){ .arch = MODEL_ARCH_QWEN2, .vocab = 10, .dim = 8, .layers = 2, .heads = 2, .kv_heads = 1,
-                                .head_dim = 4, .ffn_dim = 12, .positions_max = 64, .norm_eps = 1e-6f, .rope_theta = 10000,
-                                .qkv_bias = true, .bos = -1 };
+    return (struct model_conf){ .arch = MODEL_ARCH_QWEN2,
+                                .vocab = 10,
+                                .dim = 8,
+                                .layers = 2,
+                                .heads = 2,
+                                .kv_heads = 1,
+                                .head_dim = 4,
+                                .ffn_dim = 12,
+                                .positions_max = 64,
+                                .norm_eps = 1e-6f,
+                                .rope_theta = 10000,
+                                .qkv_bias = true,
+                                .bos = -1 };
 }
 
 float fix_toy_value(const char *name, int layer, enum proj p, size_t i) {
@@ -121,9 +135,20 @@ float fix_toy_value(const char *name, int layer, enum proj p, size_t i) {
 }
 
 struct model_conf fix_small_conf(void) {
-    return (struct model_conf){ .arch = MODEL_ARCH_QWEN2, .vocab = 61, .dim = 40, .layers = 3, .heads = 6, .kv_heads = 2,
-                                .head_dim = 8, .ffn_dim = 72, .positions_max = 256, .norm_eps = 1e-6f, .rope_theta = 10000,
-                                .tied = true, .qkv_bias = true, .bos = -1 };
+    return (struct model_conf){ .arch = MODEL_ARCH_QWEN2,
+                                .vocab = 61,
+                                .dim = 40,
+                                .layers = 3,
+                                .heads = 6,
+                                .kv_heads = 2,
+                                .head_dim = 8,
+                                .ffn_dim = 72,
+                                .positions_max = 256,
+                                .norm_eps = 1e-6f,
+                                .rope_theta = 10000,
+                                .tied = true,
+                                .qkv_bias = true,
+                                .bos = -1 };
 }
 
 float fix_small_value(const char *name, int layer, enum proj p, size_t i) {

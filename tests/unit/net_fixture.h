@@ -9,16 +9,19 @@ struct fix {
     struct kern kern;
     struct model model;
 };
-/* Value of element i of a tensor (row-major). name: "embed", "head", "norm_final", "norm_in", "norm_post", "q_proj", ...,
- * "bias" (proj then says which). */
+/* Value of element i of a tensor (row-major). name: "embed", "head", "norm_final", "norm_in",
+ * "norm_post", "q_proj", ..., "bias" (proj then says which). */
 typedef float fix_value(const char *name, int layer, enum proj p, size_t i);
 /* Aborts the test on failure. quant MXFP4 rounds the projections to codes of a plain scheme. */
-void fix_open(struct fix *f, const char *path, int threads, const struct model_conf *c, enum model_quant q, fix_value *value);
+void fix_open(struct fix *f, const char *path, int threads, const struct model_conf *c,
+              enum model_quant q, fix_value *value);
 void fix_close(struct fix *f);
 
-struct model_conf fix_toy_conf(void);                      /* the toy transformer of spec dapo 17.13 */
+/* the toy transformer of spec dapo 17.13 */
+struct model_conf fix_toy_conf(void);
 float fix_toy_value(const char *name, int layer, enum proj p, size_t i);
-struct model_conf fix_small_conf(void);                    /* odd shapes, grouped queries, tied: property tests */
+/* odd shapes, grouped queries, tied: property tests */
+struct model_conf fix_small_conf(void);
 float fix_small_value(const char *name, int layer, enum proj p, size_t i);
 /* All seven projections; A as lora_create makes it, B uniform in +-b. */
 struct lora *fix_lora(const struct model_conf *c, int rank, float alpha, float b, uint64_t seed);

@@ -1,5 +1,5 @@
-/* net_props.c - what must hold for any weights: zero adapters, masks, micro-batches, threads, paths, chunks, slots.
- * "Equal" here means equal bits.
+/* net_props.c - what must hold for any weights: zero adapters, masks, micro-batches, threads,
+ * paths, chunks, slots. "Equal" here means equal bits.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/unit/net_fixture.h"
 
@@ -16,18 +16,27 @@ static void text_fill(struct text *t) {
     static const int n[SEQS] = { 40, 75, 9, 66, 33 }, prompt[SEQS] = { 12, 30, 1, 33, 32 };
     t->responses = 0;
     for (int s = 0; s < SEQS; s++) {
-        for (int i = 0; i < n[s]; i++) t->ids[s][i] = (int32_t)(rng_mix64((uint64_t)(s * 1000 + i)) % VOCAB);
+        for (int i = 0; i < n[s]; i++)
+            t->ids[s][i] = (int32_t)(rng_mix64((uint64_t)(s * 1000 + i)) % VOCAB);
         t->seq[s] = (struct net_seq){ t->ids[s], n[s], prompt[s] };
         t->responses += n[s] - prompt[s];
     }
 }
 
-static void loss_plain(void *ud, int seq, int first, int count, const float *lp, const float *entropy, float *coef) {
+static void loss_plain(void *ud, int seq, int first, int count, const float *lp,
+                       const float *entropy, float *coef) {
     (void)ud, (void)entropy;
-    for (int i = 0; i < count; i++) coef[i] = (seq % 2 ? .03f : -.02f) * (1 + .01f * (float)(first + i)) + .001f * lp[i];
+    for (int i = 0; i < count; i++)
+        coef[i] = (seq % 2 ? .03f : -.02f) * (1 + .01f * (float)(first + i)) + .001f * lp[i];
 }
 
-struct trial { const char *path; int threads, rows, slots; enum model_quant quant; net_loss *loss; float b; };
+struct trial {
+    const char *path;
+    int threads, rows, slots;
+    enum model_quant quant;
+    net_loss *loss;
+    float b;
+};
 
 static float *train(const struct trial *t, const struct text *x, size_t *params) {
     struct err e = { 0 };
@@ -35,12 +44,17 @@ static float *train(const struct trial *t, const struct text *x, size_t *params)
     struct model_conf c = fix_small_conf();
     fix_open(&f, t->path, t->threads, &c, t->quant, fix_small_value);
     struct lora *l = fix_lora(&c, 4, 8, t->b, 7);
-    struct net_opts o = { .rows_max = t->rows, .slots_max = t->slots, .positions_max = 96, .train = true, .lora = l->shape };
+    struct net_opts o = { .rows_max = t->rows,
+                          .slots_max = t->slots,
+                          .positions_max = 96,
+                          .train = true,
+                          .lora = l->shape };
     struct net *n;
     cr_assert_eq(net_create(&n, &f.model, &o, &e), 0, "%s", e.text);
     cr_assert_eq(net_adopt(n, l, NULL, &e), 0, "%s", e.text);
     float *g = calloc(l->params, sizeof *g);
-    cr_assert_eq(net_train(n, x->seq, SEQS, 1, t->loss ? t->loss : loss_plain, NULL, g, &e), 0, "%s", e.text);
+    cr_assert_eq(net_train(n, x->seq, SEQS, 1, t->loss ? t->loss : loss_plain, NULL, g, &e), 0,
+                 "%s", e.text);
     *params = l->params;
     net_destroy(&n);
     lora_destroy(&l);
@@ -82,12 +96,14 @@ Test(net_props, every_path_gives_the_bits_of_the_reference) {
     const char *names[8];
     for (int i = 1, n = kern_paths(names); i < n; i++)
         for (enum model_quant q = 0; q <= MODEL_QUANT_F32; q++) {
-            const struct trial ref = { "ref", 1, 200, 8, q, NULL, .2f }, fast = { names[i], 2, 200, 8, q, NULL, .2f };
+            const struct trial ref = { "ref", 1, 200, 8, q, NULL, .2f },
+                               fast = { names[i], 2, 200, 8, q, NULL, .2f };
             expect_same_grad(&ref, &fast, names[i]);
         }
 }
 
-static void loss_tail_masked(void *ud, int seq, int first, int count, const float *lp, const float *entropy, float *coef) {
+static void loss_tail_masked(void *ud, int seq, int first, int count, const float *lp,
+                             const float *entropy, float *coef) {
     loss_plain(ud, seq, first, count, lp, entropy, coef);
     for (int i = 0; i < count; i++)
         if (seq == 1 && first + i >= 20) coef[i] = 0;
@@ -128,7 +144,8 @@ Test(net_props, with_b_zero_only_b_has_a_gradient) {
     free(g);
 }
 
-/* A net over the small model, with and without adapter and noise; responses' log-probs by net_logprobs. */
+/* A net over the small model, with and without adapter and noise; responses' log-probs by
+ * net_logprobs. */
 struct scene { struct fix f; struct net *n; struct lora *l; struct text x; };
 
 static void scene_open(struct scene *s, const char *path, int rows, enum model_quant q, float b) {
@@ -137,7 +154,9 @@ static void scene_open(struct scene *s, const char *path, int rows, enum model_q
     text_fill(&s->x);
     fix_open(&s->f, path, 2, &c, q, fix_small_value);
     s->l = fix_lora(&c, 4, 8, b, 7);
-    struct net_opts o = { .rows_max = rows, .slots_max = 3, .positions_max = 96, .lora = s->l->shape };
+    struct net_opts o = {
+        .rows_max = rows, .slots_max = 3, .positions_max = 96, .lora = s->l->shape
+    };
     cr_assert_eq(net_create(&s->n, &s->f.model, &o, &e), 0, "%s", e.text);
 }
 static void scene_close(struct scene *s) {
@@ -145,7 +164,8 @@ static void scene_close(struct scene *s) {
     lora_destroy(&s->l);
     fix_close(&s->f);
 }
-static void score(struct scene *s, const struct lora *l, const struct noise_view *v, float *lp, float *entropy) {
+static void score(struct scene *s, const struct lora *l, const struct noise_view *v, float *lp,
+                  float *entropy) {
     struct err e = { 0 };
     cr_assert_eq(net_adopt(s->n, l, v, &e), 0, "%s", e.text);
     cr_assert_eq(net_logprobs(s->n, s->x.seq, SEQS, .9f, lp, entropy, &e), 0, "%s", e.text);
@@ -188,15 +208,16 @@ Test(net_props, the_size_of_a_call_changes_no_bit_of_a_logprob) {
             score(&s, s.l, NULL, i ? got : want, i ? got_h : want_h);
             const size_t bytes = (size_t)s.x.responses * sizeof(float);
             if (i)
-                cr_expect(memcmp(want, got, bytes) == 0 && memcmp(want_h, got_h, bytes) == 0, "quant %d, %d rows", (int)q,
-                          rows[i]);
+                cr_expect(memcmp(want, got, bytes) == 0 && memcmp(want_h, got_h, bytes) == 0,
+                          "quant %d, %d rows", (int)q, rows[i]);
             scene_close(&s);
         }
     }
 }
 
 /* The learner's own forward (net_train) sees the log-probs that scoring gives. */
-static void loss_records(void *ud, int seq, int first, int count, const float *lp, const float *entropy, float *coef) {
+static void loss_records(void *ud, int seq, int first, int count, const float *lp,
+                         const float *entropy, float *coef) {
     float **to = ud;
     (void)entropy;
     for (int i = 0; i < count; i++) to[seq][first + i] = lp[i], coef[i] = 1;
@@ -207,12 +228,15 @@ Test(net_props, training_sees_the_logprobs_of_scoring) {
     float scored[RESPONSE_MAX], trained[RESPONSE_MAX], *to[SEQS];
     scene_open(&s, "auto", 128, MODEL_QUANT_BF16, .2f);
     score(&s, s.l, NULL, scored, NULL);
-    struct net_opts o = { .rows_max = 100, .slots_max = 4, .positions_max = 96, .train = true, .lora = s.l->shape };
+    struct net_opts o = {
+        .rows_max = 100, .slots_max = 4, .positions_max = 96, .train = true, .lora = s.l->shape
+    };
     struct net *n;
     cr_assert_eq(net_create(&n, &s.f.model, &o, &e), 0, "%s", e.text);
     cr_assert_eq(net_adopt(n, s.l, NULL, &e), 0);
     float *g = calloc(s.l->params, sizeof *g);
-    for (int i = 0, at = 0; i < SEQS; at += s.x.seq[i].n - s.x.seq[i].prompt_n, i++) to[i] = trained + at;
+    for (int i = 0, at = 0; i < SEQS; at += s.x.seq[i].n - s.x.seq[i].prompt_n, i++)
+        to[i] = trained + at;
     cr_assert_eq(net_train(n, s.x.seq, SEQS, .9f, loss_records, to, g, &e), 0, "%s", e.text);
     cr_expect(memcmp(scored, trained, (size_t)s.x.responses * sizeof *scored) == 0);
     free(g);
@@ -231,12 +255,15 @@ Test(net_props, gradients_of_several_calls_add_up_as_one_call) {
     struct model_conf c = fix_small_conf();
     fix_open(&f, "auto", 2, &c, MODEL_QUANT_BF16, fix_small_value);
     struct lora *l = fix_lora(&c, 4, 8, .2f, 7);
-    struct net_opts o = { .rows_max = 100, .slots_max = 2, .positions_max = 96, .train = true, .lora = l->shape };
+    struct net_opts o = {
+        .rows_max = 100, .slots_max = 2, .positions_max = 96, .train = true, .lora = l->shape
+    };
     struct net *n;
     cr_assert_eq(net_create(&n, &f.model, &o, &e), 0, "%s", e.text);
     cr_assert_eq(net_adopt(n, l, NULL, &e), 0);
     for (int i = 0; i < SEQS; i += 2)              /* pairs: the loss looks at the parity only */
-        cr_assert_eq(net_train(n, x.seq + i, i + 2 <= SEQS ? 2 : 1, 1, loss_plain, NULL, got, &e), 0, "%s", e.text);
+        cr_assert_eq(net_train(n, x.seq + i, i + 2 <= SEQS ? 2 : 1, 1, loss_plain, NULL, got, &e),
+                     0, "%s", e.text);
     cr_expect(memcmp(want, got, params * sizeof *got) == 0);
     free(want);
     free(got);
@@ -254,15 +281,26 @@ Test(net_props, gradient_into_logits_sums_to_zero) {
     int32_t target[ROWS] = { 0, 96, 50 };
     kptr p;
     cr_assert_eq(f.kern.alloc(&f.kern, &p, sizeof z + 4 * 64, NULL), 0);
-    kptr t = kptr_at(p, sizeof z), lp = kptr_at(t, 64), lse = kptr_at(lp, 64), cf = kptr_at(lse, 64);
+    kptr t = kptr_at(p, sizeof z), lp = kptr_at(t, 64), lse = kptr_at(lp, 64),
+         cf = kptr_at(lse, 64);
     for (int i = 0; i < ROWS * V; i++) z[i] = (float)(5 * sin(.7 * i));
     f.kern.upload(&f.kern, p, z, sizeof z);
     f.kern.upload(&f.kern, t, target, sizeof target);
     f.kern.upload(&f.kern, cf, coef, sizeof coef);
-    f.kern.logprob(&f.kern, &(struct kern_logprob){ .logits = p, .targets = t, .lp = lp, .lse = lse, .rows = ROWS,
-                                                     .vocab = V, .inv_temp = 1.4f });
-    f.kern.logprob_bwd(&f.kern, &(struct kern_logprob_bwd){ .logits = p, .targets = t, .lse = lse, .coef = cf,
-                                                             .rows = ROWS, .vocab = V, .inv_temp = 1.4f });
+    f.kern.logprob(&f.kern, &(struct kern_logprob){ .logits = p,
+                                                    .targets = t,
+                                                    .lp = lp,
+                                                    .lse = lse,
+                                                    .rows = ROWS,
+                                                    .vocab = V,
+                                                    .inv_temp = 1.4f });
+    f.kern.logprob_bwd(&f.kern, &(struct kern_logprob_bwd){ .logits = p,
+                                                            .targets = t,
+                                                            .lse = lse,
+                                                            .coef = cf,
+                                                            .rows = ROWS,
+                                                            .vocab = V,
+                                                            .inv_temp = 1.4f });
     f.kern.download(&f.kern, z, p, sizeof z);
     for (int r = 0; r < ROWS; r++) {
         double sum = 0;
@@ -273,7 +311,7 @@ Test(net_props, gradient_into_logits_sums_to_zero) {
     fix_close(&f);
 }
 
-/* --- slots ------------------------------------------------------------------------------------------------------- */
+/* ---- slots ---- */
 
 Test(net_props, forked_slots_go_on_as_the_whole_sequence_would) {
     struct scene s;
@@ -282,7 +320,8 @@ Test(net_props, forked_slots_go_on_as_the_whole_sequence_would) {
     scene_open(&s, "auto", 96, MODEL_QUANT_BF16, .2f);
     const int32_t *ids = s.x.ids[1];
     struct net_row row[75];
-    for (int forked = 31; forked <= 65; forked += forked == 31 ? 1 : 11) {       /* 31 32 43 54 65 */
+    /* 31 32 43 54 65 */
+    for (int forked = 31; forked <= 65; forked += forked == 31 ? 1 : 11) {
         int base = net_slot_open(s.n);
         for (int i = 0; i < 70; i++) row[i] = (struct net_row){ ids[i], base, i };
         const int32_t last = 69;
@@ -308,7 +347,9 @@ Test(net_props, rows_that_make_no_sense_are_refused_by_name) {
     struct err e = { 0 };
     scene_open(&s, "ref", 8, MODEL_QUANT_BF16, 0);
     int slot = net_slot_open(s.n);
-    const struct net_row bad[] = { { VOCAB, slot, 0 }, { -1, slot, 0 }, { 1, slot + 1, 0 }, { 1, slot, 1 } };
+    const struct net_row bad[] = {
+        { VOCAB, slot, 0 }, { -1, slot, 0 }, { 1, slot + 1, 0 }, { 1, slot, 1 }
+    };
     static const char *const says[] = { "vocabulary", "vocabulary", "not open", "position" };
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
         e.text[0] = 0;
@@ -348,7 +389,9 @@ Test(net_props, training_refuses_what_it_cannot_do) {
     fix_open(&f, "ref", 1, &c, MODEL_QUANT_BF16, fix_small_value);
     struct lora *l = fix_lora(&c, 4, 8, .2f, 7), *other = fix_lora(&c, 8, 8, .2f, 7);
     float *g = calloc(l->params, sizeof *g);
-    struct net_opts o = { .rows_max = 50, .slots_max = 2, .positions_max = 96, .train = true, .lora = l->shape };
+    struct net_opts o = {
+        .rows_max = 50, .slots_max = 2, .positions_max = 96, .train = true, .lora = l->shape
+    };
     cr_assert_eq(net_create(&n, &f.model, &o, &e), 0, "%s", e.text);
     cr_expect_eq(net_train(n, x.seq, 1, 1, loss_plain, NULL, g, &e), -1);
     cr_expect(strstr(e.text, "no adapter"), "%s", e.text);
@@ -357,11 +400,13 @@ Test(net_props, training_refuses_what_it_cannot_do) {
     cr_assert_eq(net_adopt(n, l, NULL, &e), 0);
     cr_expect_eq(net_train(n, x.seq, 2, 1, loss_plain, NULL, g, &e), -1);
     cr_expect(strstr(e.text, "75 tokens") && strstr(e.text, "50 rows"), "%s", e.text);
-    for (size_t i = 0; i < l->params; i++) cr_assert_eq(g[i], 0.f);       /* a failed call leaves the sum alone */
+    /* a failed call leaves the sum alone */
+    for (size_t i = 0; i < l->params; i++) cr_assert_eq(g[i], 0.f);
     cr_expect_eq(net_train(n, x.seq, 1, 0, loss_plain, NULL, g, &e), -1);
     struct net_seq bare = { x.ids[0], 5, 0 };
     cr_expect_eq(net_train(n, &bare, 1, 1, loss_plain, NULL, g, &e), -1);
-    cr_expect_eq(net_train(n, x.seq, 1, 1, loss_plain, NULL, g, &e), 0, "%s", e.text);   /* and the net still works */
+    /* and the net still works */
+    cr_expect_eq(net_train(n, x.seq, 1, 1, loss_plain, NULL, g, &e), 0, "%s", e.text);
     free(g);
     lora_destroy(&l);
     lora_destroy(&other);

@@ -1,6 +1,7 @@
-/* net_torch.c - small random models against PyTorch: logits, log-probs and LoRA gradients of tests/vectors/net_*
- * (made by make_net.py: Qwen2 with biases, grouped queries, tied head; Llama with llama3 rope scaling, untied), through
- * the real readers of models and of peft's adapters. Run from the repository's root.
+/* net_torch.c - small random models against PyTorch: logits, log-probs and LoRA gradients of
+ * tests/vectors/net_* (made by make_net.py: Qwen2 with biases, grouped queries, tied head; Llama
+ * with llama3 rope scaling, untied), through the real readers of models and of peft's adapters. Run
+ * from the repository's root.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/unit/net_fixture.h"
 
@@ -48,7 +49,9 @@ static void vec_open(struct vec *v, const char *name, const char *path, enum mod
     snprintf(file, sizeof file, "%s/want.safetensors", dir);
     v->pool = pool_create(2);
     cr_assert_eq(kern_open(&v->kern, path, v->pool, &e), 0, "%s", e.text);
-    cr_assert_eq(model_open(&v->model, &v->kern, &(struct model_opts){ .path = dir, .quant = q }, &e), 0, "%s", e.text);
+    cr_assert_eq(
+        model_open(&v->model, &v->kern, &(struct model_opts){ .path = dir, .quant = q }, &e), 0,
+        "%s", e.text);
     cr_assert_eq(st_open(&v->want, file, &e), 0, "%s", e.text);
     snprintf(file, sizeof file, "%s/adapter", dir);
     cr_assert_eq(lora_load(&v->lora, &v->model->conf, file, &e), 0, "%s", e.text);
@@ -62,7 +65,9 @@ static void vec_open(struct vec *v, const char *name, const char *path, enum mod
         v->seq[s] = (struct net_seq){ v->ids[s], (int)t->elements, prompt };
         v->weights[s] = want_f32(v, "weights.%d", s);
     }
-    struct net_opts o = { .rows_max = 128, .slots_max = 4, .positions_max = 64, .train = true, .lora = v->lora->shape };
+    struct net_opts o = {
+        .rows_max = 128, .slots_max = 4, .positions_max = 64, .train = true, .lora = v->lora->shape
+    };
     cr_assert_eq(net_create(&v->net, v->model, &o, &e), 0, "%s", e.text);
 }
 
@@ -103,7 +108,8 @@ static void expect_logits(struct vec *v, const char *which, const char *path) {
     }
 }
 
-static void weighted(void *ud, int seq, int first, int count, const float *lp, const float *entropy, float *coef) {
+static void weighted(void *ud, int seq, int first, int count, const float *lp, const float *entropy,
+                     float *coef) {
     const struct vec *v = ud;
     (void)lp, (void)entropy;
     for (int i = 0; i < count; i++) coef[i] = v->weights[seq][first + i];
@@ -131,10 +137,12 @@ static double gradient_distance(struct vec *v) {
                 char name[160];
                 size_t at[2];
                 lora_offsets(v->lora, layer, p, &at[0], &at[1]);
-                snprintf(name, sizeof name, "grad.base_model.model.model.layers.%d.%s.%s.lora_%c.weight", layer,
+                snprintf(name, sizeof name,
+                         "grad.base_model.model.model.layers.%d.%s.%s.lora_%c.weight", layer,
                          p <= PROJ_O ? "self_attn" : "mlp", model_proj_name[p], "AB"[m]);
                 float *torch = want_f32(v, name, 0);
-                worst = fmax(worst, distance(grad + at[m], torch, (size_t)want(v, name, 0)->elements));
+                worst = fmax(worst,
+                             distance(grad + at[m], torch, (size_t)want(v, name, 0)->elements));
                 free(torch);
             }
     free(grad);
@@ -156,8 +164,8 @@ Test(net_torch, fp32_logits_logprobs_and_gradients_are_pytorchs) {
             for (int s = 0; s < SEQS; at += v.seq[s].n - v.seq[s].prompt_n, s++) {
                 float *torch = want_f32(&v, "lp.%d", s);
                 for (int t = 0; t < v.seq[s].n - v.seq[s].prompt_n; t++)
-                    cr_expect(fabs((double)at[t] - (double)torch[t]) < 1e-4, "%s: lp %g, not %g", models[m], (double)at[t],
-                              (double)torch[t]);
+                    cr_expect(fabs((double)at[t] - (double)torch[t]) < 1e-4, "%s: lp %g, not %g",
+                              models[m], (double)at[t], (double)torch[t]);
                 free(torch);
             }
             const double d = gradient_distance(&v);
@@ -172,7 +180,8 @@ static int top(const float *z, int n) {
     return best;
 }
 
-/* In bf16 a logit is off by `rms` typically; a winner that leads by more than 8 of those must stay the winner. */
+/* In bf16 a logit is off by `rms` typically; a winner that leads by more than 8 of those must stay
+ * the winner. */
 Test(net_torch, bf16_keeps_every_clear_winner_and_the_gradients_direction) {
     for (size_t m = 0; m < COUNT_OF(models); m++) {
         struct vec v;
@@ -185,9 +194,11 @@ Test(net_torch, bf16_keeps_every_clear_winner_and_the_gradients_direction) {
             float *got = logits(&v, s), *torch = want_f32(&v, "lora.%d", s);
             const size_t n = (size_t)v.seq[s].n * (size_t)vocab;
             double rms = 0;
-            for (size_t i = 0; i < n; i++) rms += ((double)got[i] - (double)torch[i]) * ((double)got[i] - (double)torch[i]);
+            for (size_t i = 0; i < n; i++)
+                rms += ((double)got[i] - (double)torch[i]) * ((double)got[i] - (double)torch[i]);
             rms = sqrt(rms / (double)n);
-            cr_expect(distance(got, torch, n) < .02, "%s: relative error %g", models[m], distance(got, torch, n));
+            cr_expect(distance(got, torch, n) < .02, "%s: relative error %g", models[m],
+                      distance(got, torch, n));
             for (int t = 0; t < v.seq[s].n; t++, rows++) {
                 float *z = torch + (size_t)t * (size_t)vocab;
                 const int best = top(z, vocab);
@@ -195,14 +206,16 @@ Test(net_torch, bf16_keeps_every_clear_winner_and_the_gradients_direction) {
                 z[best] = -1e30f;
                 if (lead - z[top(z, vocab)] < 8 * (float)rms) continue;
                 clear++;
-                cr_expect_eq(top(got + (size_t)t * (size_t)vocab, vocab), best, "%s sequence %d row %d", models[m], s, t);
+                cr_expect_eq(top(got + (size_t)t * (size_t)vocab, vocab), best,
+                             "%s sequence %d row %d", models[m], s, t);
             }
             free(got);
             free(torch);
         }
         cr_expect_gt(clear * 2, rows);
         const double d = gradient_distance(&v);
-        cr_expect(d < .14, "%s: a gradient is off by %g", models[m], d);      /* PyTorch's own bf16 autocast: .14, .17 */
+        /* PyTorch's own bf16 autocast: .14, .17 */
+        cr_expect(d < .14, "%s: a gradient is off by %g", models[m], d);
         vec_close(&v);
     }
 }

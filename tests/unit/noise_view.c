@@ -23,17 +23,21 @@ static const struct { int64_t first, last; double small, large; } table[] = {
 
 Test(noise_schedule, gives_both_tables_of_3736_steps_at_every_boundary) {
     for (size_t i = 0; i < COUNT_OF(table); i++) {
-        const int64_t at[] = { table[i].first, (table[i].first + table[i].last) / 2, table[i].last };
+        const int64_t at[] = { table[i].first, (table[i].first + table[i].last) / 2,
+                               table[i].last };
         for (int j = 0; j < 3; j++) {
-            double small = noise_schedule(at[j], 3736, 10, .01, .0001), large = noise_schedule(at[j], 3736, 10, .05, .0005);
+            double small = noise_schedule(at[j], 3736, 10, .01, .0001),
+                   large = noise_schedule(at[j], 3736, 10, .05, .0005);
             cr_expect(near(small, table[i].small), "step %lld: %.12g", (long long)at[j], small);
-            cr_expect(fabs(large - table[i].large) <= 5e-6 * table[i].large, "step %lld: %.12g", (long long)at[j], large);
+            cr_expect(fabs(large - table[i].large) <= 5e-6 * table[i].large, "step %lld: %.12g",
+                      (long long)at[j], large);
         }
     }
 }
 
 Test(noise_schedule, short_runs_follow_the_integer_rule) {
-    for (int step = 0; step <= 220; step++) {                        /* S = 200: changes at 20, 40, ..., 180 */
+    /* S = 200: changes at 20, 40, ..., 180 */
+    for (int step = 0; step <= 220; step++) {
         const int j = step > 200 ? 10 : step / 20;
         const double want = j == 0 ? 0 : .01 * pow(.01, (j > 9 ? 8 : j - 1) / 8.);
         cr_expect(near(noise_schedule(step, 200, 10, .01, .0001), want), "step %d of 200", step);
@@ -44,8 +48,10 @@ Test(noise_schedule, short_runs_follow_the_integer_rule) {
         const double want = j == 0 ? 0 : .01 * pow(.01, (j > 9 ? 8 : j - 1) / 8.);
         cr_expect(near(noise_schedule(step, 7, 10, .01, .0001), want), "step %d of 7", step);
     }
-    cr_expect(near(noise_schedule(9, 9, 7, .01, .0001), .0001));      /* j = 7, where dividing floats gives 6 */
-    cr_expect(near(noise_schedule(8, 9, 7, .01, .0001), .0001));      /* j = 6: trend[5], the last */
+    /* j = 7, where dividing floats gives 6 */
+    cr_expect(near(noise_schedule(9, 9, 7, .01, .0001), .0001));
+    /* j = 6: trend[5], the last */
+    cr_expect(near(noise_schedule(8, 9, 7, .01, .0001), .0001));
     cr_expect(near(noise_schedule(7, 9, 7, .01, .0001), .01 * pow(.01, .8)));
     cr_expect_eq(noise_schedule(4, 10, 2, .01, .0001), 0.);
     cr_expect_eq(noise_schedule(5, 10, 2, .01, .0001), .01);
@@ -56,7 +62,8 @@ Test(noise_schedule, short_runs_follow_the_integer_rule) {
 /* A wider toy, so that statistics mean something: 2 * 16 + 1 norms of 256 channels. */
 static struct model_conf wide_conf(void) {
     struct model_conf c = fix_toy_conf();
-    c.dim = 254, c.layers = 16, c.heads = 1, c.kv_heads = 1, c.head_dim = 2, c.ffn_dim = 2, c.vocab = 2;
+    c.dim = 254, c.layers = 16, c.heads = 1, c.kv_heads = 1, c.head_dim = 2, c.ffn_dim = 2,
+    c.vocab = 2;
     return c;
 }
 
@@ -71,7 +78,8 @@ Test(noise_view, realises_the_sigma_that_was_intended) {
         cr_assert_eq(noise_view_open(&v, &f.model, sigmas[i], 1, i, &e), 0, "%s", e.text);
         cr_expect_eq(v.elements, 33 * 254);
         cr_expect_gt(v.changed, v.elements * 99 / 100);
-        cr_expect(fabs(v.realised / sigmas[i] - 1) < .03, "sigma %g realised %g", sigmas[i], v.realised);
+        cr_expect(fabs(v.realised / sigmas[i] - 1) < .03, "sigma %g realised %g", sigmas[i],
+                  v.realised);
         noise_view_close(&v);
     }
     fix_close(&f);
@@ -84,11 +92,15 @@ Test(noise_view, is_a_function_of_its_key_and_never_touches_the_weights) {
     fix_open(&f, "ref", 1, &c, MODEL_QUANT_F32, fix_small_value);
     enum { N = 33 * 254 };
     static float one[N], again[N], version[N], seed[N], before[254], after[254];
-    struct { uint64_t seed, version; float *to; } draws[] = { { 1, 2, one }, { 1, 2, again }, { 1, 3, version }, { 2, 2, seed } };
+    struct {
+        uint64_t seed, version;
+        float *to;
+    } draws[] = { { 1, 2, one }, { 1, 2, again }, { 1, 3, version }, { 2, 2, seed } };
     f.kern.download(&f.kern, before, f.model.layer[3].norm_post, sizeof before);
     for (size_t i = 0; i < COUNT_OF(draws); i++) {
         struct noise_view v;
-        cr_assert_eq(noise_view_open(&v, &f.model, .01, draws[i].seed, draws[i].version, &e), 0, "%s", e.text);
+        cr_assert_eq(noise_view_open(&v, &f.model, .01, draws[i].seed, draws[i].version, &e), 0,
+                     "%s", e.text);
         f.kern.download(&f.kern, draws[i].to, v.dw, sizeof one);
         noise_view_close(&v);
         cr_expect_null(noise_view_dw(&v, 0, 254).p);
@@ -98,7 +110,8 @@ Test(noise_view, is_a_function_of_its_key_and_never_touches_the_weights) {
     cr_expect(memcmp(one, again, sizeof one) == 0);
     cr_expect(memcmp(one, version, sizeof one) != 0);
     cr_expect(memcmp(one, seed, sizeof one) != 0);
-    cr_expect(memcmp(one, one + 254, 254 * sizeof(float)) != 0);      /* every norm has its own draw */
+    /* every norm has its own draw */
+    cr_expect(memcmp(one, one + 254, 254 * sizeof(float)) != 0);
     fix_close(&f);
 }
 

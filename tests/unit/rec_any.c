@@ -13,24 +13,45 @@ uint64_t any_bits(struct any *a) {
     return a->state;
 }
 
-static const char *const texts[] = { "", "a", "What is 2+2?", "line\nline\ttab \"quote\" \\ /", "\x01\x1f\x7f",
-                                     "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80", "#### 1,234", "\xEF\xBF\xBD",
+static const char *const texts[] = { "",
+                                     "a",
+                                     "What is 2+2?",
+                                     "line\nline\ttab \"quote\" \\ /",
+                                     "\x01\x1f\x7f",
+                                     "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80",
+                                     "#### 1,234",
+                                     "\xEF\xBF\xBD",
                                      "\xE2\x80\xA8 line separator, \xF4\x8F\xBF\xBF" };
 
 static float any_f32(struct any *a) {
-    static const float special[] = { 0.f, -0.f, 1.f, -1.f, FLT_MAX, -FLT_MAX, FLT_MIN, 0x1p-149f, -0x1p-149f, 0x1.fffffcp-127f,
-                                     0.1f, -1e-6f, 16777216.f, 1.f / 3 };
+    static const float special[] = { 0.f,      -0.f,    1.f,        -1.f,       FLT_MAX,
+                                     -FLT_MAX, FLT_MIN, 0x1p-149f,  -0x1p-149f, 0x1.fffffcp-127f,
+                                     0.1f,     -1e-6f,  16777216.f, 1.f / 3 };
     uint32_t bits = (uint32_t)any_bits(a);
     float v;
     if (bits % 3 == 0) return special[bits / 3 % COUNT_OF(special)];
-    if ((bits & 0x7F800000u) == 0x7F800000u) bits ^= 0x00800000u;       /* infinities and NaN are refused */
+    /* infinities and NaN are refused */
+    if ((bits & 0x7F800000u) == 0x7F800000u) bits ^= 0x00800000u;
     memcpy(&v, &bits, sizeof v);
     return v;
 }
 
 static double any_f64(struct any *a) {
-    static const double special[] = { 0., -0., 1., -1., DBL_MAX, -DBL_MAX, DBL_MIN, 0x1p-1074, -0x1p-1074, 0.1, 1e22, 5e-2,
-                                      1e100, 0x1.fffffffffffffp-1023, 123456789012345678. };
+    static const double special[] = { 0.,
+                                      -0.,
+                                      1.,
+                                      -1.,
+                                      DBL_MAX,
+                                      -DBL_MAX,
+                                      DBL_MIN,
+                                      0x1p-1074,
+                                      -0x1p-1074,
+                                      0.1,
+                                      1e22,
+                                      5e-2,
+                                      1e100,
+                                      0x1.fffffffffffffp-1023,
+                                      123456789012345678. };
     uint64_t bits = any_bits(a);
     double v;
     if (bits % 3 == 0) return special[bits / 3 % COUNT_OF(special)];
@@ -83,7 +104,10 @@ static void fill(void *base, const struct field *table, struct any *a) {
         case FIELD_SEED: *at_seed(base, f) = any_bits(a) % 4 ? any_bits(a) : UINT64_MAX; break;
         case FIELD_NUM: *at_num(base, f) = any_f64(a); break;
         case FIELD_FLAG: *at_flag(base, f) = any_bits(a) % 2; break;
-        case FIELD_I32: case FIELD_F32: case FIELD_I64: case FIELD_SAMPLES: fill_array(base, f, a, n); break;
+        case FIELD_I32:
+        case FIELD_F32:
+        case FIELD_I64:
+        case FIELD_SAMPLES: fill_array(base, f, a, n); break;
         case FIELD_TREATMENT: fill((char *)base + f->at, f->sub, a); break;
         }
 }
@@ -117,9 +141,17 @@ static const char *differs(void *x, void *y, const struct field *table) {
         case FIELD_SEED: same = *at_seed(x, f) == *at_seed(y, f); break;
         case FIELD_NUM: same = memcmp(at_num(x, f), at_num(y, f), sizeof(double)) == 0; break;
         case FIELD_FLAG: same = *at_flag(x, f) == *at_flag(y, f); break;
-        case FIELD_I32: same = same_bytes(at_i32(x, f)->v, at_i32(x, f)->n, at_i32(y, f)->v, at_i32(y, f)->n, 4); break;
-        case FIELD_F32: same = same_bytes(at_f32(x, f)->v, at_f32(x, f)->n, at_f32(y, f)->v, at_f32(y, f)->n, 4); break;
-        case FIELD_I64: same = same_bytes(*at_i64(x, f), *at_count(x, f), *at_i64(y, f), *at_count(y, f), 8); break;
+        case FIELD_I32:
+            same = same_bytes(at_i32(x, f)->v, at_i32(x, f)->n, at_i32(y, f)->v, at_i32(y, f)->n,
+                              4);
+            break;
+        case FIELD_F32:
+            same = same_bytes(at_f32(x, f)->v, at_f32(x, f)->n, at_f32(y, f)->v, at_f32(y, f)->n,
+                              4);
+            break;
+        case FIELD_I64:
+            same = same_bytes(*at_i64(x, f), *at_count(x, f), *at_i64(y, f), *at_count(y, f), 8);
+            break;
         case FIELD_TREATMENT: inner = differs((char *)x + f->at, (char *)y + f->at, f->sub); break;
         case FIELD_SAMPLES:
             same = *at_count(x, f) == *at_count(y, f);

@@ -4,9 +4,11 @@
 #define QERL_REC_ANY_H
 #include "lib/wire/rec.h"
 
-struct any { uint64_t state; };                        /* xorshift: tests must not depend on lib/base/rng.c */
+/* xorshift: tests must not depend on lib/base/rng.c */
+struct any { uint64_t state; };
 uint64_t any_bits(struct any *a);
 void any_fill(struct rec *r, enum rec_type type, struct any *a);
-/* NULL when equal, else the name of the first field that differs. Floats by bits; NULL text equals "". */
+/* NULL when equal, else the name of the first field that differs. Floats by bits; NULL text equals
+ * "". */
 const char *any_differs(const struct rec *x, const struct rec *y);
 #endif

@@ -12,7 +12,8 @@
 #define BYTES(text) text, sizeof text - 1
 #define HEAD "\xA3rec\xA3" "end\xA1v\x01"
 #define END_REST "\xA3run\xA0\xA5" "fence\x01\xA4step\x02"
-static const struct { const char *bytes; size_t n; const char *says; } hostile[] = {
+static const struct { const char *bytes; size_t n; const char *says;
+} hostile[] = {
     { BYTES(""), "ends inside a value" },
     { BYTES("\xDD\x7F\xFF\xFF\xFF"), "a count that does not fit at byte 0" },
     { BYTES("\xDF\x7F\xFF\xFF\xFF"), "a count that does not fit at byte 0" },
@@ -21,7 +22,8 @@ static const struct { const char *bytes; size_t n; const char *says; } hostile[]
     { BYTES("\xDF\xFF\xFF\xFF\xFF\xA3rec"), "a count that does not fit at byte 0" },
     { BYTES("\xDC\xFF"), "ends inside a header" },
     { BYTES("\x91\x91\x91\x91\x91\x91\x91\x91\x91\x01"), "nested deeper than 8" },
-    { BYTES("\x81\x01\x81\x01\x81\x01\x81\x01\x81\x01\x81\x01\x81\x01\x81\x01\x81\x01\x01"), "nested deeper than 8" },
+    { BYTES("\x81\x01\x81\x01\x81\x01\x81\x01\x81\x01\x81\x01\x81\x01\x81\x01\x81\x01\x01"),
+      "nested deeper than 8" },
     { BYTES("\xC0"), "a type that records do not use" },
     { BYTES("\xC1"), "a type that records do not use" },
     { BYTES("\xC7\x00\x01"), "a type that records do not use" },
@@ -30,38 +32,73 @@ static const struct { const char *bytes; size_t n; const char *says; } hostile[]
     { BYTES("\x01"), "is a number, must be a map" },
     { BYTES("\x80"), "does not start with 'rec' and 'v'" },
     { BYTES("\x82\x01\x01\x01\x01"), "must be a string" },
-    { BYTES("\x82\xA1v\x01\xA3rec\xA3" "end"), "the first field must be 'rec'" },
-    { BYTES("\x82\xA3rec\xA3" "abc\xA1v\x01"), "unknown kind 'abc'" },
-    { BYTES("\x82\xA3rec\xA4" "none\xA1v\x01"), "unknown kind 'none'" },
-    { BYTES("\x82\xA3rec\xA3" "end\xA1w\x01"), "the second field must be 'v'" },
-    { BYTES("\x82\xA3rec\xA3" "end\xA1v\x02"), "end: version 2, this program speaks 1" },
+    { BYTES("\x82\xA1v\x01\xA3rec\xA3"
+            "end"),
+      "the first field must be 'rec'" },
+    { BYTES("\x82\xA3rec\xA3"
+            "abc\xA1v\x01"),
+      "unknown kind 'abc'" },
+    { BYTES("\x82\xA3rec\xA4"
+            "none\xA1v\x01"),
+      "unknown kind 'none'" },
+    { BYTES("\x82\xA3rec\xA3"
+            "end\xA1w\x01"),
+      "the second field must be 'v'" },
+    { BYTES("\x82\xA3rec\xA3"
+            "end\xA1v\x02"),
+      "end: version 2, this program speaks 1" },
     { BYTES("\x82" HEAD), "end: field 'run' is missing" },
     { BYTES("\x85" HEAD END_REST "\x00"), "bytes after the record at byte" },
-    { BYTES("\x85" HEAD "\xA3run\xA0\xA5" "fence\x01\xA5" "fence\x02"), "end: field 'fence' is there twice" },
-    { BYTES("\x85" HEAD "\xA3run\xA0\xA5" "fence\x01\xA5" "stepp\x02"), "end: unknown field 'stepp'" },
-    { BYTES("\x85" HEAD "\xA3run\x01\xA5" "fence\x01\xA4step\x02"), "end: field 'run' is a number, must be a string" },
-    { BYTES("\x85" HEAD "\xA3run\xA0\xA5" "fence\xFF\xA4step\x02"), "end: field 'fence' is outside 0 .." },
-    { BYTES("\x85" HEAD "\xA3run\xA0\xA5" "fence\xCF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xA4step\x02"), "'fence' is outside" },
-    { BYTES("\x85" HEAD "\xA3run\xA0\xA5" "fence\xC3\xA4step\x02"), "'fence' is a flag, must be a whole number" },
-    { BYTES("\x85" HEAD "\xA3run\xA1\xFF\xA5" "fence\x01\xA4step\x02"), "not text (UTF-8 without NUL)" },
-    { BYTES("\x85" HEAD "\xA3run\xA3\xED\xA0\x80\xA5" "fence\x01\xA4step\x02"), "not text (UTF-8 without NUL)" },
-    { BYTES("\x85" HEAD "\xA3run\xA1\x00\xA5" "fence\x01\xA4step\x02"), "not text (UTF-8 without NUL)" },
-    { BYTES("\x85" HEAD "\xA3run\x90\xA5" "fence\x01\xA4step\x02"), "'run' is an array, must be a string" },
+    { BYTES("\x85" HEAD "\xA3run\xA0\xA5"
+            "fence\x01\xA5"
+            "fence\x02"),
+      "end: field 'fence' is there twice" },
+    { BYTES("\x85" HEAD "\xA3run\xA0\xA5"
+            "fence\x01\xA5"
+            "stepp\x02"),
+      "end: unknown field 'stepp'" },
+    { BYTES("\x85" HEAD "\xA3run\x01\xA5"
+            "fence\x01\xA4step\x02"),
+      "end: field 'run' is a number, must be a string" },
+    { BYTES("\x85" HEAD "\xA3run\xA0\xA5"
+            "fence\xFF\xA4step\x02"),
+      "end: field 'fence' is outside 0 .." },
+    { BYTES("\x85" HEAD "\xA3run\xA0\xA5"
+            "fence\xCF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xA4step\x02"),
+      "'fence' is outside" },
+    { BYTES("\x85" HEAD "\xA3run\xA0\xA5"
+            "fence\xC3\xA4step\x02"),
+      "'fence' is a flag, must be a whole number" },
+    { BYTES("\x85" HEAD "\xA3run\xA1\xFF\xA5"
+            "fence\x01\xA4step\x02"),
+      "not text (UTF-8 without NUL)" },
+    { BYTES("\x85" HEAD "\xA3run\xA3\xED\xA0\x80\xA5"
+            "fence\x01\xA4step\x02"),
+      "not text (UTF-8 without NUL)" },
+    { BYTES("\x85" HEAD "\xA3run\xA1\x00\xA5"
+            "fence\x01\xA4step\x02"),
+      "not text (UTF-8 without NUL)" },
+    { BYTES("\x85" HEAD "\xA3run\x90\xA5"
+            "fence\x01\xA4step\x02"),
+      "'run' is an array, must be a string" },
 };
 
 Test(rec_hostile, each_is_refused_with_its_reason) {
     for (size_t i = 0; i < COUNT_OF(hostile); i++) {
-        char *exact = mem_alloc(hostile[i].n);              /* the sanitizer sees a read beyond the end */
+        /* the sanitizer sees a read beyond the end */
+        char *exact = mem_alloc(hostile[i].n);
         memcpy(exact, hostile[i].bytes, hostile[i].n);
         struct rec r;
         struct err e = { 0 };
         cr_expect(rec_unpack(&r, exact, hostile[i].n, &e) < 0, "case %zu was accepted", i);
-        cr_expect(strstr(e.text, hostile[i].says), "case %zu\n  said: %s\n  want: %s", i, e.text, hostile[i].says);
+        cr_expect(strstr(e.text, hostile[i].says), "case %zu\n  said: %s\n  want: %s", i, e.text,
+                  hostile[i].says);
         free(exact);
     }
     struct rec r;
     struct err e = { 0 };
-    cr_assert(rec_unpack(&r, BYTES("\x85" HEAD END_REST), &e) == 0, "the same without a fault: %s", e.text);
+    cr_assert(rec_unpack(&r, BYTES("\x85" HEAD END_REST), &e) == 0, "the same without a fault: %s",
+              e.text);
     cr_assert(r.end.fence == 1 && r.end.step == 2);
     rec_release(&r);
 }
@@ -77,7 +114,8 @@ Test(rec_hostile, truncated_at_every_byte_is_refused) {
             char *exact = mem_alloc(n);
             memcpy(exact, b.s, n);
             struct err e = { 0 };
-            cr_assert(rec_unpack(&y, exact, n, &e) < 0 && *e.text, "%s cut to %zu of %zu bytes", rec_name[t], n, b.len);
+            cr_assert(rec_unpack(&y, exact, n, &e) < 0 && *e.text, "%s cut to %zu of %zu bytes",
+                      rec_name[t], n, b.len);
             free(exact);
         }
         str_release(&b);
@@ -123,7 +161,8 @@ static int write_str(void *to, const char *p, size_t n) {
 }
 
 /* Finds a field's value in a packed record and puts another there. */
-static void replace_after(struct str *b, const char *name, const void *value, size_t n, size_t old) {
+static void replace_after(struct str *b, const char *name, const void *value, size_t n,
+                          size_t old) {
     char *at = memmem(b->s, b->len, name, strlen(name));
     cr_assert(at);
     size_t head = (size_t)(at - b->s) + strlen(name);
@@ -136,12 +175,19 @@ static void replace_after(struct str *b, const char *name, const void *value, si
 }
 
 Test(rec_hostile, arrays_and_numbers_are_checked) {
-    static const struct { const char *name; const char *value; size_t n, old; const char *says; } cases[] = {
+    static const struct {
+        const char *name;
+        const char *value;
+        size_t n, old;
+        const char *says;
+    } cases[] = {
         { "prompt_ids", "\xC4\x03\x00\x00\x00", 5, 2, "'prompt_ids' has 3 bytes, not" },
         { "prompt_ids", "\xC4\x04\xFF\xFF\xFF\xFF", 6, 2, "'prompt_ids'[0] is negative" },
         { "prompt_ids", "\x90", 1, 2, "'prompt_ids' is an array, must be binary" },
-        { "temperature", "\xCB\x7F\xF8\x00\x00\x00\x00\x00\x00", 9, 9, "'temperature' is not finite" },
-        { "temperature", "\xCB\xFF\xF0\x00\x00\x00\x00\x00\x00", 9, 9, "'temperature' is not finite" },
+        { "temperature", "\xCB\x7F\xF8\x00\x00\x00\x00\x00\x00", 9, 9,
+          "'temperature' is not finite" },
+        { "temperature", "\xCB\xFF\xF0\x00\x00\x00\x00\x00\x00", 9, 9,
+          "'temperature' is not finite" },
         { "temperature", "\x01", 1, 9, "'temperature' is a number, must be a float" },
         { "samples", "\xDC\x01\x01", 3, 1, "a count that does not fit" },
         { "samples", "\x80", 1, 1, "'samples' is a map, must be an array" },
@@ -154,7 +200,8 @@ Test(rec_hostile, arrays_and_numbers_are_checked) {
         rec_pack(&b, &x);
         replace_after(&b, cases[i].name, cases[i].value, cases[i].n, cases[i].old);
         cr_expect(rec_unpack(&y, b.s, b.len, &e) < 0, "case %zu was accepted", i);
-        cr_expect(strstr(e.text, cases[i].says), "case %zu\n  said: %s\n  want: %s", i, e.text, cases[i].says);
+        cr_expect(strstr(e.text, cases[i].says), "case %zu\n  said: %s\n  want: %s", i, e.text,
+                  cases[i].says);
         str_release(&b);
     }
 }
@@ -185,7 +232,8 @@ Test(rec_hostile, a_frame_above_the_limit_is_refused_unread) {
     cr_assert(strstr(e.text, "a record has at most"), "%s", e.text);
 }
 
-/* What a record holds is at most 4 x its frame + 64 KiB, even for the frame that is worst: many empty samples. */
+/* What a record holds is at most 4 x its frame + 64 KiB, even for the frame that is worst: many
+ * empty samples. */
 Test(rec_hostile, memory_is_bounded_by_the_bytes_present) {
 #ifdef __SANITIZE_ADDRESS__
     cr_skip_test("skipped: the sanitizer's allocator does not count (mallinfo2)");
@@ -195,14 +243,17 @@ Test(rec_hostile, memory_is_bounded_by_the_bytes_present) {
     for (int i = 0; i < REC_SAMPLES_MAX; i++) sample[i].stop = stop;
     for (int samples = 0; samples <= REC_SAMPLES_MAX; samples += 64)
         for (int t = REC_TRAJ; t <= REC_GROUP; t++) {
-            struct rec x = { .type = (enum rec_type)t, .group = { .sample = sample, .samples = samples } }, y;
+            struct rec x = { .type = (enum rec_type)t,
+                             .group = { .sample = sample, .samples = samples } },
+                       y;
             struct str b = { 0 };
             struct err e = { 0 };
             rec_pack(&b, &x);
             size_t before = mallinfo2().uordblks + mallinfo2().hblkhd;
             cr_assert(rec_unpack(&y, b.s, b.len, &e) == 0, "%s", e.text);
             size_t taken = mallinfo2().uordblks + mallinfo2().hblkhd - before;
-            cr_assert(taken <= 4 * b.len + 65536, "%zu bytes taken for a frame of %zu", taken, b.len);
+            cr_assert(taken <= 4 * b.len + 65536, "%zu bytes taken for a frame of %zu", taken,
+                      b.len);
             rec_release(&y);
             str_release(&b);
         }

@@ -1,5 +1,6 @@
-/* stage_echo.c - a small real stage inside the test program: run under the name "echo-stage" it is the stage, not the tests.
- * It copies tickets from port in to port out, so that stage_life.c can drive a stage from outside, as a user would.
+/* stage_echo.c - a small real stage inside the test program: run under the name "echo-stage" it is
+ * the stage, not the tests. It copies tickets from port in to port out, so that stage_life.c can
+ * drive a stage from outside, as a user would.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/stage/stage.h"
 
@@ -48,8 +49,14 @@ static int plan(const void *conf, json_t *out, struct err *e) {
 }
 
 static const struct stage_about about = {
-    .name = "echo", .summary = "copies tickets", .examples = "  qerl-echo --set run.must=x < a.jsonl\n",
-    .keys = tables, .ports = ports, .conf_bytes = sizeof(struct conf), .check = check, .plan = plan,
+    .name = "echo",
+    .summary = "copies tickets",
+    .examples = "  qerl-echo --set run.must=x < a.jsonl\n",
+    .keys = tables,
+    .ports = ports,
+    .conf_bytes = sizeof(struct conf),
+    .check = check,
+    .plan = plan,
 };
 
 static int echo_main(int argc, char **argv) {
@@ -57,8 +64,9 @@ static int echo_main(int argc, char **argv) {
     stage_open(&s, argc, argv, &about);
     const struct conf *c = s.conf;
     if (c->loud)
-        fprintf(stderr, "steps %lld must %s rate %g path '%s' rule %d extra %d id %s\n", (long long)c->steps, c->must, c->rate,
-                c->path, c->rule, s.link[PORT_EXTRA] != NULL, s.id);
+        fprintf(stderr, "steps %lld must %s rate %g path '%s' rule %d extra %d id %s\n",
+                (long long)c->steps, c->must, c->rate, c->path, c->rule, s.link[PORT_EXTRA] != NULL,
+                s.id);
     stage_ready(&s);
     while (!stage_stopping(&s)) {
         struct rec r;

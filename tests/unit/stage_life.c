@@ -1,4 +1,5 @@
-/* stage_life.c - a stage seen from outside: exit codes, messages, precedence, readiness, beats, signals, stdin and stdout.
+/* stage_life.c - a stage seen from outside: exit codes, messages, precedence, readiness, beats,
+ * signals, stdin and stdout.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/stage/stage.h"
 
@@ -31,11 +32,13 @@ struct run {
     struct str said, shown;    /* stderr, stdout */
 };
 
-/* Starts the echo stage with the words of `line` (no quoting) as its arguments. extra_fd is kept open, -1 = none. */
+/* Starts the echo stage with the words of `line` (no quoting) as its arguments. extra_fd is kept
+ * open, -1 = none. */
 static struct run spawn(const char *line, int extra_fd) {
     struct run r = { 0 };
     int in[2], out[2], err[2];
-    cr_assert(pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0 && pipe2(err, O_CLOEXEC) == 0);
+    cr_assert(pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0 &&
+              pipe2(err, O_CLOEXEC) == 0);
     r.pid = fork();
     if (r.pid == 0) {
         char *words = strdup(line), *argv[ARGS_MAX] = { (char[]){ "echo-stage" } };
@@ -45,7 +48,8 @@ static struct run spawn(const char *line, int extra_fd) {
         dup2(out[1], 1);
         dup2(err[1], 2);
         if (extra_fd >= 0) fcntl(extra_fd, F_SETFD, 0);
-        unsetenv("BXFI_MAP");                       /* the test runner's own; it would take the child for a test */
+        /* the test runner's own; it would take the child for a test */
+        unsetenv("BXFI_MAP");
         setenv("CUDA_VISIBLE_DEVICES", "3", 1);
         execv("/proc/self/exe", argv);
         _exit(99);
@@ -94,43 +98,65 @@ static void await(struct run *r, const char *word) {
     char c;
     while (!r->said.s || !strstr(r->said.s, word)) {
         struct pollfd p = { r->err, POLLIN, 0 };
-        cr_assert(poll(&p, 1, 10000) == 1 && read(r->err, &c, 1) == 1, "'%s' did not come; so far: %s", word, r->said.s);
+        cr_assert(poll(&p, 1, 10000) == 1 && read(r->err, &c, 1) == 1,
+                  "'%s' did not come; so far: %s", word, r->said.s);
         str_add(&r->said, &c, 1);
     }
 }
 
-static const struct { const char *args; int code; const char *says[4]; } wrong[] = {
+static const struct { const char *args; int code; const char *says[4];
+} wrong[] = {
     { "--st run.must=x", EXIT_USAGE, { "unknown option '--st', did you mean '--set'?" } },
     { "--set run.must=x surplus", EXIT_USAGE, { "unknown argument 'surplus'" } },
     { "--set", EXIT_USAGE, { "--set needs a value" } },
     { "--set foo", EXIT_USAGE, { "--set 'foo': must be NAME=VALUE" } },
     { "--describe=yes", EXIT_USAGE, { "--describe takes no value" } },
-    { "--in foo --id a/b --ready-fd 77 --in tickt=-", EXIT_USAGE,
+    { "--in foo --id a/b --ready-fd 77 --in tickt=-",
+      EXIT_USAGE,
       { "--in 'foo': must be PORT=URL", "--id 'a/b'", "--ready-fd '77'",
         "--in tickt: there is no port 'tickt', did you mean 'ticket'?" } },
     { "--in copy=-", EXIT_USAGE, { "port 'copy' is an output: give it as --out copy=URL" } },
-    { "--set run.stepz=5 --set echo.rate=7 --set echo.rule=lax", EXIT_CONFIG,
+    { "--set run.stepz=5 --set echo.rate=7 --set echo.rule=lax",
+      EXIT_CONFIG,
       { "--set run.stepz: unknown key 'run.stepz', did you mean 'run.steps'?",
         "--set echo.rate: echo.rate must be from 0 to 1, not 7",
-        "--set echo.rule: echo.rule must be one of strict|flexible, not 'lax'", "key 'run.must' is missing: has no default" } },
-    { "--set run.must=x --set run.steps=1.5 --set echo.loud=maybe", EXIT_CONFIG,
-      { "run.steps must be a whole number, not '1.5'", "echo.loud must be true or false, not 'maybe'" } },
-    { "--set run.must=x --set echo.rate=0.7 --set echo.loud=yes", EXIT_CONFIG, { "echo.rate above 0.5 cannot be loud" } },
-    { "--set run.must=x --set in.copy=-", EXIT_CONFIG, { "--set in.copy: port 'copy' is an output" } },
-    { "-c /nonexistent/x.conf --set run.must=x", EXIT_CONFIG, { "cannot open '/nonexistent/x.conf'" } },
-    { "--set run.must=x --in ticket=foo:bar", EXIT_USAGE, { "port 'ticket': cannot use 'foo:bar' as a link" } },
-    { "--set run.must=x --in ticket=file:/nonexistent", EXIT_ENV, { "port 'ticket': cannot open '/nonexistent'" } },
-    { "--set run.must=x --in ticket= --out copy=-", EXIT_USAGE,
+        "--set echo.rule: echo.rule must be one of strict|flexible, not 'lax'",
+        "key 'run.must' is missing: has no default" } },
+    { "--set run.must=x --set run.steps=1.5 --set echo.loud=maybe",
+      EXIT_CONFIG,
+      { "run.steps must be a whole number, not '1.5'",
+        "echo.loud must be true or false, not 'maybe'" } },
+    { "--set run.must=x --set echo.rate=0.7 --set echo.loud=yes",
+      EXIT_CONFIG,
+      { "echo.rate above 0.5 cannot be loud" } },
+    { "--set run.must=x --set in.copy=-",
+      EXIT_CONFIG,
+      { "--set in.copy: port 'copy' is an output" } },
+    { "-c /nonexistent/x.conf --set run.must=x",
+      EXIT_CONFIG,
+      { "cannot open '/nonexistent/x.conf'" } },
+    { "--set run.must=x --in ticket=foo:bar",
+      EXIT_USAGE,
+      { "port 'ticket': cannot use 'foo:bar' as a link" } },
+    { "--set run.must=x --in ticket=file:/nonexistent",
+      EXIT_ENV,
+      { "port 'ticket': cannot open '/nonexistent'" } },
+    { "--set run.must=x --in ticket= --out copy=-",
+      EXIT_USAGE,
       { "port 'ticket' (input, what is echoed) is open: give --in ticket=URL" } },
-    { "--set run.must=x --in ticket=- --in extra=-", EXIT_USAGE, { "ports 'ticket' and 'extra' cannot both be stdin" } },
+    { "--set run.must=x --in ticket=- --in extra=-",
+      EXIT_USAGE,
+      { "ports 'ticket' and 'extra' cannot both be stdin" } },
 };
 
 Test(stages, what_is_wrong_is_said_and_has_its_exit_code) {
     for (size_t i = 0; i < COUNT_OF(wrong); i++) {
         struct run r = run(wrong[i].args, "");
-        cr_expect(r.code == wrong[i].code, "%s: exit code %d, not %d\n%s", wrong[i].args, r.code, wrong[i].code, r.said.s);
+        cr_expect(r.code == wrong[i].code, "%s: exit code %d, not %d\n%s", wrong[i].args, r.code,
+                  wrong[i].code, r.said.s);
         for (int k = 0; k < 4 && wrong[i].says[k]; k++)
-            cr_expect(strstr(r.said.s, wrong[i].says[k]), "%s\n  said: %s\n  want: %s", wrong[i].args, r.said.s, wrong[i].says[k]);
+            cr_expect(strstr(r.said.s, wrong[i].says[k]), "%s\n  said: %s\n  want: %s",
+                      wrong[i].args, r.said.s, wrong[i].says[k]);
         cr_expect(r.shown.len == 0, "talk goes to stderr");
         release(&r);
     }
@@ -145,12 +171,17 @@ static char *conf_file(const char *text) {
 
 Test(stages, a_file_reports_all_its_errors_with_their_lines) {
     char args[400], want[400];
-    static const char text[] = "# comment\nrun.steps = many\n\nno equals sign\n  echo.rat = 1\nrun.steps = 3\nbad name! = 1\r\n"
+    static const char text[] = "# comment\nrun.steps = many\n\nno equals sign\n  echo.rat = "
+                               "1\nrun.steps = 3\nbad name! = 1\r\n"
                                "out.ticket = -\necho.loud = true # not a comment\n";
-    static const struct { int line; const char *says; } errors[] = {
-        { 2, "run.steps must be a whole number, not 'many'" }, { 4, "not a line 'section.name = value': 'no equals sign'" },
-        { 5, "unknown key 'echo.rat', did you mean 'echo.rate'?" }, { 6, "'run.steps' is given twice, first on line 2" },
-        { 7, "'bad name!' is not a name" }, { 8, "port 'ticket' is an input: give it as --in ticket=URL" },
+    static const struct { int line; const char *says;
+    } errors[] = {
+        { 2, "run.steps must be a whole number, not 'many'" },
+        { 4, "not a line 'section.name = value': 'no equals sign'" },
+        { 5, "unknown key 'echo.rat', did you mean 'echo.rate'?" },
+        { 6, "'run.steps' is given twice, first on line 2" },
+        { 7, "'bad name!' is not a name" },
+        { 8, "port 'ticket' is an input: give it as --in ticket=URL" },
         { 9, "echo.loud must be true or false, not 'true # not a comment'" },
     };
     snprintf(args, sizeof args, "-c %s", conf_file(text));
@@ -167,14 +198,18 @@ Test(stages, a_file_reports_all_its_errors_with_their_lines) {
 Test(stages, set_wins_over_the_file_and_ports_of_the_command_line_over_both) {
     char args[1200], out[300];
     snprintf(out, sizeof out, "%s", wire_dir_file(&dir, "out.jsonl"));
-    char *file = conf_file("\xEF\xBB\xBFrun.steps = 7\r\nrun.must = from file\necho.loud = true\necho.path =  a b # c  \n"
+    char *file = conf_file("\xEF\xBB\xBFrun.steps = 7\r\nrun.must = from file\necho.loud = "
+                           "true\necho.path =  a b # c  \n"
                            "out.copy = file:/nonexistent/x\necho.rule=flexible\n");
     snprintf(args, sizeof args,
-             "-c %s --set run.steps=8 --set=run.steps=9 --set out.copy=file:/nonexistent/y --out copy=file:%s --id e-1", file,
-             out);
+             "-c %s --set run.steps=8 --set=run.steps=9 --set out.copy=file:/nonexistent/y --out "
+             "copy=file:%s --id e-1",
+             file, out);
     struct run r = run(args, "{\"question\":\"q\"}\n");
     cr_assert(r.code == 0, "%d %s", r.code, r.said.s);
-    cr_assert(strstr(r.said.s, "steps 9 must from file rate 0.05 path 'a b # c' rule 1 extra 0 id e-1"), "%s", r.said.s);
+    cr_assert(
+        strstr(r.said.s, "steps 9 must from file rate 0.05 path 'a b # c' rule 1 extra 0 id e-1"),
+        "%s", r.said.s);
     cr_assert(r.shown.len == 0);
     struct str b = { 0 };
     cr_assert(fs_read(&b, out, 1 << 20, NULL) == 0 && strstr(b.s, "\"question\":\"q\""));
@@ -190,13 +225,15 @@ Test(stages, stdin_and_stdout_are_the_sole_required_ports) {
     release(&r);
     r = run("--set run.must=x", "{\"question\":\"a\"}\n{\"qestion\":\"b\"}\n");
     cr_assert(r.code == EXIT_FAILED);
-    cr_assert(strstr(r.said.s, "qerl-echo: <stdin>:2: ticket: unknown field 'qestion'"), "%s", r.said.s);
+    cr_assert(strstr(r.said.s, "qerl-echo: <stdin>:2: ticket: unknown field 'qestion'"), "%s",
+              r.said.s);
     release(&r);
 }
 
 Test(stages, a_terminal_is_not_taken_for_an_input) {
     int terminal = posix_openpt(O_RDWR | O_NOCTTY);
-    if (terminal < 0 || grantpt(terminal) < 0 || unlockpt(terminal) < 0) cr_skip_test("skipped: no pseudo terminals here");
+    if (terminal < 0 || grantpt(terminal) < 0 || unlockpt(terminal) < 0)
+        cr_skip_test("skipped: no pseudo terminals here");
     pid_t child = fork();
     if (child == 0) {
         int end = open(ptsname(terminal), O_RDWR | O_NOCTTY), null = open("/dev/null", O_WRONLY);
@@ -222,37 +259,45 @@ Test(stages, describe_is_json_that_names_every_key_and_port) {
     cr_assert_str_eq(json_string_value(json_object_get(o, "stage")), "echo");
     json_t *keys = json_object_get(o, "keys"), *ports = json_object_get(o, "ports");
     cr_assert(json_array_size(keys) == 6 && json_array_size(ports) == 3);
-    json_t *steps = json_array_get(keys, 0), *must = json_array_get(keys, 1), *rule = json_array_get(keys, 5);
+    json_t *steps = json_array_get(keys, 0), *must = json_array_get(keys, 1),
+           *rule = json_array_get(keys, 5);
     cr_assert_str_eq(json_string_value(json_object_get(steps, "key")), "run.steps");
     cr_assert_str_eq(json_string_value(json_object_get(steps, "type")), "int");
     cr_assert_str_eq(json_string_value(json_object_get(steps, "default")), "10");
     cr_assert(json_integer_value(json_object_get(steps, "least")) == 1);
     cr_assert(json_integer_value(json_object_get(steps, "most")) == 1000);
-    cr_assert(json_is_null(json_object_get(must, "default")) && json_is_null(json_object_get(must, "least")));
+    cr_assert(json_is_null(json_object_get(must, "default")) &&
+              json_is_null(json_object_get(must, "least")));
     cr_assert(json_array_size(json_object_get(rule, "choices")) == 2);
     json_t *in = json_array_get(ports, 0);
     cr_assert_str_eq(json_string_value(json_object_get(in, "direction")), "in");
     cr_assert_str_eq(json_string_value(json_object_get(in, "record")), "ticket");
     cr_assert_str_eq(json_string_value(json_object_get(in, "socket")), "pull");
-    cr_assert(json_is_true(json_object_get(in, "bind")) && json_is_true(json_object_get(in, "required")));
+    cr_assert(json_is_true(json_object_get(in, "bind")) &&
+              json_is_true(json_object_get(in, "required")));
     json_decref(o);
     release(&r);
 }
 
 Test(stages, help_version_and_plan_print_and_end) {
-    static const char *const shows[] = { "usage: qerl-echo", "--set KEY=VALUE", "run.steps", "int 1..1000, default 10",
-                                         "text, must be given", "strict|flexible, default strict", "--in  ticket",
-                                         "qerl-echo --set run.must=x < a.jsonl" };
+    static const char *const shows[] = {
+        "usage: qerl-echo",    "--set KEY=VALUE",
+        "run.steps",           "int 1..1000, default 10",
+        "text, must be given", "strict|flexible, default strict",
+        "--in  ticket",        "qerl-echo --set run.must=x < a.jsonl"
+    };
     struct run r = run("--help", "");
     cr_assert(r.code == 0 && r.said.len == 0);
-    for (size_t i = 0; i < COUNT_OF(shows); i++) cr_expect(strstr(r.shown.s, shows[i]), "--help lacks '%s'", shows[i]);
+    for (size_t i = 0; i < COUNT_OF(shows); i++)
+        cr_expect(strstr(r.shown.s, shows[i]), "--help lacks '%s'", shows[i]);
     release(&r);
     r = run("--version", "");
     cr_assert(r.code == 0 && str_starts(r.shown.s, "qerl-echo "));
     release(&r);
     r = run("--plan --set run.must=x --set run.steps=4", "");
     json_t *o = json_parse(r.shown.s, r.shown.len, "plan", NULL);
-    cr_assert(r.code == 0 && o && json_integer_value(json_object_get(o, "steps")) == 4, "needs no port: %s", r.said.s);
+    cr_assert(r.code == 0 && o && json_integer_value(json_object_get(o, "steps")) == 4,
+              "needs no port: %s", r.said.s);
     cr_assert_str_eq(json_string_value(json_object_get(o, "stage")), "echo");
     json_decref(o);
     release(&r);
@@ -280,14 +325,16 @@ Test(stages, signals_stop_it_cleanly_or_make_it_talk) {
     for (int i = 0; i < 2; i++) {
         struct run r = spawn("--set run.must=x", -1);
         await(&r, "GPUs 3\n");
-        for (int k = 0; k < 100 && !strstr(r.said.s, "waits for ticket"); k++) {   /* "working" until it gets there */
+        for (int k = 0; k < 100 && !strstr(r.said.s, "waits for ticket");
+             k++) { /* "working" until it gets there */
             str_clear(&r.said);
             kill(r.pid, SIGUSR1);
             await(&r, ", progress 0, step 0\n");
         }
         cr_assert_str_eq(r.said.s, "echo: waits for ticket, progress 0, step 0\n");
         kill(r.pid, i ? SIGINT : SIGTERM);
-        int keep = dup(r.in);                        /* its input does not end: the signal does it */
+        /* its input does not end: the signal does it */
+        int keep = dup(r.in);
         fcntl(keep, F_SETFD, FD_CLOEXEC);
         finish(&r, "");
         close(keep);
@@ -302,7 +349,8 @@ static void expect_beat(struct link *l, const char *state, const char *metrics) 
         char peer[LINK_PEER_MAX];
         struct err e = { 0 };
         int rc = link_recv(l, &r, peer, 5000, &e);
-        cr_assert(rc == LINK_RECORD && r.type == REC_BEAT, "waiting for '%s': %d %s", state, rc, e.text);
+        cr_assert(rc == LINK_RECORD && r.type == REC_BEAT, "waiting for '%s': %d %s", state, rc,
+                  e.text);
         cr_assert_str_eq(peer, "echo-7");
         cr_assert_str_eq(r.beat.stage, "echo-7");
         bool found = strcmp(r.beat.state, state) == 0 && strstr(r.beat.metrics, metrics);

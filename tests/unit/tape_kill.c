@@ -1,4 +1,5 @@
-/* tape_kill.c - tapes: what a kill leaves is cut, what damage leaves is refused, what was synced is there.
+/* tape_kill.c - tapes: what a kill leaves is cut, what damage leaves is refused, what was synced is
+ * there.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/wire/tape.h"
 
@@ -26,7 +27,9 @@ static void start(void) {
 static void stop(void) { wire_dir_release(&dir); }
 TestSuite(tape, .init = start, .fini = stop);
 
-static struct rec frame_rec(int64_t i) { return (struct rec){ .type = REC_END, .end = { .fence = 7, .step = i } }; }
+static struct rec frame_rec(int64_t i) {
+    return (struct rec){ .type = REC_END, .end = { .fence = 7, .step = i } };
+}
 
 static void append(struct tape *t, int64_t from, int64_t to) {
     struct err e = { 0 };
@@ -136,11 +139,13 @@ Test(tape, torn_at_every_byte_of_the_last_frame_loses_that_frame_only) {
         wire_dir_write(torn, b.s, n);
         cr_assert(count(torn) == FRAMES - 1, "a reader stops before the torn frame");
         cr_assert(tape_append_open(&t, torn, &e) == 0, "cut at %zu: %s", n, e.text);
-        cr_assert(read_all(t, &frames, &e) == 0 && frames == FRAMES - 1, "cut at %zu: %s", n, e.text);
+        cr_assert(read_all(t, &frames, &e) == 0 && frames == FRAMES - 1, "cut at %zu: %s", n,
+                  e.text);
         append(t, FRAMES - 1, FRAMES);
         tape_close(&t);
         struct str again = bytes_of(torn);
-        cr_assert(again.len == b.len && memcmp(again.s, b.s, b.len) == 0, "as if nothing had happened");
+        cr_assert(again.len == b.len && memcmp(again.s, b.s, b.len) == 0,
+                  "as if nothing had happened");
         str_release(&again);
     }
     str_release(&b);
@@ -183,14 +188,17 @@ Test(tape, a_flipped_bit_before_the_last_frame_is_refused_with_its_place) {
             struct err e = { 0 };
             char where[64];
             int64_t n;
-            snprintf(where, sizeof where, "frame %zu at byte %zu ", (i - 16) / each, 16 + (i - 16) / each * each);
+            snprintf(where, sizeof where, "frame %zu at byte %zu ", (i - 16) / each,
+                     16 + (i - 16) / each * each);
             b.s[i] ^= (char)(1 << bit);
             wire_dir_write(bad, b.s, b.len);
-            cr_assert(tape_read_open(&t, bad, &e) == 0 && read_all(t, &n, &e) < 0, "byte %zu bit %d was accepted", i, bit);
+            cr_assert(tape_read_open(&t, bad, &e) == 0 && read_all(t, &n, &e) < 0,
+                      "byte %zu bit %d was accepted", i, bit);
             cr_assert(strstr(e.text, where) && e.code == EXIT_FAILED, "byte %zu: %s", i, e.text);
             tape_close(&t);
             e.text[0] = 0;
-            cr_assert(tape_append_open(&t, bad, &e) < 0 && strstr(e.text, where), "byte %zu: %s", i, e.text);
+            cr_assert(tape_append_open(&t, bad, &e) < 0 && strstr(e.text, where), "byte %zu: %s", i,
+                      e.text);
             struct str after = bytes_of(bad);
             cr_assert(after.len == b.len, "a damaged tape is not touched");
             str_release(&after);
@@ -229,11 +237,13 @@ Test(tape, other_files_are_refused) {
         struct err e = { 0 };
         wire_dir_write(path, cases[i].bytes, cases[i].n);
         cr_assert(tape_read_open(&t, path, &e) < 0 && strstr(e.text, cases[i].says), "%s", e.text);
-        cr_assert(tape_append_open(&t, path, &e) < 0 && strstr(e.text, cases[i].says), "%s", e.text);
+        cr_assert(tape_append_open(&t, path, &e) < 0 && strstr(e.text, cases[i].says), "%s",
+                  e.text);
     }
     struct tape *t;
     struct err e = { 0 };
-    cr_assert(tape_read_open(&t, wire_dir_file(&dir, "absent.tape"), &e) < 0 && e.code == EXIT_ENV, "%s", e.text);
+    cr_assert(tape_read_open(&t, wire_dir_file(&dir, "absent.tape"), &e) < 0 && e.code == EXIT_ENV,
+              "%s", e.text);
     cr_assert(tape_read_open(&t, dir.path, &e) < 0 && e.code == EXIT_ENV, "%s", e.text);
 }
 
@@ -256,8 +266,10 @@ Test(tape, truncate_forgets_frames) {
     struct err e = { 0 };
     int64_t n;
     make(path, 10);
-    cr_assert(tape_append_open(&t, path, &e) == 0 && read_all(t, &n, &e) == 0 && n == 10, "%s", e.text);
-    cr_assert(tape_truncate(t, 11, &e) < 0 && strstr(e.text, "has 10 frames, 11 are needed"), "%s", e.text);
+    cr_assert(tape_append_open(&t, path, &e) == 0 && read_all(t, &n, &e) == 0 && n == 10, "%s",
+              e.text);
+    cr_assert(tape_truncate(t, 11, &e) < 0 && strstr(e.text, "has 10 frames, 11 are needed"), "%s",
+              e.text);
     cr_assert(tape_truncate(t, 10, &e) == 0 && tape_frames(t) == 10);
     cr_assert(tape_truncate(t, 4, &e) == 0 && tape_frames(t) == 4, "%s", e.text);
     append(t, 4, 6);
@@ -273,7 +285,8 @@ Test(tape, a_reader_sees_what_is_appended_later) {
     struct tape *w, *t;
     struct rec r;
     struct err e = { 0 };
-    cr_assert(tape_append_open(&w, path, &e) == 0 && tape_read_open(&t, path, &e) == 0, "%s", e.text);
+    cr_assert(tape_append_open(&w, path, &e) == 0 && tape_read_open(&t, path, &e) == 0, "%s",
+              e.text);
     cr_assert(tape_read(t, &r, &e) == 0);
     append(w, 0, 1);
     cr_assert(tape_read(t, &r, &e) == 1);
@@ -288,7 +301,9 @@ Test(tape, a_second_appender_is_refused) {
     struct tape *t, *u;
     struct err e = { 0 };
     cr_assert(tape_append_open(&t, path, &e) == 0, "%s", e.text);
-    cr_assert(tape_append_open(&u, path, &e) < 0 && e.code == EXIT_ENV && strstr(e.text, "being written"), "%s", e.text);
+    cr_assert(tape_append_open(&u, path, &e) < 0 && e.code == EXIT_ENV &&
+                  strstr(e.text, "being written"),
+              "%s", e.text);
     tape_close(&t);
     cr_assert(tape_append_open(&t, path, &e) == 0, "free again: %s", e.text);
     tape_close(&t);
@@ -307,7 +322,8 @@ static void fill_up(const char *path, const char *what) {
     }
     cr_assert(strstr(e.text, what) && strstr(e.text, path), "%s", e.text);
     struct rec r = frame_rec(0);
-    cr_assert(tape_append(t, &r, &e) < 0 && strstr(e.text, "failed before"), "an error is final: %s", e.text);
+    cr_assert(tape_append(t, &r, &e) < 0 && strstr(e.text, "failed before"),
+              "an error is final: %s", e.text);
     tape_close(&t);
     cr_assert(tape_append_open(&t, path, &e) == 0 && read_all(t, &n, &e) == 0, "%s", e.text);
     cr_assert(n == synced, "%lld synced, %lld there", (long long)synced, (long long)n);
@@ -362,7 +378,8 @@ Test(tape, kill_storm_loses_nothing_synced, .timeout = 60) {
         cr_assert(WIFSIGNALED(status), "the writer failed by itself");
         if (said < 0) continue;                      /* killed before it had made the file */
         total = count(path);
-        cr_assert(total >= said + 1, "%lld said, %lld there", (long long)said + 1, (long long)total);
+        cr_assert(total >= said + 1, "%lld said, %lld there", (long long)said + 1,
+                  (long long)total);
     }
     cr_assert(total > 30);
 }

@@ -1,4 +1,5 @@
-/* task.c - the rules that read answers, shaping, intervals, order. The table is the algorithm specification's own.
+/* task.c - the rules that read answers, shaping, intervals, order. The table is the algorithm
+ * specification's own.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/task/task.h"
 
@@ -27,16 +28,21 @@ static const struct {
     { "no number at all", "18", { 0, 0, 0, 0 } },
     { "#### ", "", { 0, 0, 0, 0 } },
     { "#### .", "18", { 0, 0, 0, 0 } },
-    { "#### 99999999999999999999999999999999999999", "99999999999999999999999999999999999999", { 1, 1, 1, 1 } },
-    { "\xd9\xa1\xd9\xa8 #### 18", "18", { 1, 1, 1, 1 } },               /* Arabic digits are no digits here */
+    { "#### 99999999999999999999999999999999999999",
+      "99999999999999999999999999999999999999",
+      { 1, 1, 1, 1 } },
+    /* Arabic digits are no digits here */
+    { "\xd9\xa1\xd9\xa8 #### 18", "18", { 1, 1, 1, 1 } },
     { "\xff\xfe broken utf-8 #### 18", "18", { 1, 1, 1, 1 } },
 };
 
 Test(task, rules_read_the_answers_of_the_table) {
     for (size_t i = 0; i < COUNT_OF(answers); i++)
         for (int r = 0; r < TASK_RULE_COUNT; r++)
-            cr_expect(task_right((enum task_rule)r, answers[i].text, answers[i].gold, NULL) == (bool)answers[i].right[r],
-                      "rule %s on '%s' (gold %s)", task_rule_name[r], answers[i].text, answers[i].gold);
+            cr_expect(task_right((enum task_rule)r, answers[i].text, answers[i].gold, NULL) ==
+                          (bool)answers[i].right[r],
+                      "rule %s on '%s' (gold %s)", task_rule_name[r], answers[i].text,
+                      answers[i].gold);
 }
 
 Test(task, an_answer_too_far_from_the_end_is_not_seen) {
@@ -48,7 +54,8 @@ Test(task, an_answer_too_far_from_the_end_is_not_seen) {
     cr_expect_not(task_right(TASK_RULE_FLEXIBLE, text.s, "18", NULL));
     cr_expect(task_right(TASK_RULE_LM_STRICT, text.s, "18", NULL));
     cr_expect(task_right(TASK_RULE_LM_FLEXIBLE, text.s, "18", NULL));
-    str_clear(&text);                              /* 293 two-byte characters after it: still within 300 characters */
+    /* 293 two-byte characters after it: still within 300 characters */
+    str_clear(&text);
     str_puts(&text, "#### 18");
     for (int i = 0; i < 293; i++) str_puts(&text, "\xc3\xa9");
     cr_expect(task_right(TASK_RULE_STRICT, text.s, "18", NULL));
@@ -68,12 +75,22 @@ Test(task, extracted_is_what_was_compared) {
 }
 
 Test(task, overlong_is_linear_in_the_buffer) {
-    static const struct { int64_t tokens, max, buffer; double want; } t[] = {
-        { 16383, 20480, 4096, 0 }, { 16384, 20480, 4096, 0 }, { 16385, 20480, 4096, -.000244140625 },
-        { 17408, 20480, 4096, -.25 }, { 18432, 20480, 4096, -.5 }, { 19456, 20480, 4096, -.75 },
-        { 20479, 20480, 4096, -.999755859375 }, { 20480, 20480, 4096, -1 },
-        { 1536, 2048, 512, 0 }, { 1537, 2048, 512, -.001953125 }, { 1664, 2048, 512, -.25 }, { 1792, 2048, 512, -.5 },
-        { 1920, 2048, 512, -.75 }, { 2048, 2048, 512, -1 },
+    static const struct { int64_t tokens, max, buffer; double want;
+    } t[] = {
+        { 16383, 20480, 4096, 0 },
+        { 16384, 20480, 4096, 0 },
+        { 16385, 20480, 4096, -.000244140625 },
+        { 17408, 20480, 4096, -.25 },
+        { 18432, 20480, 4096, -.5 },
+        { 19456, 20480, 4096, -.75 },
+        { 20479, 20480, 4096, -.999755859375 },
+        { 20480, 20480, 4096, -1 },
+        { 1536, 2048, 512, 0 },
+        { 1537, 2048, 512, -.001953125 },
+        { 1664, 2048, 512, -.25 },
+        { 1792, 2048, 512, -.5 },
+        { 1920, 2048, 512, -.75 },
+        { 2048, 2048, 512, -1 },
     };
     for (size_t i = 0; i < COUNT_OF(t); i++) {
         cr_expect_eq(task_overlong(t[i].tokens, t[i].max, t[i].buffer, 1), t[i].want);
@@ -136,7 +153,8 @@ static void load_says(const char *text, const char *want) {
 
 Test(task, bad_question_files_name_the_line) {
     load_says("{\"question\": \"a\", \"answer\": \"b #### 1,2\"}\n", NULL);
-    load_says("{\"question\": \"a\", \"answer\": \"#### 1\"}\n{\"question\": 3}\n", ":2: field 'question' must be a string");
+    load_says("{\"question\": \"a\", \"answer\": \"#### 1\"}\n{\"question\": 3}\n",
+              ":2: field 'question' must be a string");
     load_says("{\"question\": \"a\"}\n", ":1: field 'answer' is missing");
     load_says("{\"question\": \"a\", \"answer\": \"12\"}\n", ":1: field 'answer' has no \"#### \"");
     load_says("{\"question\": \n", ":1");

@@ -42,14 +42,18 @@ Test(tb, scalars_come_back_with_tag_step_time_and_value) {
     struct tb *t;
     struct err e = { 0 };
     char path[FS_PATH_MAX];
-    static const struct { const char *tag; int64_t step; double time; float value; } want[] = {
-        { "actor/pg_loss", 0, 1.5, 0.f }, { "critic/rewards/mean", 1, 2.5, -3.25f },
-        { "val-core/openai/gsm8k/acc/mean@1", 1000000000000, 1764000000.125, 0x1p-149f }, { "a", 7, 0, INFINITY },
+    static const struct { const char *tag; int64_t step; double time; float value;
+    } want[] = {
+        { "actor/pg_loss", 0, 1.5, 0.f },
+        { "critic/rewards/mean", 1, 2.5, -3.25f },
+        { "val-core/openai/gsm8k/acc/mean@1", 1000000000000, 1764000000.125, 0x1p-149f },
+        { "a", 7, 0, INFINITY },
     };
     cr_assert(tb_open(&t, dir.path, &e) == 0, "%s", e.text);
     snprintf(path, sizeof path, "%s", tb_path(t));
     cr_assert(strstr(path, "/events.out.tfevents."));
-    for (size_t i = 0; i < COUNT_OF(want); i++) tb_scalar(t, want[i].tag, want[i].step, want[i].time, want[i].value);
+    for (size_t i = 0; i < COUNT_OF(want); i++)
+        tb_scalar(t, want[i].tag, want[i].step, want[i].time, want[i].value);
     cr_assert(tb_close(&t, &e) == 0 && !t, "%s", e.text);
     struct str b = { 0 };
     size_t at = 0;
@@ -63,7 +67,9 @@ Test(tb, scalars_come_back_with_tag_step_time_and_value) {
         cr_assert(v->what_case == TB__EVENT__WHAT_SUMMARY && v->summary->n_value == 1);
         const Tb__Value *s = v->summary->value[0];
         cr_assert_str_eq(s->tag, want[i].tag);
-        cr_assert(s->value_case == TB__VALUE__VALUE_SIMPLE_VALUE && s->simple_value == want[i].value, "a zero is there, too");
+        cr_assert(s->value_case == TB__VALUE__VALUE_SIMPLE_VALUE &&
+                      s->simple_value == want[i].value,
+                  "a zero is there, too");
         cr_assert(v->step == want[i].step && v->wall_time == want[i].time);
         tb__event__free_unpacked(v, NULL);
     }
@@ -72,9 +78,11 @@ Test(tb, scalars_come_back_with_tag_step_time_and_value) {
 }
 
 Test(tb, one_event_is_the_bytes_that_tensorboard_reads) {
-    /* Event{wall_time 1.0, step 2, summary{value{tag "a", simple_value 0.5}}}, read back by TensorBoard's own reader */
-    static const uint8_t payload[] = { 0x09, 0, 0, 0, 0, 0, 0, 0xf0, 0x3f, 0x10, 0x02, 0x2a, 0x0a, 0x0a,
-                                       0x08, 0x0a, 0x01, 'a', 0x15, 0, 0, 0, 0x3f };
+    /* Event{wall_time 1.0, step 2, summary{value{tag "a", simple_value 0.5}}}, read back by
+     * TensorBoard's own reader */
+    static const uint8_t payload[] = { 0x09, 0,    0,    0,    0,    0,    0,    0xf0,
+                                       0x3f, 0x10, 0x02, 0x2a, 0x0a, 0x0a, 0x08, 0x0a,
+                                       0x01, 'a',  0x15, 0,    0,    0,    0x3f };
     struct tb *t;
     struct err e = { 0 };
     char path[FS_PATH_MAX];
@@ -84,7 +92,8 @@ Test(tb, one_event_is_the_bytes_that_tensorboard_reads) {
     cr_assert(tb_close(&t, &e) == 0);
     struct str b = { 0 };
     cr_assert(fs_read(&b, path, 1 << 20, &e) == 0);
-    static const uint8_t version_head[] = { 0x18, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22 };   /* TensorBoard's own files */
+    /* TensorBoard's own files */
+    static const uint8_t version_head[] = { 0x18, 0, 0, 0, 0, 0, 0, 0, 0xa3, 0x7f, 0x4b, 0x22 };
     cr_assert(memcmp(b.s, version_head, sizeof version_head) == 0);
     cr_assert(b.len == 16 + 24 + 16 + sizeof payload);
     cr_assert(memcmp(b.s + 16 + 24 + 12, payload, sizeof payload) == 0);
@@ -103,7 +112,9 @@ Test(tb, two_files_of_one_second_have_two_names) {
 Test(tb, what_cannot_be_written_is_said_at_flush) {
     struct tb *t;
     struct err e = { 0 };
-    cr_assert(tb_open(&t, "/nonexistent", &e) < 0 && e.code == EXIT_ENV && strstr(e.text, "/nonexistent/events"), "%s", e.text);
+    cr_assert(tb_open(&t, "/nonexistent", &e) < 0 && e.code == EXIT_ENV &&
+                  strstr(e.text, "/nonexistent/events"),
+              "%s", e.text);
     cr_assert(tb_open(&t, dir.path, &e) == 0);
     struct rlimit l = { 100, 100 };
     signal(SIGXFSZ, SIG_IGN);

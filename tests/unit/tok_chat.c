@@ -1,5 +1,5 @@
-/* tok_chat.c - conversations against transformers' apply_chat_template (tests/vectors/make_tok.py), and
- * templates that must be refused.
+/* tok_chat.c - conversations against transformers' apply_chat_template (tests/vectors/make_tok.py),
+ * and templates that must be refused.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/fs.h"
 
@@ -24,7 +24,8 @@ static struct tok *open_with(struct model_dir *d, const char *template, size_t b
     str_init(&tokenizer);
     strcpy(d->path, "/tmp/qerl-tok-chat-XXXXXX");
     cr_assert(mkdtemp(d->path));
-    cr_assert(fs_read(&tokenizer, VECTORS "llama3/tokenizer.json", BYTES_MAX, &e) == 0, "%s", e.text);
+    cr_assert(fs_read(&tokenizer, VECTORS "llama3/tokenizer.json", BYTES_MAX, &e) == 0, "%s",
+              e.text);
     fs_join(path, sizeof path, d->path, "tokenizer.json");
     cr_assert(fs_replace(path, tokenizer.s, tokenizer.len, &e) == 0);
     fs_join(path, sizeof path, d->path, "tokenizer_config.json");
@@ -117,7 +118,8 @@ Test(tok_chat, renders_the_same_by_the_family_s_name) {
     json_array_foreach(rows, i, row) {
         const char *name = json_string_value(json_object_get(row, "template"));
         for (size_t k = 0; k < COUNT_OF(named); k++) {
-            if (strncmp(name, named[k], strlen(named[k])) || strcmp(name + strlen(named[k]), ".jinja"))
+            if (strncmp(name, named[k], strlen(named[k])) ||
+                strcmp(name + strlen(named[k]), ".jinja"))
                 continue;
             expect_row(t, named[k], row);
             seen++;
@@ -154,25 +156,30 @@ Test(tok_chat, refuses_a_template_that_it_cannot_vouch_for) {
     expect_refused("{% for message in messages %}" SAY "{% endfor %}");
     expect_refused("{% for message in messages %}" SAY "{% endfor %}" PROMPT "{% endfor %}");
     expect_refused("{% for message in messages[1:] %}" SAY "{% endfor %}" PROMPT);
-    expect_refused("{% for message in messages %}" SAY " {% endfor %}" PROMPT); /* a blank that is printed */
+    /* a blank that is printed */
+    expect_refused("{% for message in messages %}" SAY " {% endfor %}" PROMPT);
     expect_refused("{% for message in messages %}" SAY "\n\n{% endfor %}" PROMPT);
     expect_refused("{% for message in messages %}" SAY "{{ eos_token }}{% endfor %}" PROMPT);
     expect_refused("{% set add_generation_prompt = false %}{% for message in messages %}" SAY
                    "{% endfor %}" PROMPT);
-    expect_refused("{% for message in messages %}" SAY "{% endfor %}{% set messages = [] %}" PROMPT);
+    expect_refused("{% for message in messages %}" SAY
+                   "{% endfor %}{% set messages = [] %}" PROMPT);
     expect_refused("{% for message in messages %}" SAY "{% endfor %}{% if add_generation_prompt %}"
                    "{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}");
     expect_refused("{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + "
                    "message['content'] | trim + "
                    "'<|im_end|>' + '\\n'}}{% endfor %}" PROMPT);
-    expect_refused(
-        "{% for message in messages %}{{'<\\x7cim_start|>' + message['role'] + '\\n' + message['content'] + "
-        "'<|im_end|>' + '\\n'}}{% endfor %}" PROMPT);
+    expect_refused("{% for message in messages %}{{'<\\x7cim_start|>' + message['role'] + '\\n' + "
+                   "message['content'] + "
+                   "'<|im_end|>' + '\\n'}}{% endfor %}" PROMPT);
 }
 
 Test(tok_chat, refuses_unknown_roles_families_and_empty_conversations) {
-    static const struct { const char *chat; int n; struct chat_message m; } rows[] = {
-        { "chatml", 0, { "user", "x" } }, { "chatml", 1, { "tool", "x" } }, { "chatlm", 1, { "user", "x" } },
+    static const struct { const char *chat; int n; struct chat_message m;
+    } rows[] = {
+        { "chatml", 0, { "user", "x" } },
+        { "chatml", 1, { "tool", "x" } },
+        { "chatlm", 1, { "user", "x" } },
     };
     struct model_dir d;
     struct tok *t = open_with(&d, "", 0);
@@ -180,7 +187,8 @@ Test(tok_chat, refuses_unknown_roles_families_and_empty_conversations) {
         struct err e = { 0 };
         struct str out;
         str_init(&out);
-        cr_expect(tok_chat(t, rows[i].chat, &rows[i].m, rows[i].n, true, &out, &e) < 0 && e.text[0]);
+        cr_expect(tok_chat(t, rows[i].chat, &rows[i].m, rows[i].n, true, &out, &e) < 0 &&
+                  e.text[0]);
         str_release(&out);
     }
     close_with(&d, &t);

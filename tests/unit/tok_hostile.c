@@ -1,5 +1,5 @@
-/* tok_hostile.c - tokenizer files that must be refused with a reason, words that must not take for ever,
- * bytes that are not UTF-8.
+/* tok_hostile.c - tokenizer files that must be refused with a reason, words that must not take for
+ * ever, bytes that are not UTF-8.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/fs.h"
 
@@ -55,7 +55,8 @@ static json_t *model(json_t *root) { return json_object_get(root, "model"); }
 static json_t *vocab(json_t *root) { return json_object_get(model(root), "vocab"); }
 static json_t *merges(json_t *root) { return json_object_get(model(root), "merges"); }
 static json_t *step(json_t *root, size_t i) {
-    return json_array_get(json_object_get(json_object_get(root, "pre_tokenizer"), "pretokenizers"), i);
+    return json_array_get(json_object_get(json_object_get(root, "pre_tokenizer"), "pretokenizers"),
+                          i);
 }
 static json_t *added(json_t *root, size_t i) {
     return json_array_get(json_object_get(root, "added_tokens"), i);
@@ -136,8 +137,8 @@ Test(tok_hostile, refuses_broken_vocabularies) {
     expect_refused(r, "unk_token");
 }
 
-/* Without the byte 'A' text is lost; SmolLM2 really lacks 0x04, and what it drops is what `tokenizers`
- * drops. */
+/* Without the byte 'A' text is lost; SmolLM2 really lacks 0x04, and what it drops is what
+ * `tokenizers` drops. */
 Test(tok_hostile, refuses_a_vocabulary_that_would_lose_text) {
     json_t *r = load("llama3");
     json_int_t id = json_integer_value(json_object_get(vocab(r), "A"));
@@ -187,8 +188,8 @@ Test(tok_hostile, refuses_texts_that_are_no_tokenizer) {
     free(long_name);
 }
 
-/* Every prefix of a good file, and the file with single bytes changed, is opened or refused; nothing else
- * happens. */
+/* Every prefix of a good file, and the file with single bytes changed, is opened or refused;
+ * nothing else happens. */
 Test(tok_hostile, survives_damaged_files) {
     struct str text;
     struct err e = { 0 };
@@ -206,8 +207,8 @@ Test(tok_hostile, survives_damaged_files) {
     str_release(&text);
 }
 
-/* Words of 1 MiB: one letter, letters at random, marks in falling order (the worst case of sorting them for
- * NFC), blanks. */
+/* Words of 1 MiB: one letter, letters at random, marks in falling order (the worst case of sorting
+ * them for NFC), blanks. */
 Test(tok_hostile, encodes_a_word_of_a_megabyte, .timeout = 120) {
     static const char *const families[] = { "smollm2", "llama3", "qwen2" };
     char *word = mem_alloc(WORD_BYTES);
@@ -221,8 +222,12 @@ Test(tok_hostile, encodes_a_word_of_a_megabyte, .timeout = 120) {
             str_init(&back);
             for (size_t i = 0; i < WORD_BYTES; i += 2) {
                 uint64_t r = rng_mix64(i);
-                const char *mark = i < WORD_BYTES / 2 ? "\xcc\x81" : "\xcc\xa3"; /* class 230, then 220 */
-                word[i] = kind == 0 ? 'e' : kind == 1 ? (char)('a' + r % 20) : kind == 2 ? mark[0] : ' ';
+                /* class 230, then 220 */
+                const char *mark = i < WORD_BYTES / 2 ? "\xcc\x81" : "\xcc\xa3";
+                word[i] = kind == 0   ? 'e'
+                          : kind == 1 ? (char)('a' + r % 20)
+                          : kind == 2 ? mark[0]
+                                      : ' ';
                 word[i + 1] = kind == 0   ? 'e'
                               : kind == 1 ? (char)('a' + (r >> 32) % 20)
                               : kind == 2 ? mark[1]

@@ -1,6 +1,6 @@
-/* tok_vectors.c - the ids of 2,000 strings of every script, against those of the `tokenizers` library
- * (tests/vectors/make_tok.py): three small vocabularies, one a family, and SmolLM2's own where the model is
- * there.
+/* tok_vectors.c - the ids of 2,000 strings of every script, against those of the `tokenizers`
+ * library (tests/vectors/make_tok.py): three small vocabularies, one a family, and SmolLM2's own
+ * where the model is there.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <criterion/criterion.h>
 
@@ -94,8 +94,10 @@ Test(tok_vectors, gguf_metadata_give_the_same_ids) {
     struct tok *t = must_open(VECTORS "llama3.gguf");
     str_init(&text);
     cr_assert(tok_chat(t, NULL, &m, 1, true, &text, &e) == 0, "%s", e.text);
-    cr_expect(strcmp(text.s, "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
-                             "<|start_header_id|>assistant<|end_header_id|>\n\n") == 0, "%s", text.s);
+    cr_expect(strcmp(text.s,
+                     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+                     "<|start_header_id|>assistant<|end_header_id|>\n\n") == 0,
+              "%s", text.s);
     str_release(&text);
     tok_close(&t);
 }
@@ -106,7 +108,8 @@ Test(tok_vectors, smollm2_real_vocabulary_from_gguf) {
     family(REAL_MODEL, "smollm2-real");
 }
 
-/* Where the vocabulary has every byte and nothing is normalised, decoding gives back any bytes at all. */
+/* Where the vocabulary has every byte and nothing is normalised, decoding gives back any bytes at
+ * all. */
 Test(tok_vectors, llama3_decodes_to_what_was_encoded) {
     struct tok *t = must_open(VECTORS "llama3");
     json_t *strings = read_lines("strings.jsonl"), *s;

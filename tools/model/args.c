@@ -5,7 +5,8 @@
 #include "lib/base/str.h"
 
 static int wrong(const char *command, const char *text, const char *what) {
-    fprintf(stderr, "qerl-model %s: %s '%s'; see 'qerl-model %s --help'\n", command, what, text, command);
+    fprintf(stderr, "qerl-model %s: %s '%s'; see 'qerl-model %s --help'\n", command, what, text,
+            command);
     return -1;
 }
 
@@ -20,11 +21,13 @@ static int unknown(const char *command, const char *text, const struct arg *arg,
     for (size_t i = 0; i < n && i < COUNT_OF(name); i++) name[i] = arg[i].name;
     const char *near = str_nearest(text + 2, name, n);
     if (!near) return wrong(command, text, "unknown option");
-    fprintf(stderr, "qerl-model %s: unknown option '%s'; did you mean '--%s'?\n", command, text, near);
+    fprintf(stderr, "qerl-model %s: unknown option '%s'; did you mean '--%s'?\n", command, text,
+            near);
     return -1;
 }
 
-int args_parse(int argc, char **argv, const char *help, const struct arg *arg, size_t n, const char **path) {
+int args_parse(int argc, char **argv, const char *help, const struct arg *arg, size_t n,
+               const char **path) {
     *path = NULL;
     for (int i = 1; i < argc; i++) {
         const char *text = argv[i];
@@ -49,7 +52,8 @@ int args_parse(int argc, char **argv, const char *help, const struct arg *arg, s
         else return wrong(argv[0], text, "a value must follow");
     }
     if (*path) return 1;
-    fprintf(stderr, "qerl-model %s: give the path of a model; see 'qerl-model %s --help'\n", argv[0], argv[0]);
+    fprintf(stderr, "qerl-model %s: give the path of a model; see 'qerl-model %s --help'\n",
+            argv[0], argv[0]);
     return -1;
 }
 

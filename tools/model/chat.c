@@ -8,8 +8,10 @@
 static const char HELP[] =
     "usage: qerl-model chat MODEL [--chat FAMILY] [--no-prompt] < messages.json\n\n"
     "Reads an array of {\"role\", \"content\"} (roles system, user, assistant) and prints\n"
-    "{\"text\": ..., \"ids\": [...]}: the conversation by the model's own chat template, and its tokens.\n\n"
-    "  --chat FAMILY   chatml, qwen2, qwen2.5, smollm2, llama3 or llama3.1 instead of the model's template\n"
+    "{\"text\": ..., \"ids\": [...]}: the conversation by the model's own chat template, and its "
+    "tokens.\n\n"
+    "  --chat FAMILY   chatml, qwen2, qwen2.5, smollm2, llama3 or llama3.1 instead of the model's "
+    "template\n"
     "  --no-prompt     leave out the opening of the assistant's next turn\n\n"
     "example:\n"
     "  echo '[{\"role\":\"user\",\"content\":\"What is 2+2?\"}]' | qerl-model chat models/tiny\n";

@@ -1,5 +1,5 @@
-/* cmd.h - the commands of qerl-model: one file each, called with argv[0] = the command's name. They print
- * results to stdout and return an exit code (enum exit_code). Each answers --help.
+/* cmd.h - the commands of qerl-model: one file each, called with argv[0] = the command's name. They
+ * print results to stdout and return an exit code (enum exit_code). Each answers --help.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_CMD_H
 #define QERL_CMD_H

@@ -12,8 +12,10 @@
 
 static const char HELP[] =
     "usage: qerl-model inspect MODEL [--tensors] [--json]\n\n"
-    "Shape, parameters, types of the tensors, files with their sha256 (as sha256sum prints it), and the\n"
-    "memory a packed model takes. Every tensor's name, shape and type is checked; the weights themselves\n"
+    "Shape, parameters, types of the tensors, files with their sha256 (as sha256sum prints it), "
+    "and the\n"
+    "memory a packed model takes. Every tensor's name, shape and type is checked; the weights "
+    "themselves\n"
     "are not (see verify).\n\n"
     "  --tensors   list every tensor\n"
     "  --json      everything as one JSON object\n\n"
@@ -22,21 +24,22 @@ static const char HELP[] =
     "  qerl-model inspect SmolLM2-135M-Instruct.Q4_1.gguf --json | jq .params\n";
 
 static json_t *shape_json(const struct model_conf *c) {
-    json_t *o = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:b, s:b, s:i}",
-                          "architecture", conf_arch_name(c->arch), "vocab", c->vocab, "dim", c->dim, "layers",
-                          c->layers, "heads", c->heads, "kv_heads", c->kv_heads, "head_dim", c->head_dim,
-                          "ffn_dim", c->ffn_dim, "positions", c->positions_max, "norm_eps",
-                          (double)c->norm_eps, "rope_theta", (double)c->rope_theta, "tied", c->tied,
-                          "qkv_bias", c->qkv_bias, "bos", c->bos);
+    json_t *o = json_pack(
+        "{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:b, s:b, s:i}", "architecture",
+        conf_arch_name(c->arch), "vocab", c->vocab, "dim", c->dim, "layers", c->layers, "heads",
+        c->heads, "kv_heads", c->kv_heads, "head_dim", c->head_dim, "ffn_dim", c->ffn_dim,
+        "positions", c->positions_max, "norm_eps", (double)c->norm_eps, "rope_theta",
+        (double)c->rope_theta, "tied", c->tied, "qkv_bias", c->qkv_bias, "bos", c->bos);
     json_t *eos = json_array();
     for (int i = 0; i < c->eos_count; i++) json_array_append_new(eos, json_integer(c->eos[i]));
     json_object_set_new(o, "eos", eos);
     if (c->rope_llama3.on)
         json_object_set_new(o, "rope_llama3",
-                            json_pack("{s:f, s:f, s:f, s:i}", "factor", (double)c->rope_llama3.factor,
-                                      "low_freq_factor", (double)c->rope_llama3.low_freq_factor,
-                                      "high_freq_factor", (double)c->rope_llama3.high_freq_factor,
-                                      "original_positions", c->rope_llama3.original_positions));
+                            json_pack("{s:f, s:f, s:f, s:i}", "factor",
+                                      (double)c->rope_llama3.factor, "low_freq_factor",
+                                      (double)c->rope_llama3.low_freq_factor, "high_freq_factor",
+                                      (double)c->rope_llama3.high_freq_factor, "original_positions",
+                                      c->rope_llama3.original_positions));
     return o;
 }
 
@@ -66,9 +69,10 @@ static json_t *tensors_json(const struct source *s, int64_t *params, json_t *dty
     for (int i = 0; i < source_count(s); i++) {
         const struct source_item *x = source_at(s, i);
         const char *dtype = source_dtype(s, i);
-        json_t *shape = source_is_matrix(x) ? json_pack("[i, i]", x->rows, x->cols) : json_pack("[i]", x->cols);
-        json_array_append_new(list, json_pack("{s:s, s:s, s:o}", "name", source_name(s, i), "dtype", dtype,
-                                              "shape", shape));
+        json_t *shape = source_is_matrix(x) ? json_pack("[i, i]", x->rows, x->cols)
+                                            : json_pack("[i]", x->cols);
+        json_array_append_new(list, json_pack("{s:s, s:s, s:o}", "name", source_name(s, i), "dtype",
+                                              dtype, "shape", shape));
         json_object_set_new(dtypes, dtype,
                             json_integer(json_integer_value(json_object_get(dtypes, dtype)) + 1));
         *params += (int64_t)x->rows * x->cols;
@@ -81,7 +85,8 @@ static json_t *packed_json(const struct model_conf *c) {
     for (int q = 0; q <= MODEL_QUANT_F32; q++) {
         struct packed_plan p;
         packed_plan_init(&p, c, (enum model_quant)q, MODEL_ROUNDING_OCP);
-        json_object_set_new(o, model_quant_name((enum model_quant)q), json_integer((json_int_t)p.file_bytes));
+        json_object_set_new(o, model_quant_name((enum model_quant)q),
+                            json_integer((json_int_t)p.file_bytes));
         packed_plan_release(&p);
     }
     return o;
@@ -111,10 +116,11 @@ static json_t *gather(const char *path, struct err *e) {
 }
 
 static void print_shape(const json_t *o) {
-    static const char *const order[] = { "architecture", "params",     "vocab",       "dim",     "layers",
-                                         "heads",        "kv_heads",   "head_dim",    "ffn_dim", "positions",
-                                         "norm_eps",     "rope_theta", "rope_llama3", "tied",    "qkv_bias",
-                                         "bos",          "eos",        "sha256" };
+    static const char *const order[] = { "architecture", "params",    "vocab",    "dim",
+                                         "layers",       "heads",     "kv_heads", "head_dim",
+                                         "ffn_dim",      "positions", "norm_eps", "rope_theta",
+                                         "rope_llama3",  "tied",      "qkv_bias", "bos",
+                                         "eos",          "sha256" };
     for (size_t i = 0; i < COUNT_OF(order); i++) {
         const json_t *v = json_object_get(o, order[i]);
         if (!v) continue;
@@ -133,14 +139,14 @@ static void print_text(json_t *o, bool tensors) {
         printf("%-14s %lld tensors of %s\n", "dtype", (long long)json_integer_value(v), key);
     json_object_foreach(json_object_get(o, "packed_bytes"), key, v)
         printf("%-14s %.1f MB as %s\n", "packed", (double)json_integer_value(v) / 1e6, key);
-    json_array_foreach(json_object_get(o, "files"), i, v)
-        printf("%-14s %s  %s (%lld bytes)\n", "file", json_string_value(json_object_get(v, "sha256")),
-               json_string_value(json_object_get(v, "path")),
-               (long long)json_integer_value(json_object_get(v, "bytes")));
+    json_array_foreach(json_object_get(o, "files"), i, v) printf(
+        "%-14s %s  %s (%lld bytes)\n", "file", json_string_value(json_object_get(v, "sha256")),
+        json_string_value(json_object_get(v, "path")),
+        (long long)json_integer_value(json_object_get(v, "bytes")));
     if (tensors) json_array_foreach(json_object_get(o, "tensors"), i, v) {
         char *shape = json_dumps(json_object_get(v, "shape"), 0);
-        printf("%-14s %-6s %-16s %s\n", "tensor", json_string_value(json_object_get(v, "dtype")), shape,
-               json_string_value(json_object_get(v, "name")));
+        printf("%-14s %-6s %-16s %s\n", "tensor", json_string_value(json_object_get(v, "dtype")),
+               shape, json_string_value(json_object_get(v, "name")));
         free(shape);
     }
 }

@@ -1,6 +1,8 @@
-/* logprobs.c - qerl-model logprobs: log-probabilities of given tokens, for comparing with other programs.
+/* logprobs.c - qerl-model logprobs: log-probabilities of given tokens, for comparing with other
+ * programs.
  *
- * Reads all lines, then makes a net just long enough. The numbers are those of rollout and learner: the same forward.
+ * Reads all lines, then makes a net just long enough. The numbers are those of rollout and learner:
+ * the same forward.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/net.h"
 
@@ -17,7 +19,8 @@ static const char HELP[] =
     "usage: qerl-model logprobs MODEL [options] < ids.jsonl\n"
     "\n"
     "Prints, for each line of token ids, the log-probability of every token given those before it\n"
-    "(temperature 1, null for the first). A line is a JSON array of ids, or an object {\"ids\": [...]}.\n"
+    "(temperature 1, null for the first). A line is a JSON array of ids, or an object {\"ids\": "
+    "[...]}.\n"
     "\n"
     "  --adapter DIR       with this LoRA adapter (PEFT folder)\n"
     "  --quant Q           bf16 (default), mxfp4, or f32 for comparisons in full precision\n"
@@ -28,7 +31,9 @@ static const char HELP[] =
     "\n"
     "example:\n"
     "  echo '[1, 4, 2, 7]' | qerl-model logprobs models/tiny --top-k 2\n"
-    "  {\"logprobs\":[null,-23.2667923,...],\"top\":[null,[[342,-0.919956708],[20,-1.39470055]],...]}\n";
+    "  "
+    "{\"logprobs\":[null,-23.2667923,...],\"top\":[null,[[342,-0.919956708],[20,-1.39470055]],...]}"
+    "\n";
 
 struct args {
     const char *model, *adapter, *kernels, *packed;
@@ -44,7 +49,8 @@ static int parse_int(const char *option, const char *text, int least, int most, 
         *out = (int)v;
         return 0;
     }
-    fprintf(stderr, "qerl-model logprobs: %s '%s' must be a number from %d to %d\n", option, text, least, most);
+    fprintf(stderr, "qerl-model logprobs: %s '%s' must be a number from %d to %d\n", option, text,
+            least, most);
     return -1;
 }
 
@@ -52,10 +58,14 @@ static int parse_int(const char *option, const char *text, int least, int most, 
 static int parse_args(struct args *a, int argc, char **argv) {
     enum { HELP_OPT = 1, ADAPTER, QUANT, KERNELS, TOP_K, THREADS, PACKED };
     static const struct option options[] = {
-        { "help", no_argument, NULL, HELP_OPT },         { "adapter", required_argument, NULL, ADAPTER },
-        { "quant", required_argument, NULL, QUANT },     { "kernels", required_argument, NULL, KERNELS },
-        { "top-k", required_argument, NULL, TOP_K },     { "threads", required_argument, NULL, THREADS },
-        { "packed", required_argument, NULL, PACKED },   { NULL, 0, NULL, 0 },
+        { "help", no_argument, NULL, HELP_OPT },
+        { "adapter", required_argument, NULL, ADAPTER },
+        { "quant", required_argument, NULL, QUANT },
+        { "kernels", required_argument, NULL, KERNELS },
+        { "top-k", required_argument, NULL, TOP_K },
+        { "threads", required_argument, NULL, THREADS },
+        { "packed", required_argument, NULL, PACKED },
+        { NULL, 0, NULL, 0 },
     };
     *a = (struct args){ .packed = "models/.packed", .threads = pool_cores() };
     int quant, opt;
@@ -67,43 +77,51 @@ static int parse_args(struct args *a, int argc, char **argv) {
         case PACKED: a->packed = optarg; break;
         case QUANT:
             if ((quant = model_quant_parse(optarg)) < 0) {
-                fprintf(stderr, "qerl-model logprobs: --quant '%s' is not bf16, mxfp4 or f32\n", optarg);
+                fprintf(stderr, "qerl-model logprobs: --quant '%s' is not bf16, mxfp4 or f32\n",
+                        optarg);
                 return -1;
             }
             a->quant = (enum model_quant)quant;
             break;
         case TOP_K: if (parse_int("--top-k", optarg, 1, TOP_K_MAX, &a->top_k) < 0) return -1; break;
-        case THREADS: if (parse_int("--threads", optarg, 1, POOL_THREADS_MAX, &a->threads) < 0) return -1; break;
+        case THREADS:
+            if (parse_int("--threads", optarg, 1, POOL_THREADS_MAX, &a->threads) < 0) return -1;
+            break;
         default: return -1;
         }
     if (optind != argc - 1) {
-        fprintf(stderr, "qerl-model logprobs: one MODEL is needed; see qerl-model logprobs --help\n");
+        fprintf(stderr,
+                "qerl-model logprobs: one MODEL is needed; see qerl-model logprobs --help\n");
         return -1;
     }
     a->model = argv[optind];
     return 0;
 }
 
-/* --- input ------------------------------------------------------------------------------------------------------- */
+/* ---- input ---- */
 
-static int line_take(struct lines *l, const char *text, size_t bytes, int number, const struct model_conf *c, struct err *e) {
+static int line_take(struct lines *l, const char *text, size_t bytes, int number,
+                     const struct model_conf *c, struct err *e) {
     char where[32];
     snprintf(where, sizeof where, "line %d", number);
     json_t *root = json_parse(text, bytes, where, e);
     if (!root) return -1;
     const json_t *array = json_is_object(root) ? json_object_get(root, "ids") : root;
     int rc = 0;
-    if (!json_is_array(array)) rc = err_set(e, "%s: neither an array of ids nor an object with 'ids'", where);
+    if (!json_is_array(array))
+        rc = err_set(e, "%s: neither an array of ids nor an object with 'ids'", where);
     const size_t n = rc == 0 ? json_array_size(array) : 0;
     if (rc == 0 && n == 0) rc = err_set(e, "%s: no ids", where);
     if (rc == 0 && n > (size_t)c->positions_max)
-        rc = err_set(e, "%s: %zu ids, but the model ends at %d positions", where, n, c->positions_max);
+        rc = err_set(e, "%s: %zu ids, but the model ends at %d positions", where, n,
+                     c->positions_max);
     int32_t *ids = mem_alloc((n + 1) * sizeof *ids);
     for (size_t i = 0; rc == 0 && i < n; i++) {
         const json_t *v = json_array_get(array, i);
         if (!json_is_integer(v)) rc = err_set(e, "%s: element %zu is not an integer", where, i);
         else if (json_integer_value(v) < 0 || json_integer_value(v) >= c->vocab)
-            rc = err_set(e, "%s: id %lld is outside the vocabulary of %d", where, (long long)json_integer_value(v), c->vocab);
+            rc = err_set(e, "%s: id %lld is outside the vocabulary of %d", where,
+                         (long long)json_integer_value(v), c->vocab);
         else ids[i] = (int32_t)json_integer_value(v);
     }
     json_decref(root);
@@ -141,9 +159,10 @@ static void lines_release(struct lines *l) {
     free(l->n);
 }
 
-/* --- output ------------------------------------------------------------------------------------------------------ */
+/* ---- output ---- */
 
-/* The k largest of z as [[id, log-prob], ...], largest first, lower id first among equals. Log-sum in double. */
+/* The k largest of z as [[id, log-prob], ...], largest first, lower id first among equals. Log-sum
+ * in double. */
 static void print_top(const float *z, int vocab, int k) {
     int best[TOP_K_MAX], n = 0;
     double most = (double)z[0], sum = 0;
@@ -155,7 +174,8 @@ static void print_top(const float *z, int vocab, int k) {
         best[at] = i;
     }
     for (int i = 0; i < vocab; i++) sum += exp((double)z[i] - most);
-    for (int i = 0; i < n; i++) printf("%s[%d,%.9g]", i ? "," : "[", best[i], (double)z[best[i]] - most - log(sum));
+    for (int i = 0; i < n; i++)
+        printf("%s[%d,%.9g]", i ? "," : "[", best[i], (double)z[best[i]] - most - log(sum));
     putchar(']');
 }
 
@@ -186,7 +206,8 @@ static int print_tops(struct net *net, const int32_t *ids, int n, int vocab, int
     return rc;
 }
 
-static int print_line(struct net *net, const int32_t *ids, int n, int vocab, int top_k, struct err *e) {
+static int print_line(struct net *net, const int32_t *ids, int n, int vocab, int top_k,
+                      struct err *e) {
     float *lp = mem_alloc((size_t)n * sizeof *lp);
     const struct net_seq s = { ids, n, 1 };
     int rc = net_logprobs(net, &s, 1, 1.f, lp, NULL, e);
@@ -214,7 +235,8 @@ static int score(const struct args *a, struct model *m, struct err *e) {
     }
     if (rc == 0 && lora) rc = net_adopt(net, lora, NULL, e);
     const int top_k = a->top_k < m->conf.vocab ? a->top_k : m->conf.vocab;
-    for (int i = 0; rc == 0 && i < l.count; i++) rc = print_line(net, l.ids[i], l.n[i], m->conf.vocab, top_k, e);
+    for (int i = 0; rc == 0 && i < l.count; i++)
+        rc = print_line(net, l.ids[i], l.n[i], m->conf.vocab, top_k, e);
     net_destroy(&net);
     lora_destroy(&lora);
     lines_release(&l);

@@ -1,4 +1,5 @@
-/* main.c - qerl-model: look at a model, pack it, check it, try it. A table of commands and nothing else.
+/* main.c - qerl-model: look at a model, pack it, check it, try it. A table of commands and nothing
+ * else.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/log.h"
 #include "lib/base/str.h"
@@ -20,14 +21,17 @@ static const struct command {
 static int help(void) {
     printf("qerl-model - look at a model, pack it, check it, try it\n\n"
            "usage: qerl-model COMMAND MODEL [options]\n\n"
-           "MODEL is a Hugging Face folder (config.json and safetensors) or a .gguf file, Llama or Qwen2.\n\n");
-    for (size_t i = 0; i < COUNT_OF(commands); i++) printf("  %-10s %s\n", commands[i].name, commands[i].what);
+           "MODEL is a Hugging Face folder (config.json and safetensors) or a .gguf file, Llama or "
+           "Qwen2.\n\n");
+    for (size_t i = 0; i < COUNT_OF(commands); i++)
+        printf("  %-10s %s\n", commands[i].name, commands[i].what);
     printf("\nexamples:\n"
            "  qerl-model inspect models/tiny\n"
            "  qerl-model pack models/tiny --quant mxfp4\n"
            "  qerl-model verify models/tiny --quant mxfp4\n"
            "\n'qerl-model COMMAND --help' says more about a command.\n"
-           "exit status: 0 done, 1 failed, 2 wrong command line, 4 the model is absent, unsupported or damaged\n");
+           "exit status: 0 done, 1 failed, 2 wrong command line, 4 the model is absent, "
+           "unsupported or damaged\n");
     return EXIT_DONE;
 }
 

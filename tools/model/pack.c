@@ -12,12 +12,16 @@
 static const char HELP[] =
     "usage: qerl-model pack MODEL [--quant mxfp4|bf16|f32] [--rounding ocp|seed] [--packed DIR]\n"
     "                       [--tensors]\n\n"
-    "Makes DIR/SHA256-QUANT, the file that all stages map. Stages make it themselves when it is absent;\n"
+    "Makes DIR/SHA256-QUANT, the file that all stages map. Stages make it themselves when it is "
+    "absent;\n"
     "this makes it ahead and reports the error: mean relative error |q-x|/(|x|+1e-10), signal to\n"
-    "quantisation noise (SQNR), share of values that became zero, share cut off at the format's largest.\n\n"
-    "  --quant       how the seven projections of each layer are stored (mxfp4); embeddings and head\n"
+    "quantisation noise (SQNR), share of values that became zero, share cut off at the format's "
+    "largest.\n\n"
+    "  --quant       how the seven projections of each layer are stored (mxfp4); embeddings and "
+    "head\n"
     "                stay bf16\n"
-    "  --rounding    ocp: to nearest, ties to even (the default); seed: the earlier system's rounding\n"
+    "  --rounding    ocp: to nearest, ties to even (the default); seed: the earlier system's "
+    "rounding\n"
     "  --packed      where packed files live (models/.packed)\n"
     "  --tensors     one line per quantised tensor\n\n"
     "examples:\n"
@@ -25,11 +29,17 @@ static const char HELP[] =
     "  qerl-model pack models/tiny --rounding seed --tensors\n";
 
 struct worst { struct quant_stats s; char name[SOURCE_NAME_BYTES]; };
-struct report { struct quant_stats all; struct worst relative, sqnr; int tensors, kept; bool each; };
+struct report {
+    struct quant_stats all;
+    struct worst relative, sqnr;
+    int tensors, kept;
+    bool each;
+};
 
 static void print_stats(const char *what, const struct quant_stats *s) {
-    printf("%-44s relative error %6.2f %%  SQNR %6.2f dB  zeroed %5.2f %%  cut off %5.2f %%\n", what,
-           100 * quant_relative_error(s), quant_sqnr_db(s), 100 * quant_zeroed(s), 100 * quant_saturated(s));
+    printf("%-44s relative error %6.2f %%  SQNR %6.2f dB  zeroed %5.2f %%  cut off %5.2f %%\n",
+           what, 100 * quant_relative_error(s), quant_sqnr_db(s), 100 * quant_zeroed(s),
+           100 * quant_saturated(s));
 }
 
 static void keep(struct worst *w, const struct quant_stats *s, const char *name) {
@@ -45,7 +55,8 @@ static void see(void *ud, const struct source *s, int item, const struct quant_s
     if (r->each) print_stats(name, stats);
     if (!r->tensors || quant_relative_error(stats) > quant_relative_error(&r->relative.s))
         keep(&r->relative, stats, name);
-    if (!r->tensors || quant_sqnr_db(stats) < quant_sqnr_db(&r->sqnr.s)) keep(&r->sqnr, stats, name);
+    if (!r->tensors || quant_sqnr_db(stats) < quant_sqnr_db(&r->sqnr.s))
+        keep(&r->sqnr, stats, name);
     quant_stats_add(&r->all, stats);
     r->tensors++;
 }
@@ -69,7 +80,9 @@ static int pack(const struct model_opts *o, struct report *r, struct err *e) {
     packed_plan_init(&plan, &c, o->quant, o->rounding);
     packed_path(path, o->packed_dir, sha256, o->quant, o->rounding);
     int rc = packed_make(&plan, s, sha256, path, pool, see, r, e);
-    if (rc == 0) printf("%s: %.1f MB in %.1f s\n", path, (double)plan.file_bytes / 1e6, seconds_now() - start);
+    if (rc == 0)
+        printf("%s: %.1f MB in %.1f s\n", path, (double)plan.file_bytes / 1e6,
+               seconds_now() - start);
     packed_plan_release(&plan);
     pool_destroy(&pool);
     source_close(&s);

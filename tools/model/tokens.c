@@ -11,10 +11,12 @@ static const char HELP[] =
     "  --decode   the other way: each line of stdin is an array of ids, stdout gets their text\n"
     "  --lines    each line of stdin is a JSON string, answered by a line with its ids\n"
     "             (with --decode: each answer is a line with a JSON string)\n"
-    "  --plain    texts of special tokens are text like any other; --decode leaves special tokens out\n\n"
+    "  --plain    texts of special tokens are text like any other; --decode leaves special tokens "
+    "out\n\n"
     "examples:\n"
     "  printf 'What is 2+2?' | qerl-model tokens models/tiny\n"
-    "  printf 'What is 2+2?' | qerl-model tokens models/tiny | qerl-model tokens models/tiny --decode\n";
+    "  printf 'What is 2+2?' | qerl-model tokens models/tiny | qerl-model tokens models/tiny "
+    "--decode\n";
 
 enum { READ_BYTES = 1 << 16 };
 
@@ -31,8 +33,8 @@ static void encode(const struct tok *t, const char *text, size_t bytes, bool pla
     free(ids.id);
 }
 
-static int encode_line(const struct tok *t, const char *line, size_t bytes, const char *where, bool plain,
-                       struct err *e) {
+static int encode_line(const struct tok *t, const char *line, size_t bytes, const char *where,
+                       bool plain, struct err *e) {
     json_t *v = json_parse(line, bytes, where, e);
     if (!v) return -1;
     int rc = json_is_string(v) ? 0 : err_set(e, "%s: not a JSON string", where);
@@ -41,8 +43,8 @@ static int encode_line(const struct tok *t, const char *line, size_t bytes, cons
     return rc;
 }
 
-static int decode_line(const struct tok *t, const char *line, size_t bytes, const char *where, bool quoted,
-                       bool plain, struct err *e) {
+static int decode_line(const struct tok *t, const char *line, size_t bytes, const char *where,
+                       bool quoted, bool plain, struct err *e) {
     struct str text, quote;
     json_t *v = json_parse(line, bytes, where, e), *id;
     if (!v) return -1;

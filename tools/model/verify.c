@@ -6,9 +6,12 @@
 #include "tools/model/cmd.h"
 
 static const char HELP[] =
-    "usage: qerl-model verify MODEL [--quant mxfp4|bf16|f32] [--rounding ocp|seed] [--packed DIR]\n\n"
-    "Reads every weight of the model and checks names, shapes, types and that all values are finite;\n"
-    "where DIR holds the packed file, checks its header and checksums and that its bits equal a fresh\n"
+    "usage: qerl-model verify MODEL [--quant mxfp4|bf16|f32] [--rounding ocp|seed] [--packed "
+    "DIR]\n\n"
+    "Reads every weight of the model and checks names, shapes, types and that all values are "
+    "finite;\n"
+    "where DIR holds the packed file, checks its header and checksums and that its bits equal a "
+    "fresh\n"
     "packing. Changes nothing.\n\n"
     "exit status: 0 all is well, 1 something differs or is damaged, 4 the model cannot be read\n\n"
     "examples:\n"
@@ -32,7 +35,8 @@ static int compare(const struct packed_plan *p, const struct source *s, const st
     for (int i = 0; i < p->items; i++) {
         if (packed_tensor(p, s, i, fresh, NULL, pool, e) < 0) code = bad("%s%s", e->text, "");
         else if (m->data && memcmp(fresh, m->data + p->entry[i].offset, p->entry[i].bytes) != 0)
-            code = bad("tensor '%s' of the packed file differs from the model%s", source_name(s, i), "");
+            code = bad("tensor '%s' of the packed file differs from the model%s", source_name(s, i),
+                       "");
     }
     free(fresh);
     return code;
