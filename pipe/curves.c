@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "lib/base/clock.h"
 #include "lib/base/json.h"
 #include "lib/base/log.h"
 #include "pipe/view.h"
@@ -108,7 +109,7 @@ static void look(struct curves *c) {
 }
 
 void curves_tick(struct curves *c) {
-    double now = mono_seconds();
+    double now = clock_seconds();
     if (now - c->looked_at < 1) return;
     c->looked_at = now;
     look(c);

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/base/clock.h"
 #include "lib/base/fs.h"
 
 int proc_status(int w) {
@@ -67,12 +68,6 @@ static int exec_verdict(int fd, pid_t pid, const char *program, struct err *e) {
     return err_code(e, EXIT_ENV, "cannot run '%s': %s", program, strerror(failed));
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Reads both pipes until both end. */
 static int drain(int out_fd, int talk_fd, struct str *out, struct str *talk, double until,
                  struct err *e) {
@@ -80,7 +75,7 @@ static int drain(int out_fd, int talk_fd, struct str *out, struct str *talk, dou
     struct str *to[2] = { out, talk };
     char buf[1 << 14];
     while (p[0].fd >= 0 || p[1].fd >= 0) {
-        if (now() > until) return err_code(e, EXIT_STALLED, "gave no answer in time");
+        if (clock_seconds() > until) return err_code(e, EXIT_STALLED, "gave no answer in time");
         if (poll(p, 2, 200) < 0 && errno != EINTR) return err_set(e, "poll: %s", strerror(errno));
         for (int i = 0; i < 2; i++) {
             if (p[i].fd < 0 || !p[i].revents) continue;
@@ -115,7 +110,7 @@ int proc_capture(const char *const *argv, struct str *out, struct str *talk, int
     int rc = pid < 0 ? err_code(e, EXIT_ENV, "fork: %s", strerror(failed))
                      : exec_verdict(x[0], pid, argv[0], e);
     if (rc == 0) {
-        rc = drain(o[0], t[0], out, talk, now() + timeout_s, e);
+        rc = drain(o[0], t[0], out, talk, clock_seconds() + timeout_s, e);
         if (rc < 0) {
             kill(pid, SIGKILL);
             err_wrap(e, "'%s'", argv[0]);

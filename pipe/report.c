@@ -12,16 +12,8 @@
 #include <time.h>
 
 #include "lib/base/fs.h"
+#include "lib/base/stat.h"
 #include "pipe/tail.h"
-
-void wilson(double *low, double *high, int64_t right, int64_t n) {
-    const double z = 1.959963984540054;
-    double m = (double)n, p = n ? (double)right / m : 0, d = 1 + z * z / m;
-    double centre = (p + z * z / (2 * m)) / d,
-           half = z * sqrt(p * (1 - p) / m + z * z / (4 * m * m)) / d;
-    *low = n ? fmax(0, centre - half) : 0;
-    *high = n ? fmin(1, centre + half) : 1;
-}
 
 static void copy_field(const json_t *o, const char *key, char *out, size_t size) {
     const char *text = json_string_value(json_object_get(o, key));
@@ -41,7 +33,7 @@ int score_from_json(struct score *s, const char *line, size_t bytes) {
     copy_field(o, "rule", s->rule, sizeof s->rule);
     copy_field(o, "quant", s->quant, sizeof s->quant);
     copy_field(o, "noise", s->noise, sizeof s->noise);
-    wilson(&s->low, &s->high, s->right, s->n);
+    stat_interval(s->right, s->n, &s->low, &s->high);
     json_decref(o);
     return rc;
 }

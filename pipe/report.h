@@ -22,7 +22,6 @@ bool scores_has_step(const struct scores *s, int64_t step);
 int score_from_json(struct score *s, const char *line, size_t bytes);
 void score_text(char *out, size_t size,
                 const struct score *s); /* "171/512 = 33.4 % [29.4, 37.6] strict, mxfp4, clean" */
-void wilson(double *low, double *high, int64_t right, int64_t n);
 /* First and last of the series of the first line; false if there is none. */
 bool scores_ends(const struct scores *s, struct score *first, struct score *last);
 

@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "lib/base/clock.h"
 #include "lib/base/fs.h"
 #include "lib/wire/link.h"
 #include "pipe/curves.h"
@@ -70,7 +71,7 @@ static bool lives(const struct member *m) {
 
 static void set_mode(struct super *s, enum mode mode) {
     s->mode = mode;
-    s->mode_at = mono_seconds();
+    s->mode_at = clock_seconds();
 }
 
 /* The first reason stays: what follows are its consequences. */
@@ -119,7 +120,7 @@ static void member_start(struct super *s, struct member *m) {
     }
     m->ready_fd = fd[0];
     m->phase = PHASE_STARTING;
-    m->started = m->said_at = m->beat_at = m->progress_at = mono_seconds();
+    m->started = m->said_at = m->beat_at = m->progress_at = clock_seconds();
     m->was_ready = m->killed_for_stall = false;
     m->term_at = 0;
     m->progress = -1;
@@ -136,8 +137,8 @@ static void member_look_ready(struct super *s, struct member *m) {
     if (n == 0) return;
     m->was_ready = true;
     m->phase = PHASE_READY;
-    m->beat_at = m->progress_at = mono_seconds();
-    view_event(&s->view, "%s ready after %.1f s", m->id, mono_seconds() - m->started);
+    m->beat_at = m->progress_at = clock_seconds();
+    view_event(&s->view, "%s ready after %.1f s", m->id, clock_seconds() - m->started);
 }
 
 /* ---- death ---- */
@@ -166,7 +167,7 @@ static void wake_feeders(struct super *s) {
     for (int i = 0; i < s->members; i++)
         if (s->m[i].phase == PHASE_ENDED && s->m[i].rank < RANK_LEARNER) {
             s->m[i].phase = PHASE_RESTART;
-            s->m[i].restart_at = mono_seconds();
+            s->m[i].restart_at = clock_seconds();
         }
 }
 
@@ -192,7 +193,7 @@ static void died_badly(struct super *s, struct member *m, int status) {
         return;
     }
     m->deaths++;
-    m->restart_at = mono_seconds() + m->backoff;
+    m->restart_at = clock_seconds() + m->backoff;
     m->phase = PHASE_RESTART;
     view_event(&s->view, "%s %s; restart %d of %d in %.1f s", m->id, how, m->deaths, m->s->restarts,
                m->backoff);
@@ -229,7 +230,7 @@ static void take_beat(struct super *s, const struct rec_beat *b, const char *pee
         struct member *m = &s->m[i];
         if (m->pid != (pid_t)b->pid && strcmp(m->id, peer) != 0) continue;
         if (m->pid != (pid_t)b->pid) return;                 /* an earlier life */
-        m->beat_at = mono_seconds();
+        m->beat_at = clock_seconds();
         if (b->progress != m->progress) m->progress_at = m->beat_at;
         m->progress = b->progress;
         m->step = b->step;
@@ -264,11 +265,11 @@ static void take_beats(struct super *s) {
 static void terminate(struct member *m) {
     if (!lives(m)) return;
     if (m->term_at <= 0) {
-        m->term_at = mono_seconds();
+        m->term_at = clock_seconds();
         kill(m->pid, SIGTERM);
         /* a stopped process cannot hear the first one */
         kill(m->pid, SIGCONT);
-    } else if (mono_seconds() - m->term_at > GRACE_SECONDS) {
+    } else if (clock_seconds() - m->term_at > GRACE_SECONDS) {
         kill(-m->pid, SIGKILL);
         kill(m->pid, SIGKILL);
     }
@@ -278,7 +279,7 @@ static void end_feeders(struct super *s) {
     bool rollouts = false;
     for (int i = 0; i < s->members; i++)
         rollouts = rollouts || (lives(&s->m[i]) && s->m[i].rank == RANK_ROLLOUT);
-    bool late = mono_seconds() - s->mode_at > SELF_END_SECONDS;
+    bool late = clock_seconds() - s->mode_at > SELF_END_SECONDS;
     for (int i = 0; i < s->members; i++) {
         struct member *m = &s->m[i];
         if (m->phase == PHASE_RESTART && m->rank < RANK_LEARNER) m->phase = PHASE_ENDED;
@@ -320,7 +321,7 @@ static bool working(const struct member *m) {
 }
 
 static void look_for_hangs(struct super *s) {
-    double now = mono_seconds(), most = s->p->stall_seconds;
+    double now = clock_seconds(), most = s->p->stall_seconds;
     bool all_wait = s->mode == MODE_RUN;
     int alive = 0;
     for (int i = 0; i < s->members; i++) {
@@ -399,7 +400,7 @@ static void turn(struct super *s) {
         struct member *m = &s->m[i];
         if (lives(m)) member_look_ready(s, m);
         if (lives(m)) member_reap(s, m);
-        if (m->phase == PHASE_RESTART && s->mode != MODE_STOP && mono_seconds() >= m->restart_at)
+        if (m->phase == PHASE_RESTART && s->mode != MODE_STOP && clock_seconds() >= m->restart_at)
             member_start(s, m);
     }
     if (s->mode == MODE_ENDING) end_feeders(s);

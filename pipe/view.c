@@ -7,16 +7,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/base/clock.h"
 #include "lib/base/fs.h"
 
 #define EVENT_SECONDS 5.0
 #define DRAW_SECONDS 0.25
-
-double mono_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 void view_open(struct view *v, const struct folder *f, int64_t steps) {
     char path[FS_PATH_MAX];
@@ -25,7 +20,7 @@ void view_open(struct view *v, const struct folder *f, int64_t steps) {
                         .tokens_per_second = NAN, .step_at_start = -1 };
     v->terminal = isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0;
     v->colour = v->terminal && !(no_colour && *no_colour);
-    v->started = mono_seconds();
+    v->started = clock_seconds();
     fs_join(path, sizeof path, f->dir, "log/launcher.log");
     v->log = fopen(path, "ae");
     fs_join(path, sizeof path, f->dir, "metrics.jsonl");
@@ -93,7 +88,7 @@ static void take_metrics(struct view *v, const char *line, size_t bytes) {
         /* the first, or a learner that went back to its checkpoint */
         if (v->step_at_start < 0 || step < v->step) {
             v->step_at_start = step;
-            v->started = mono_seconds();
+            v->started = clock_seconds();
         }
         v->step = step;
         if (!isnan(r)) v->reward = r;
@@ -106,7 +101,7 @@ static void take_metrics(struct view *v, const char *line, size_t bytes) {
 
 static void eta_text(const struct view *v, char *out, size_t size) {
     int64_t made = v->step - v->step_at_start;
-    double seconds = mono_seconds() - v->started;
+    double seconds = clock_seconds() - v->started;
     snprintf(out, size, "-");
     if (v->step_at_start < 0 || made < 1 || v->steps <= v->step) return;
     double left = seconds / (double)made * (double)(v->steps - v->step);
@@ -155,7 +150,7 @@ void view_tick(struct view *v, const struct view_stage *s, int n) {
         view_event(v, "score step %lld: %s", (long long)score.step, text);
     }
     while (tail_next(&v->metrics)) take_metrics(v, v->metrics.line.s, v->metrics.line.len);
-    double now = mono_seconds();
+    double now = clock_seconds();
     if (!v->terminal && v->step != before &&
         (now - v->shown_at >= EVENT_SECONDS || v->step == v->steps)) {
         step_text(v, text, sizeof text);

@@ -28,5 +28,4 @@ void view_close(struct view *v);
 void view_event(struct view *v, const char *fmt, ...) PRINTF_LIKE(2, 3);
 /* Reads new lines, prints events that are due, redraws. */
 void view_tick(struct view *v, const struct view_stage *s, int n);
-double mono_seconds(void);                   /* CLOCK_MONOTONIC */
 #endif

@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/base/clock.h"
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
 #include "lib/model/packed.h"
@@ -130,22 +131,16 @@ int model_sha256(const char *path, const char *packed_dir, char out[SHA256_HEX],
 
 /* --- opening --- */
 
-static double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static int make_file(struct model *m, struct packed_plan *p, const struct model_opts *o,
                      const char *path, struct err *e) {
     struct source *s;
-    double start = seconds_now();
+    double start = clock_seconds();
     if (fs_mkdirs(o->packed_dir, e) < 0 || source_open(&s, o->path, &m->conf, e) < 0) return -1;
     int rc = packed_make(p, s, m->sha256, path, m->kern ? m->kern->pool : NULL, NULL, NULL, e);
     source_close(&s);
     if (rc == 0)
         log_info("packed '%s' as %s: %.1f MB in %.1f s, kept in '%s'", o->path,
-                 model_quant_name(o->quant), (double)p->file_bytes / 1e6, seconds_now() - start,
+                 model_quant_name(o->quant), (double)p->file_bytes / 1e6, clock_seconds() - start,
                  path);
     return rc;
 }

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/stage/conf.h"
 #include "lib/stage/describe.h"
@@ -379,11 +380,7 @@ void stage_open(struct stage *s, int argc, char **argv, const struct stage_about
 
 /* ---- ready and beats ---- */
 
-static int64_t now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
+static int64_t now_ms(void) { return (int64_t)(clock_seconds() * 1e3); }
 
 /* The cores this process may use, "0-1,4". */
 static void cpu_list(struct str *out) {

@@ -97,18 +97,6 @@ void task_release(struct task_set *s) {
     *s = (struct task_set){ 0 };
 }
 
-void task_interval(int64_t right, int64_t n, double *low, double *high) {
-    *low = 0;
-    *high = 1;
-    if (n <= 0) return;
-    const double z = 1.959963984540054;              /* 97.5 % point of the standard normal */
-    double p = (double)right / (double)n, m = (double)n;
-    double middle = (p + z * z / (2 * m)) / (1 + z * z / m);
-    double half = z / (1 + z * z / m) * sqrt(p * (1 - p) / m + z * z / (4 * m * m));
-    *low = right == 0 ? 0 : middle - half;
-    *high = right == n ? 1 : middle + half;
-}
-
 double task_pass_at(int n, int c, int k) {
     if (n - c < k) return 1;
     double fail = 1;

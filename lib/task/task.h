@@ -55,8 +55,6 @@ bool task_right(enum task_rule rule, const char *text, const char *gold, struct 
  * 0 = off. */
 double task_overlong(int64_t tokens, int64_t new_max, int64_t buffer, double factor);
 
-/* 95 % Wilson interval of right/n, both in [0, 1]; n = 0 gives 0, 1. */
-void task_interval(int64_t right, int64_t n, double *low, double *high);
 /* Unbiased pass@k from n samples of which c were right: 1 - C(n-c, k) / C(n, k). */
 double task_pass_at(int n, int c, int k);
 

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/wire/carrier.h"
 #include "lib/wire/fields.h"
@@ -43,11 +44,7 @@ static ssize_t line_end(struct link *l) {
 
 static bool ready_lines(struct link *l) { return l->eof || line_end(l) >= 0; }
 
-static int64_t now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
+static int64_t now_ms(void) { return (int64_t)(clock_seconds() * 1e3); }
 
 /* 1 = more bytes (or the end), 0 = nothing in time or a signal, -1 = error. */
 static int fill(struct link *l, int timeout_ms, struct err *e) {

@@ -1,6 +1,7 @@
 /* tally.c - see tally.h.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/eval/tally.h"
+#include "lib/base/stat.h"
 
 void tally_release(struct tally_set *s) {
     for (int i = 0; i < s->n; i++) {
@@ -61,7 +62,7 @@ void tally_score(struct rec *out, const struct tally *t, enum task_rule rule) {
                              .samples_per_question = 1,
                              .length_mean = t->n ? (double)t->tokens / (double)t->n : 0,
                              .truncated = t->n ? (double)t->truncated / (double)t->n : 0 };
-    task_interval(t->right, t->n, &s->low, &s->high);
+    stat_interval(t->right, t->n, &s->low, &s->high);
 }
 
 void tally_line(struct str *out, const struct rec_score *s, const char *who) {

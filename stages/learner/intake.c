@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "lib/base/fs.h"
+#include "lib/base/clock.h"
 #include "lib/base/log.h"
 
 enum {
@@ -46,12 +47,6 @@ struct intake {
     const struct intake_policy *now_wanted;
     struct intake_counts counts;
 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static const struct rec_group *find(const struct intake *in, int64_t group) {
     for (int i = 0; i < in->helds; i++)
@@ -193,7 +188,7 @@ static int send_ticket(struct intake *in, int w, int peer, struct err *e) {
     int sent = link_send(in->s->link[PORT_TICKET], &r, in->peer[peer].name, 0, e);
     if (sent == 0) {
         in->want[w].peer = peer;
-        in->want[w].leased_at = now();
+        in->want[w].leased_at = clock_seconds();
         in->peer[peer].credit--;
         in->counts.leased++;
     } else in->peer[peer].credit = 0;               /* unreachable: it will say when it is back */
@@ -242,7 +237,7 @@ static void take_want(struct intake *in, const struct rec_want *want, const char
         snprintf(peer->incarnation, sizeof peer->incarnation, "%s", want->incarnation);
         log_info("rollout '%s' is here, takes %lld ticket(s)", peer->name, (long long)want->credit);
     }
-    peer->heard_at = now();
+    peer->heard_at = clock_seconds();
     int64_t in_flight = 0;
     for (int w = 0; w < in->wants; w++) {
         if (in->want[w].peer != p) continue;
@@ -250,7 +245,7 @@ static void take_want(struct intake *in, const struct rec_want *want, const char
         for (int i = 0; i < want->groups; i++) holds |= want->group[i] == in->want[w].group;
         if (holds) continue;
         /* the ticket never arrived */
-        if (now() - in->want[w].leased_at > LEASE_LOST_SECONDS) in->want[w].peer = -1;
+        if (clock_seconds() - in->want[w].leased_at > LEASE_LOST_SECONDS) in->want[w].peer = -1;
         else in_flight++;
     }
     peer->credit = want->credit - in_flight;
@@ -438,7 +433,7 @@ static int listen_to_rollouts(struct intake *in, struct err *e) {
         rec_release(&r);
     }
     for (int p = 0; p < in->peers; p++)
-        if (now() - in->peer[p].heard_at > PEER_LOST_SECONDS) {
+        if (clock_seconds() - in->peer[p].heard_at > PEER_LOST_SECONDS) {
             unlease(in, p, "it has been silent for 30 seconds");
             in->peer[p].credit = 0;
         }
@@ -503,7 +498,7 @@ void intake_end(struct intake *in) {
                        .end = {
                            .run = in->c->shared.run.id, .fence = in->fence, .step = in->s->step } };
     bool gone[PEERS_MAX] = { false };
-    for (double until = now() + 2; now() < until;) {
+    for (double until = clock_seconds() + 2; clock_seconds() < until;) {
         int left = 0;
         for (int p = 0; p < in->peers; p++)
             if (!gone[p]) {

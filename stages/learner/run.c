@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "lib/base/fs.h"
+#include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "stages/learner/ckpt.h"
 #include "stages/learner/metrics.h"
@@ -32,12 +33,6 @@ struct run {
     const struct rec_group **group;
     struct step_counts counts;
 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static double sigma_at(const struct shared *c, int64_t step) {
     if (c->aqn.sigma_start <= 0) return 0;
@@ -276,7 +271,7 @@ int run_step(struct run *r) {
     if (r->done.step >= c->run.steps) return 0;
     if (let_score(r, e) < 0) return -1;
     if (stage_stopping(r->s)) return 2;
-    double begun = now();
+    double begun = clock_seconds();
     struct progress next = r->done;
     struct update_metrics m = { 0 };
     struct intake_policy p = { .step = r->done.step,
@@ -289,11 +284,11 @@ int run_step(struct run *r) {
     r->counts = (struct step_counts){ .sigma = p.sigma };
     int kept, rc = collect(r, &p, &next, &kept, e);
     if (rc != 0) return rc < 0 ? -1 : 2;
-    double collected = now();
+    double collected = clock_seconds();
     next.step++;
     stage_beat(r->s, "work", NULL);
     if (train(r, &next, kept, &m, e) < 0) return -1;
-    double trained = now();
+    double trained = clock_seconds();
     r->counts.version = next.version;
     if (next.version != r->done.version &&
         ckpt_publish(c->run.dir, r->state.lora, next.version, c->model.path, r->adapter,
@@ -305,7 +300,7 @@ int run_step(struct run *r) {
     if (announce(r, e) < 0) return -1;
     struct step_seconds seconds = { .gather = collected - begun,
                                     .update = trained - collected,
-                                    .step = now() - begun };
+                                    .step = clock_seconds() - begun };
     const char *line = metrics_step(r->metrics, &next, &r->counts, kept ? &m : NULL, r->group, kept,
                                     &seconds, e);
     if (!line) return -1;

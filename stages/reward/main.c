@@ -2,6 +2,7 @@
  * file at will.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/log.h"
+#include "lib/base/stat.h"
 #include "lib/stage/shared.h"
 #include "lib/task/task.h"
 #include "stages/reward/score.h"
@@ -65,7 +66,7 @@ static void say_counts(struct counts *c, int rule) {
     for (int i = 0; i < c->rows; i++) {
         const struct count *r = &c->row[i];
         double low, high;
-        task_interval(r->right, r->n, &low, &high);
+        stat_interval(r->right, r->n, &low, &high);
         log_info("run %s step %lld: %lld of %lld right under rule %s: %.2f %% [%.2f, %.2f]", r->run,
                  (long long)r->step, (long long)r->right, (long long)r->n, task_rule_name[rule],
                  100. * (double)r->right / (double)r->n, 100 * low, 100 * high);

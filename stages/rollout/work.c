@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/task/task.h"
 
@@ -44,12 +45,6 @@ struct work {
     int64_t tokens_seen;
     double tokens_at;
 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 struct gen_opts work_gen_opts(const struct rollout_conf *c, const struct lora_shape *shape) {
     struct gen_opts o = { .rows = (int)c->rows,
@@ -211,7 +206,7 @@ static int look_at_tickets(struct work *w) {
 /* Tells the learner who is here, what it holds and how much more it takes; repeated every
  * second. */
 static int say_want(struct work *w) {
-    if (!w->live || (!w->want_due && now() - w->want_at < 1)) return 0;
+    if (!w->live || (!w->want_due && clock_seconds() - w->want_at < 1)) return 0;
     int64_t held[JOBS_MAX];
     for (int i = 0; i < w->jobs; i++) held[i] = w->job[i]->ticket.ticket.group;
     int64_t credit = w->c->credit - w->jobs;
@@ -219,7 +214,7 @@ static int say_want(struct work *w) {
                      .credit = credit > 0 ? credit : 0, .group = held, .groups = w->jobs } };
     int sent = link_send(w->s->link[PORT_TICKET], &r, NULL, 0, &w->s->err);
     if (sent == 0) {
-        w->want_at = now();
+        w->want_at = clock_seconds();
         w->want_due = false;
     }
     return sent < 0 ? -1 : 0;
@@ -360,13 +355,14 @@ static int send_jobs(struct work *w) {
             if (!w->live) break;                     /* files keep the order of the tickets */
             continue;
         }
-        if (j->state == JOB_STATE_SENT && now() - j->sent_at < w->c->resend_seconds) continue;
+        if (j->state == JOB_STATE_SENT &&
+            clock_seconds() - j->sent_at < w->c->resend_seconds) continue;
         if (j->state == JOB_STATE_SENT) j->traj.group.sample[0].attempt++;
         int sent = link_send(w->s->link[PORT_TRAJ], &j->traj, NULL, w->live ? 0 : 1000, &w->s->err);
         if (sent < 0) return -1;
         if (sent == 1) break;
         j->state = JOB_STATE_SENT;
-        j->sent_at = now();
+        j->sent_at = clock_seconds();
         if (!w->live) job_drop(w, i--);
     }
     return 0;
@@ -374,7 +370,7 @@ static int send_jobs(struct work *w) {
 
 static void beat(struct work *w) {
     char metrics[160];
-    double t = now();
+    double t = clock_seconds();
     int64_t tokens = gen_tokens_total(w->gen);
     bool busy = !gen_idle(w->gen);
     w->s->waits_for = busy ? "" : w->jobs ? "ack" : "ticket";

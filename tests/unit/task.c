@@ -2,6 +2,7 @@
  * specification's own.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/task/task.h"
+#include "lib/base/stat.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
@@ -109,10 +110,10 @@ Test(task, pass_at_k_is_unbiased) {
 
 Test(task, interval_is_wilsons) {
     double low, high;
-    task_interval(50, 100, &low, &high);            /* R: prop.test(50, 100, correct = FALSE) */
+    stat_interval(50, 100, &low, &high);            /* R: prop.test(50, 100, correct = FALSE) */
     cr_expect_float_eq(low, .4038315, 1e-6);
     cr_expect_float_eq(high, .5961685, 1e-6);
-    task_interval(0, 10, &low, &high);
+    stat_interval(0, 10, &low, &high);
     cr_expect_eq(low, 0.);
     cr_expect_float_eq(high, .2775328, 1e-6);
 }

@@ -1,5 +1,6 @@
 /* pack.c - qerl-model pack: make the packed file ahead of a run and say what quantisation cost.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/base/clock.h"
 #include "lib/base/sys.h"
 
 #include <time.h>
@@ -61,18 +62,12 @@ static void see(void *ud, const struct source *s, int item, const struct quant_s
     r->tensors++;
 }
 
-static double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static int pack(const struct model_opts *o, struct report *r, struct err *e) {
     struct model_conf c;
     struct source *s;
     struct packed_plan plan;
     char sha256[SHA256_HEX], path[FS_PATH_MAX];
-    double start = seconds_now();
+    double start = clock_seconds();
     if (model_conf_load(&c, o->path, e) < 0 || fs_mkdirs(o->packed_dir, e) < 0 ||
         model_sha256(o->path, o->packed_dir, sha256, e) < 0 || source_open(&s, o->path, &c, e) < 0)
         return -1;
@@ -82,7 +77,7 @@ static int pack(const struct model_opts *o, struct report *r, struct err *e) {
     int rc = packed_make(&plan, s, sha256, path, pool, see, r, e);
     if (rc == 0)
         printf("%s: %.1f MB in %.1f s\n", path, (double)plan.file_bytes / 1e6,
-               seconds_now() - start);
+               clock_seconds() - start);
     packed_plan_release(&plan);
     pool_destroy(&pool);
     source_close(&s);
