@@ -24,6 +24,7 @@
 
 #define READY_SECONDS 600.0
 #define READY_SAY_SECONDS 10.0
+#define EARLY_SECONDS 4.0
 #define SELF_END_SECONDS 5.0      /* rollout and reward after the learner's end, before SIGTERM */
 #define GRACE_SECONDS 10.0        /* after SIGTERM, before SIGKILL */
 #define BACKOFF_SECONDS 0.2
@@ -171,6 +172,27 @@ static void wake_feeders(struct super *s) {
         }
 }
 
+static bool learner_lives(const struct super *s) {
+    for (int i = 0; i < s->members; i++)
+        if (s->m[i].rank == RANK_LEARNER && (lives(&s->m[i]) || s->m[i].phase == PHASE_RESTART))
+            return true;
+    return false;
+}
+
+/* A feeder that ended well although the learner goes on: somebody stopped it. The wait is longer
+ * than the learner needs to end after it told the rollouts that all is done. */
+static void left_early(struct super *s, struct member *m) {
+    if (m->deaths >= m->s->restarts) {
+        give_up(s, RUN_STATE_FAILED, EXIT_FAILED,
+                "stage '%s' ended %d times before the learner in step %lld", m->s->name,
+                m->deaths + 1, (long long)s->step);
+        return;
+    }
+    m->deaths++;
+    m->restart_at = clock_seconds() + EARLY_SECONDS;
+    m->phase = PHASE_RESTART;
+}
+
 static void died_badly(struct super *s, struct member *m, int status) {
     char how[120];
     how_it_died(how, sizeof how, status);
@@ -220,6 +242,8 @@ static void member_reap(struct super *s, struct member *m) {
         died_badly(s, m, status);
     } else if (m->rank == RANK_LEARNER) {
         learner_ended(s, m);
+    } else if (m->rank < RANK_LEARNER && learner_lives(s)) {
+        left_early(s, m);
     }
 }
 

@@ -113,7 +113,9 @@ int fs_mkdirs(const char *dir, struct err *e) {
         if (*p && *p != '/') continue;
         char kept = *p;
         *p = 0;
-        if (mkdir(path, 0755) < 0 && errno != EEXIST)
+        if (mkdir(path, 0755) == 0) {
+            if (sync_parent(path, e) < 0) return -1;
+        } else if (errno != EEXIST)
             return err_set(e, "cannot make folder '%s': %s", path, strerror(errno));
         *p = kept;
         if (!kept) return fs_is_dir(path) ? 0 : err_set(e, "'%s' is not a folder", path);

@@ -280,3 +280,29 @@ const struct stage_port *port_find(const struct stage_about *about, const char *
     }
     return NULL;
 }
+
+/* ---- what a run was made of ---- */
+
+static bool is_among(const char *name, const char *const *list) {
+    for (; *list; list++)
+        if (strcmp(name, *list) == 0) return true;
+    return false;
+}
+
+void stage_settings(const struct stage *s, const char *const *but, struct str *out) {
+    for (int t = 0; s->about->keys[t]; t++)
+        for (const struct stage_key *k = s->about->keys[t]; k->name; k++) {
+            const char *at = (const char *)s->conf + k->offset;
+            if (is_among(k->name, but)) continue;
+            str_printf(out, "%s = ", k->name);
+            switch (k->type) {
+            case KEY_INT:
+                str_printf(out, "%lld\n", (long long)*(const int64_t *)(const void *)at);
+                break;
+            case KEY_NUM: str_printf(out, "%.17g\n", *(const double *)(const void *)at); break;
+            case KEY_BOOL: str_printf(out, "%d\n", *(const bool *)(const void *)at); break;
+            case KEY_CHOICE: str_printf(out, "%d\n", *(const int *)(const void *)at); break;
+            case KEY_TEXT: str_printf(out, "%s\n", *(char *const *)(const void *)at); break;
+            }
+        }
+}

@@ -6,6 +6,7 @@
 
 #include "lib/base/fs.h"
 #include "lib/base/hash.h"
+#include "lib/base/json.h"
 #include "lib/base/log.h"
 #include "lib/base/rng.h"
 #include "lib/task/task.h"
@@ -99,23 +100,51 @@ int policy_prompt(const struct policy *p, const struct shared *c, const char *qu
     return rc;
 }
 
+static void plan_model_file(json_t *files, const char *dir, const char *name, const char *get) {
+    char path[FS_PATH_MAX];
+    if (strlen(dir) + strlen(name) + 2 > sizeof path) return;
+    fs_join(path, sizeof path, dir, name);
+    shared_plan_file(files, path, "model", get);
+}
+
+/* The shards that the index names, each once. */
+static void plan_shards(json_t *files, const char *dir, const char *index, const char *get) {
+    const char *tensor;
+    json_t *file, *o = json_parse_file(index, 64 << 20, NULL), *seen = json_object();
+    json_object_foreach(json_object_get(o, "weight_map"), tensor, file) {
+        const char *name = json_string_value(file);
+        if (!name || json_object_get(seen, name)) continue;
+        json_object_set_new(seen, name, json_true());
+        plan_model_file(files, dir, name, get);
+    }
+    json_decref(seen);
+    json_decref(o);
+}
+
 void policy_plan_files(json_t *files, const struct shared *c) {
-    static const char *const name[] = { "config.json", "tokenizer.json", "model.safetensors",
-                                        "model.safetensors.index.json" };
+    static const char *const needed[] = { "config.json", "tokenizer.json" };
+    static const char *const optional[] = { "generation_config.json", "tokenizer_config.json",
+                                            "chat_template.jinja" };
+    char get[FS_PATH_MAX + 16], file[FS_PATH_MAX], path[FS_PATH_MAX];
     const char *base = strrchr(c->model.path, '/');
-    char get[FS_PATH_MAX];
-    snprintf(get, sizeof get, "tools/fetch %s", base ? base + 1 : c->model.path);
-    char file[FS_PATH_MAX];
+    snprintf(get, sizeof get, "tools/fetch %.1000s", base ? base + 1 : c->model.path);
     const char *model = model_path_resolve(c->model.path, file);
-    if (!fs_is_dir(model)) {
+    if (!fs_is_dir(model) || strlen(model) + 40 > sizeof path) {
         shared_plan_file(files, model, "model", get);
         return;
     }
-    for (size_t i = 0; i < COUNT_OF(name); i++) {
-        char path[FS_PATH_MAX];
-        fs_join(path, sizeof path, c->model.path, name[i]);
-        if (fs_exists(path)) shared_plan_file(files, path, "model", get);
+    for (size_t i = 0; i < COUNT_OF(needed); i++) plan_model_file(files, model, needed[i], get);
+    for (size_t i = 0; i < COUNT_OF(optional); i++) {
+        fs_join(path, sizeof path, model, optional[i]);
+        if (fs_exists(path)) plan_model_file(files, model, optional[i], get);
     }
+    fs_join(path, sizeof path, model, "model.safetensors.index.json");
+    if (!fs_exists(path)) {
+        plan_model_file(files, model, "model.safetensors", get);
+        return;
+    }
+    plan_model_file(files, model, "model.safetensors.index.json", get);
+    plan_shards(files, model, path, get);
 }
 
 void policy_sample_key(uint32_t key[2], uint64_t seed, int64_t step) {

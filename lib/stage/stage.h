@@ -83,6 +83,9 @@ bool stage_stopping(const struct stage *s);
 void stage_beat(struct stage *s, const char *state, const char *metrics);
 /* Prints s->err, sends a last beat, exits with err.code or `code`. */
 void stage_die(struct stage *s, int code) __attribute__((noreturn));
+/* Appends "key = value" lines of all keys but those in `but` (NULL-terminated): what a run was made
+ * of. */
+void stage_settings(const struct stage *s, const char *const *but, struct str *out);
 /* Closes links; returns code. */
 int stage_close(struct stage *s, int code);
 #endif

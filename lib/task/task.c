@@ -44,8 +44,13 @@ static int read_line(struct task_question *q, const char *line, size_t bytes, co
         if (*gold != ',') q->gold[n++] = *gold;
     while (n && (q->gold[n - 1] == ' ' || q->gold[n - 1] == '\r')) n--;
     q->gold[n] = 0;
-    rc = 0;
+    rc = n ? 0 : err_set(e, "%s: field 'answer' has nothing after its last \"#### \"", where);
 done:
+    if (rc < 0) {
+        free(q->question);
+        free(q->gold);
+        *q = (struct task_question){ 0 };
+    }
     json_decref(o);
     return rc;
 }
@@ -74,6 +79,7 @@ int task_load(struct task_set *s, const char *path, const char *split, int first
             cap_q = cap_q ? cap_q * 2 : 1024;
             s->q = mem_grow(s->q, (size_t)cap_q * sizeof *s->q);
         }
+        s->q[s->n] = (struct task_question){ 0 };
         rc = read_line(&s->q[s->n], line, (size_t)n, where, e);
         if (rc == 0) s->n++;
     }

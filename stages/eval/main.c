@@ -95,7 +95,7 @@ static int tell_score(struct stage *s, const struct rec *score, const char *who)
     struct str line;
     str_init(&line);
     tally_line(&line, &score->score, who);
-    if (who) fputs(line.s, stdout);
+    if (who && !s->link[PORT_SCORE]) fputs(line.s, stdout);
     else log_info("%.*s", (int)line.len - 1, line.s);
     str_release(&line);
     struct link *l = s->link[PORT_SCORE];
@@ -244,6 +244,8 @@ static int score_step(struct stage *s, struct examiner *x, struct book *b, int64
 
 static int score_run(struct stage *s, struct examiner *x, struct book *b) {
     const struct shared *c = s->conf;
+    /* a kill may have come between a score and its samples */
+    if (book_write_samples(b, &s->err) < 0) return -1;
     for (int64_t step = 0; step <= c->run.steps;) {
         int rc = stage_stopping(s) ? 2 : score_step(s, x, b, step);
         if (rc < 0 || rc == 2) return rc < 0 ? -1 : 1;

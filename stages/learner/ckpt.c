@@ -64,6 +64,7 @@ static json_t *manifest_of(const struct progress *p, const struct update_state *
     json_object_set_new(o, "data_sha256", json_string(id->data_sha256));
     json_object_set_new(o, "treatment", json_string(id->treatment));
     json_object_set_new(o, "kernels", json_string(id->kernels));
+    json_object_set_new(o, "settings", json_string(id->settings));
     return o;
 }
 
@@ -104,6 +105,20 @@ int ckpt_save(const char *dir, const struct progress *p, const struct update_sta
     return rc;
 }
 
+/* First lines in which two settings texts differ. */
+static void first_difference(const char *a, const char *b, struct str *was, struct str *is) {
+    while (*a && *b) {
+        size_t n = strcspn(a, "\n"), m = strcspn(b, "\n");
+        if (n != m || memcmp(a, b, n) != 0) break;
+        a += n + (a[n] != 0);
+        b += m + (b[m] != 0);
+    }
+    str_init(was);
+    str_init(is);
+    str_printf(was, "'%.*s'", (int)strcspn(a, "\n"), a);
+    str_printf(is, "'%.*s'", (int)strcspn(b, "\n"), b);
+}
+
 /* 1 good, 0 damaged (e says how), -1 made under other conditions. */
 static int load_one(const char *dir, struct progress *p, struct update_state *s,
                     const struct ckpt_identity *id, struct err *e) {
@@ -113,7 +128,8 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
     if (!m) return 0;
     int rc = 0;
     int64_t format = 0, params = 0, bytes = 0;
-    const char *want = "", *model = "", *tokenizer = "", *data = "", *treatment = "", *kernels = "";
+    const char *want = "", *model = "", *tokenizer = "", *data = "", *treatment = "", *kernels = "",
+               *settings = "";
     struct fs_map map = { 0 };
     if (json_need_int(m, "format", &format, 1, CKPT_FORMAT, path, e) < 0) goto done;
 #define GET(field) if (json_need_int(m, #field, &p->field, 0, INT64_MAX, path, e) < 0) goto done;
@@ -128,7 +144,8 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
         json_need_str(m, "tokenizer_sha256", &tokenizer, path, e) < 0 ||
         json_need_str(m, "data_sha256", &data, path, e) < 0 ||
         json_need_str(m, "treatment", &treatment, path, e) < 0 ||
-        json_need_str(m, "kernels", &kernels, path, e) < 0)
+        json_need_str(m, "kernels", &kernels, path, e) < 0 ||
+        json_need_str(m, "settings", &settings, path, e) < 0)
         goto done;
     const char *other = strcmp(model, id->model_sha256)           ? "another base model"
                         : strcmp(tokenizer, id->tokenizer_sha256) ? "another tokenizer"
@@ -141,6 +158,15 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
                                                             : NULL;
     if (other) {
         rc = err_set(e, "checkpoint '%s' was made with %s: it cannot go on here", dir, other);
+        goto done;
+    }
+    if (strcmp(settings, id->settings) != 0) {
+        struct str was, is;
+        first_difference(settings, id->settings, &was, &is);
+        rc = err_set(e, "checkpoint '%s' was made with %s, now it is %s: it cannot go on here", dir,
+                     was.s, is.s);
+        str_release(&was);
+        str_release(&is);
         goto done;
     }
     fs_join(path, sizeof path, dir, "state.bin");

@@ -18,6 +18,7 @@ struct progress {                    /* committed counters */
 };
 struct ckpt_identity {
     const char *model_sha256, *tokenizer_sha256, *data_sha256, *treatment, *kernels;
+    const char *settings;            /* "key = value" lines of all that shapes the training */
 };
 
 int ckpt_save(const char *dir, const struct progress *p, const struct update_state *s,

@@ -15,7 +15,8 @@ enum {
     LEASE_LOST_SECONDS = 5,
     PEER_LOST_SECONDS = 30,
     ACK_MAX = 64,
-    QUESTION_ID_MAX = 48
+    QUESTION_ID_MAX = 48,
+    REFUSALS_MAX = 32
 };
 
 struct peer {
@@ -27,6 +28,8 @@ struct want {                        /* one group of the open wave */
     int64_t group;
     int peer;                        /* -1 = not leased */
     double leased_at;
+    /* of what was made for us as we asked: it would come again the same */
+    int refusals;
 };
 
 struct intake {
@@ -397,10 +400,18 @@ static int receive(struct intake *in, int timeout_ms, struct err *e) {
             log_warn("group %lld from '%s' refused: %s", (long long)r.group.group, r.group.rollout,
                      why);
             answer(in, REC_NACK, r.group.rollout, &r.group.group, 1, why);
+            bool hopeless = false;
             for (int w = 0; w < in->wants; w++)
-                if (in->want[w].group == r.group.group) in->want[w].peer = -1;
+                if (in->want[w].group == r.group.group) {
+                    in->want[w].peer = -1;
+                    hopeless = r.group.fence == in->fence && ++in->want[w].refusals == REFUSALS_MAX;
+                }
             in->counts.refused++;
+            if (hopeless)
+                err_set(e, "group %lld was refused %d times, and would come again the same: %s",
+                        (long long)r.group.group, REFUSALS_MAX, why);
             rec_release(&r);
+            if (hopeless) return -1;
             continue;
         }
         done[dones].group = r.group.group;
@@ -453,7 +464,8 @@ int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first,
     in->want = mem_grow(in->want, (size_t)count * sizeof *in->want);
     in->wants = 0;
     for (int i = 0; i < count; i++)
-        if (!find(in, first + i)) in->want[in->wants++] = (struct want){ first + i, -1, 0 };
+        if (!find(in, first + i))
+            in->want[in->wants++] = (struct want){ .group = first + i, .peer = -1 };
     if (in->wants && !in->journal)
         return err_set(e, "port 'group': '%s' does not hold group %lld, which step %lld needs",
                        link_url(in->s->link[PORT_GROUP]), (long long)in->want[0].group,

@@ -4,7 +4,10 @@
 #include "stages/learner/run.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
+#include <sys/file.h>
+#include <unistd.h>
 #include <time.h>
 
 #include "lib/base/fs.h"
@@ -27,6 +30,8 @@ struct run {
     struct intake *intake;
     struct metrics *metrics;
     struct ckpt_identity identity;
+    struct str settings;
+    int lock_fd;                     /* held while we live: one learner a folder */
     int64_t fence;
     char adapter[FS_PATH_MAX], adapter_sha256[SHA256_HEX];
     /* of the open step: kept ones first come first, sorted by id as waves are */
@@ -67,21 +72,57 @@ static int check_prompts(const struct run *r, struct err *e) {
     return rc;
 }
 
+/* One learner a folder; and a replay does not go into the folder of the run that it replays. */
+static int own_folder(struct run *r, struct err *e) {
+    const char *dir = r->c->shared.run.dir;
+    char path[FS_PATH_MAX];
+    fs_join(path, sizeof path, dir, "tape/groups.tape");
+    if (link_is_file(r->s->link[PORT_GROUP]) && fs_exists(path))
+        return err_code(
+            e, EXIT_USAGE,
+            "'%s' is the folder of a live run: replay into one of its own, --set run.dir=FOLDER",
+            dir);
+    if (!fs_is_dir(dir)) return 0;
+    fs_join(path, sizeof path, dir, "learner.lock");
+    r->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (r->lock_fd < 0) return err_set(e, "cannot open '%s': %s", path, strerror(errno));
+    if (flock(r->lock_fd, LOCK_EX | LOCK_NB) < 0)
+        return err_code(e, EXIT_ENV, "another learner works in '%s'", dir);
+    return 0;
+}
+
 static int open_state(struct run *r, struct err *e) {
     const struct shared *c = &r->c->shared;
     struct update_state *s = &r->state;
     s->lora = lora_create(&r->policy.model->conf, &r->policy.shape, (uint64_t)c->run.seed);
     s->m = mem_alloc(s->lora->params * sizeof(float));
     s->v = mem_alloc(s->lora->params * sizeof(float));
+    /* Where it runs and how it is cut into pieces changes no bit; what is hashed above is left out
+     * too. */
+    static const char *const but[] = { "run.dir",
+                                       "run.id",
+                                       "run.threads",
+                                       "run.kernels",
+                                       "run.score_every",
+                                       "model.path",
+                                       "model.packed_dir",
+                                       "data.train",
+                                       "data.test",
+                                       "data.prompt_max",
+                                       "learner.micro_tokens",
+                                       "learner.save_every",
+                                       NULL };
+    stage_settings(r->s, but, &r->settings);
     r->identity = (struct ckpt_identity){ r->policy.model->sha256, tok_sha256(r->policy.tok),
                                           r->train.sha256, r->policy.treatment,
-                                          r->policy.kern.name };
+                                          r->policy.kern.name, r->settings.s };
     int got = ckpt_load(c->run.dir, &r->done, s, &r->identity, e);
     if (got < 0) return -1;
     if (got) log_info("going on after step %lld", (long long)r->done.step);
     log_info("%zu trainable parameters", s->lora->params);
     /* Only from here on the run folder is written to: what was refused above left it as it was. */
-    if (fs_mkdirs(c->run.dir, e) < 0 || ckpt_next_fence(c->run.dir, &r->fence, e) < 0) return -1;
+    if (fs_mkdirs(c->run.dir, e) < 0 || (r->lock_fd < 0 && own_folder(r, e) < 0) ||
+        ckpt_next_fence(c->run.dir, &r->fence, e) < 0) return -1;
     return ckpt_publish(c->run.dir, s->lora, r->done.version, c->model.path, r->adapter,
                         sizeof r->adapter, e);
 }
@@ -141,11 +182,13 @@ struct run *run_create(struct stage *s) {
     struct err *e = &s->err;
     r->s = s;
     r->c = s->conf;
+    r->lock_fd = -1;
     const struct shared *c = &r->c->shared;
     if (!*c->run.dir) {
         err_code(e, EXIT_USAGE, "the learner needs a folder to write to: --set run.dir=FOLDER");
         goto failed;
     }
+    if (own_folder(r, e) < 0) goto failed;
     if (task_load(&r->train, c->data.train, "train", 0, e) < 0 || policy_open(&r->policy, c, e) < 0)
         goto failed;
     if (check_prompts(r, e) < 0 || updater_create(&r->updater, &r->policy, r->c, e) < 0 ||
@@ -174,6 +217,8 @@ void run_destroy(struct run **rp) {
     free(r->state.v);
     policy_close(&r->policy);
     task_release(&r->train);
+    str_release(&r->settings);
+    if (r->lock_fd >= 0) close(r->lock_fd);
     free(r->group);
     free(r);
     *rp = NULL;

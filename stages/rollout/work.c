@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "lib/base/clock.h"
+#include "lib/base/fs.h"
 #include "lib/base/log.h"
 #include "lib/task/task.h"
 
@@ -32,7 +33,8 @@ struct work {
     struct gen *gen;
     struct noise_view noise;
     bool adopted;
-    char adapter[SHA256_HEX];        /* hash in force, "" = base */
+    char adapter[SHA256_HEX]; /* hash in force, as computed from what was loaded; "" = base */
+    char adapter_path[FS_PATH_MAX];
     int64_t version;
     double sigma;
     uint64_t noise_seed;
@@ -224,12 +226,13 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
     struct err *e = &w->s->err;
     const char *sha = t->adapter_sha256 ? t->adapter_sha256 : "";
     bool base = !t->adapter || !*t->adapter;
-    if (w->adopted && strcmp(sha, w->adapter) == 0 && t->version == w->version &&
-        t->treatment.sigma == w->sigma && t->treatment.noise_seed == w->noise_seed)
-        return 0;
+    char got[SHA256_HEX] = "";
+    if (base && *sha)
+        return err_set(e,
+                       "ticket of group %lld names an adapter's hash but no folder to load it from",
+                       (long long)t->group);
     struct lora *l = NULL;
     if (!base) {
-        char got[SHA256_HEX];
         if (lora_load(&l, &w->policy.model->conf, t->adapter, e) < 0) return -1;
         lora_sha256(l, got);
         if (*sha && strcmp(sha, got) != 0) {
@@ -243,7 +246,9 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
                              t->treatment.noise_seed, (uint64_t)t->version, e);
     if (rc == 0) rc = gen_adopt(w->gen, l, &w->noise, e);
     lora_destroy(&l);
-    snprintf(w->adapter, sizeof w->adapter, "%s", sha);
+    /* what was loaded, not what was asked */
+    snprintf(w->adapter, sizeof w->adapter, "%s", got);
+    snprintf(w->adapter_path, sizeof w->adapter_path, "%s", base ? "" : t->adapter);
     w->version = t->version;
     w->sigma = t->treatment.sigma;
     w->noise_seed = t->treatment.noise_seed;
@@ -254,7 +259,9 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
 static bool same_policy(const struct work *w, const struct rec_ticket *t) {
     return w->adopted && t->version == w->version && t->treatment.sigma == w->sigma &&
            t->treatment.noise_seed == w->noise_seed &&
-           strcmp(t->adapter_sha256 ? t->adapter_sha256 : "", w->adapter) == 0;
+           strcmp(t->adapter ? t->adapter : "", w->adapter_path) == 0 &&
+           (!t->adapter_sha256 || !*t->adapter_sha256 ||
+            strcmp(t->adapter_sha256, w->adapter) == 0);
 }
 
 static char *text_or_empty(const char *text) { return mem_dup(text ? text : ""); }
