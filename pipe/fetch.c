@@ -44,8 +44,10 @@ void fetch_hint(struct str *out, const char *path, const char *role, const char 
     struct fetch_row r;
     if (!fetch_find(&r, path)) {
         if (str_starts(asked, "tools/fetch "))
-            str_printf(out, "tools/fetch has no '%s'; set %s%s to what you have", path,
-                       strcmp(role, "model") == 0 ? "model.path" : "data.",
+            str_printf(out,
+                       "tools/fetch has no '%s'; set %s%s to what you have (paths are relative to "
+                       "the current folder)",
+                       path, strcmp(role, "model") == 0 ? "model.path" : "data.",
                        strcmp(role, "model") == 0 ? "" : role);
         else str_puts(out, asked);
         return;

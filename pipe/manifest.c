@@ -153,6 +153,9 @@ int folder_write(const struct folder *f, struct pipeline *p, const struct plan *
     pipeline_resolved(p, &text);
     fs_join(path, sizeof path, f->dir, "manifest.json");
     json_t *o = manifest(f, p, pl, argv);
+    char sha[SHA256_HEX];
+    sha256_of(text.s, text.len, sha);
+    json_object_set_new(o, "resolved_sha256", json_string(sha));
     int rc = write_json(path, o, e);
     json_decref(o);
     fs_join(path, sizeof path, f->dir, "resolved.pipe");
@@ -195,6 +198,11 @@ int folder_compare(const struct folder *f, const struct pipeline *p, const struc
     fs_join(path, sizeof path, f->dir, "manifest.json");
     json_t *o = json_parse_file(path, 1 << 22, e);
     if (!o) return -1;
+    char resolved[FS_PATH_MAX], sha[SHA256_HEX];
+    const char *was = json_string_value(json_object_get(o, "resolved_sha256"));
+    fs_join(resolved, sizeof resolved, f->dir, "resolved.pipe");
+    if (was && (sha256_file(resolved, sha, NULL) < 0 || strcmp(was, sha) != 0))
+        str_printf(differences, "settings: '%s' was edited since this run started\n", resolved);
     compare_programs(json_object_get(o, "stages"), p, differences);
     compare_files(json_object_get(o, "files"), pl, differences);
     json_decref(o);

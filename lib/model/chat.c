@@ -109,10 +109,10 @@ int tok_chat(const struct tok *t, const char *chat, const struct chat_message *m
     if (check(m, n, e) < 0) return -1;
     if (chat && family_by_name(&f, chat, e) < 0) return -1;
     if (!chat && !t->template.len)
-        return err_code(
-            e, EXIT_CONFIG,
-            "the model has no chat template; set chat to one of chatml, qwen2, qwen2.5, smollm2, "
-            "llama3, llama3.1");
+        return err_code(e, EXIT_CONFIG,
+                        "the model has no chat template; set model.chat to one of chatml, qwen2, "
+                        "qwen2.5, smollm2, "
+                        "llama3, llama3.1");
     if (!chat && chat_recognise(&f, t->template.s, t->template.len, e) < 0) {
         if (e) e->code = EXIT_CONFIG;
         return -1;

@@ -450,12 +450,12 @@ int chat_recognise(struct chat_family *f, const char *text, size_t bytes, struct
     }
     free(tags);
     if (!found)
-        err_set(
-            e,
-            "the model's chat template is not one that we know%s%.300s; set chat to one of chatml, "
-            "qwen2, qwen2.5, "
-            "smollm2, llama3, llama3.1",
-            read ? ": without tools it comes to " : "", read ? line.s : "");
+        err_set(e,
+                "the model's chat template is not one that we know%s%.300s; set model.chat to one "
+                "of chatml, "
+                "qwen2, qwen2.5, "
+                "smollm2, llama3, llama3.1",
+                read ? ": without tools it comes to " : "", read ? line.s : "");
     str_release(&line);
     return found ? 0 : -1;
 }

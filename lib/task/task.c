@@ -44,7 +44,9 @@ static int read_line(struct task_question *q, const char *line, size_t bytes, co
         if (*gold != ',') q->gold[n++] = *gold;
     while (n && (q->gold[n - 1] == ' ' || q->gold[n - 1] == '\r')) n--;
     q->gold[n] = 0;
-    rc = n ? 0 : err_set(e, "%s: field 'answer' has nothing after its last \"#### \"", where);
+    rc = strpbrk(q->gold, "0123456789")
+             ? 0
+             : err_set(e, "%s: field 'answer' has no number after its last \"#### \"", where);
 done:
     if (rc < 0) {
         free(q->question);

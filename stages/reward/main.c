@@ -24,13 +24,23 @@ static const struct stage_key keys[] = {
       NULL, "penalty at sample.new_max" },
     { 0 },
 };
-static const struct stage_key *const tables[] = { keys, NULL };
+static const struct stage_key *const tables[] = { shared_sample_keys, keys, NULL };
 static const struct stage_port ports[] = {
     { "traj", false, REC_NONE, LINK_KIND_PULL, true, true,
       "groups to score (traj), or answers of a score (answer)" },
     { "group", true, REC_NONE, LINK_KIND_PUSH, false, true, "the same with scores" },
     { 0 },
 };
+static int check(void *conf, struct err *e) {
+    const struct conf *c = conf;
+    if (c->score.overlong_buffer <= c->shared.sample.new_max) return 0;
+    return err_more(
+        e, EXIT_CONFIG,
+        "reward.overlong_buffer = %lld is longer than sample.new_max = %lld: every answer would be "
+        "penalised",
+        (long long)c->score.overlong_buffer, (long long)c->shared.sample.new_max);
+}
+
 static const struct stage_about about = {
     .name = "reward",
     .summary = "scores generated answers by GSM8K's rules; keeps no state",
@@ -39,7 +49,7 @@ static const struct stage_about about = {
                 "traj=tape:runs/quickstart-0001/tape/answers.tape --out group=-\n",
     .keys = tables,
     .ports = ports,
-    .conf_bytes = sizeof(struct conf),
+    .conf_bytes = sizeof(struct conf), .check = check,
 };
 
 /* Offline, what the scores of a file of answers come to: a line for each scored step, for questions

@@ -41,7 +41,7 @@ struct work {
     struct job *job[JOBS_MAX];       /* in order of arrival */
     int jobs;
     bool live;                       /* a learner is at the other end: acknowledgements will come */
-    bool input_ended, want_due;
+    bool input_ended, want_due, said_clean;
     double want_at;
     char incarnation[32];
     int64_t tokens_seen;
@@ -114,7 +114,19 @@ static int ticket_complete(struct work *w, struct rec_ticket *t) {
         free(t->treatment.hash);
         t->treatment.hash = mem_dup(w->policy.treatment);
         if (!t->seed) t->seed = (uint64_t)c->run.seed;
-        t->treatment.sigma = w->c->sigma;
+        const char *ops = t->treatment.ops;
+        if (t->treatment.sigma < 0 || (ops && *ops && strcmp(ops, "none") != 0))
+            return err_set(
+                &w->s->err,
+                "ticket of group %lld: treatment sigma %g, ops '%s': sigma is at least 0, and only "
+                "ops 'none' is known",
+                (long long)t->group, t->treatment.sigma, ops ? ops : "");
+        if (t->treatment.sigma == 0) t->treatment.sigma = w->c->sigma;
+        if (t->treatment.sigma == 0 && c->aqn.sigma_start > 0 && !w->said_clean) {
+            log_warn("noise.aqn is the learner's schedule: a ticket without a treatment is made "
+                     "clean; set rollout.sigma");
+            w->said_clean = true;
+        }
         t->treatment.noise_seed = policy_noise_seed(t->seed, t->step);
         if ((!t->adapter || !*t->adapter) && *w->c->adapter) {
             free(t->adapter);

@@ -65,7 +65,7 @@ Test(runs, without_data_two_lines_exit_4_and_nothing_made) {
     box_pipeline("a.pipe", GOOD, EVAL, "");
     box_expect(4, "rm q.jsonl; qerl-pipe run a.pipe");
     cr_assert_str_eq(box_talk.s, "missing: 'q.jsonl'\nget it:  tools/fetch has no 'q.jsonl'; set "
-                                 "data.train to what you have\n");
+                                 "data.train to what you have (paths are relative to the current folder)\n");
     cr_assert(!fs_exists("runs"));
     box_expect(0, "qerl-pipe check a.pipe");
     box_has(box_out.s, "absent: tools/fetch has no 'q.jsonl'");

@@ -138,7 +138,7 @@ static void expect_refused(const char *template) {
     struct tok *t = open_with(&d, template, strlen(template));
     str_init(&out);
     cr_expect(tok_chat(t, NULL, m, 1, true, &out, &e) < 0, "rendered: %s\nof: %s", out.s, template);
-    cr_expect(e.code == EXIT_CONFIG && strstr(e.text, "set chat"), "%s", e.text);
+    cr_expect(e.code == EXIT_CONFIG && strstr(e.text, "set model.chat"), "%s", e.text);
     str_release(&out);
     close_with(&d, &t);
 }
