@@ -193,9 +193,11 @@ Test(runs, pinning_is_done_by_the_kernel) {
                  EVAL, "[stage learner]\nplace = gpu:0 | cpu:1\n[stage eval]\nplace = cpu:0\n");
     if (box_run("grep -q '^Cpus_allowed_list:.*0-' /proc/self/status") != 0)
         cr_skip_test("needs cores 0 and 1");
-    box_expect(0, "qerl-pipe a.pipe & " AWAIT "sleep 0.2; grep Cpus_allowed_list /proc/$(cat "
-               "runs/a-0001/pid)/status > seen; touch go; wait $!", "runs/a-0001/pid");
+    box_expect(0, "CUDA_VISIBLE_DEVICES=7 qerl-pipe a.pipe & " AWAIT "sleep 0.2; p=/proc/$(cat "
+               "runs/a-0001/pid); grep Cpus_allowed_list $p/status > seen; "
+               "tr '\\0' '\\n' < $p/environ | grep CUDA_VISIBLE_DEVICES >> seen; touch go; wait $!", "runs/a-0001/pid");
     box_has(box_read("seen"), "\t1\n");
+    box_has(box_read("seen"), "CUDA_VISIBLE_DEVICES=\n");   /* a stage on cores sees no GPU, whatever the launcher's own */
     box_has(box_read("runs/a-0001/cores.eval-0"), "\t0\n");
     box_has(box_read("runs/a-0001/manifest.json"), "\"place\": \"cpu:1\"");
 }
