@@ -69,7 +69,7 @@ static int sync_path(const char *path, int flags, struct err *e) {
 int fs_sync_dir(const char *dir, struct err *e) { return sync_path(dir, O_DIRECTORY, e); }
 int fs_sync_file(const char *path, struct err *e) { return sync_path(path, 0, e); }
 
-static int sync_parent(const char *path, struct err *e) {
+int fs_sync_parent(const char *path, struct err *e) {
     char dir[FS_PATH_MAX];
     snprintf(dir, sizeof dir, "%s", path);
     char *slash = strrchr(dir, '/');
@@ -102,7 +102,7 @@ int fs_replace(const char *path, const void *data, size_t bytes, struct err *e) 
         unlink(tmp);
         return err_set(e, "cannot replace '%s': %s", path, strerror(failed));
     }
-    return sync_parent(path, e);
+    return fs_sync_parent(path, e);
 }
 
 int fs_mkdirs(const char *dir, struct err *e) {
@@ -114,7 +114,7 @@ int fs_mkdirs(const char *dir, struct err *e) {
         char kept = *p;
         *p = 0;
         if (mkdir(path, 0755) == 0) {
-            if (sync_parent(path, e) < 0) return -1;
+            if (fs_sync_parent(path, e) < 0) return -1;
         } else if (errno != EEXIST)
             return err_set(e, "cannot make folder '%s': %s", path, strerror(errno));
         *p = kept;

@@ -19,6 +19,7 @@ int fs_read(struct str *out, const char *path, size_t bytes_max, struct err *e);
  * loss, after failure (disk full included) the old file is untouched and path.tmp is gone. */
 int fs_replace(const char *path, const void *data, size_t bytes, struct err *e);
 int fs_sync_dir(const char *dir, struct err *e);
+int fs_sync_parent(const char *path, struct err *e);   /* the folder that holds path */
 int fs_sync_file(const char *path, struct err *e);
 int fs_mkdirs(const char *dir, struct err *e);                       /* mkdir -p */
 /* rm -rf; an absent tree is fine */

@@ -85,15 +85,6 @@ static bool same_file(const char *dir_a, const char *dir_b, const char *name) {
     return same;
 }
 
-static int sync_parent(const char *dir, struct err *e) {
-    char parent[FS_PATH_MAX];
-    snprintf(parent, sizeof parent, "%s", dir);
-    char *slash = strrchr(parent, '/');
-    if (!slash) return fs_sync_dir(".", e);
-    slash[slash == parent] = 0;
-    return fs_sync_dir(parent, e);
-}
-
 /* Both names change hands in one step, so a reader sees the old folder or the new one. A file
  * system that cannot do that gets two renames: for a moment dir is absent. */
 static int swap_names(const char *tmp, const char *dir) {
@@ -107,13 +98,13 @@ static int swap_names(const char *tmp, const char *dir) {
 /* Puts the finished folder tmp in the place of dir. What lies under tmp afterwards is the old one,
  * and goes. */
 static int put_in_place(const char *tmp, const char *dir, struct err *e) {
-    if (rename(tmp, dir) == 0) return sync_parent(dir, e);
+    if (rename(tmp, dir) == 0) return fs_sync_parent(dir, e);
     if (errno != EEXIST && errno != ENOTEMPTY && errno != ENOTDIR)
         return err_set(e, "cannot rename '%s' to '%s': %s", tmp, dir, strerror(errno));
     if (!same_file(tmp, dir, WEIGHTS) || !same_file(tmp, dir, CONFIG)) {
         if (swap_names(tmp, dir) < 0)
             return err_set(e, "cannot replace folder '%s': %s", dir, strerror(errno));
-        if (sync_parent(dir, e) < 0) return -1;
+        if (fs_sync_parent(dir, e) < 0) return -1;
     }
     return fs_remove_tree(tmp, e);
 }

@@ -170,14 +170,6 @@ static int scan(struct tape *t, struct err *e) {
     }
 }
 
-static int sync_folder(const char *path, struct err *e) {
-    const char *slash = strrchr(path, '/');
-    if (!slash) return fs_sync_dir(".", e);
-    char dir[FS_PATH_MAX];
-    snprintf(dir, sizeof dir, "%.*s", (int)(slash == path ? 1 : slash - path), path);
-    return fs_sync_dir(dir, e);
-}
-
 /* 1 = a whole header, 0 = the file is empty or died while its header was written, -1 = not ours. */
 static int head_look(struct tape *t, struct err *e) {
     uint8_t got[HEAD_BYTES];
@@ -197,7 +189,7 @@ static int head_write(struct tape *t, struct err *e) {
     if (ftruncate(t->fd, 0) < 0 || pwrite(t->fd, head, sizeof head, 0) != (ssize_t)sizeof head ||
         fsync(t->fd) < 0)
         return err_set(e, "cannot create tape '%s': %s", t->path, strerror(errno));
-    return sync_folder(t->path, e);
+    return fs_sync_parent(t->path, e);
 }
 
 static int open_file(struct tape *t, int flags, struct err *e) {

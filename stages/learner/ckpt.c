@@ -306,12 +306,14 @@ int ckpt_next_fence(const char *dir, int64_t *fence, struct err *e) {
     str_init(&old);
     fs_join(path, sizeof path, dir, "fence");
     *fence = 0;
-    if (fs_exists(path) &&
-        (fs_read(&old, path, 64, e) < 0 || sscanf(old.s, "%lld", (long long *)fence) != 1)) {
-        str_release(&old);
-        return err_set(e, "'%s' does not hold the number of the learner's last start", path);
+    bool there = fs_exists(path), good = !there;
+    if (there && fs_read(&old, path, 64, e) == 0) {
+        old.s[strcspn(old.s, "\n")] = 0;
+        good = str_to_i64(old.s, fence) && *fence >= 0;
     }
     str_release(&old);
+    if (!good)
+        return err_set(e, "'%s' does not hold the number of the learner's last start", path);
     ++*fence;
     int n = snprintf(text, sizeof text, "%lld\n", (long long)*fence);
     return fs_replace(path, text, (size_t)n, e);
