@@ -60,7 +60,7 @@ void cpu_sample_row(const struct kern_sample *a, int row, cpu_row_most *most_of,
 void ref_embed(struct kern *k, const struct kern_embed *a);
 void ref_rmsnorm(struct kern *k, const struct kern_rmsnorm *a);
 void ref_rmsnorm_bwd(struct kern *k, const struct kern_rmsnorm_bwd *a);
-void ref_linear(struct kern *k, const struct kern_linear *a);
+void ref_linear(struct kern *k, const struct kern_linear *a, int n);
 void ref_linear_t(struct kern *k, const struct kern_linear_t *a);
 void ref_outer(struct kern *k, const struct kern_outer *a);
 void ref_rope(struct kern *k, const struct kern_rope *a);

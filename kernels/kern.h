@@ -8,12 +8,17 @@
  *
  * Bits. One order of accumulation per output element: it does not depend on the number of rows in
  * the call, on a row's place in it, on the number of threads, or on whether the row is prefilled,
- * decoded or trained on. The CPU paths ref, avx2 and avx512 share the very same order and the same
- * polynomials, so they give the same bits:
- *   linear, linear_t   acc = 0; for k ascending: acc = fma(x[k], w[k], acc)
- *   row sums (norms, softmax, dot products of attention)   16 lanes, lane i takes elements i, i+16,
- *                                           ... by fma or add in
- *       ascending order, then the lanes are folded 8, 4, 2, 1 (lane i += lane i + half)
+ * decoded or trained on. All CPU paths share the very same order and the same polynomials, so they
+ * give the same bits:
+ *   products           linear, linear_t, outer, scores and values of attention: the tile order,
+ *                      which
+ *       is that of AMX's TDPBF16PS. acc = 0; for blocks of 32 k ascending (the last one padded with
+ *       zeros): acc += even + odd, where even and odd are the chains of fma(x[k], w[k], chain) over
+ *       the block's even and odd k ascending, each from +0. In these sums, and only there,
+ *       subnormal operands and results are taken as zero.
+ *   row sums           norms, softmax, delta of attention: 16 lanes, lane i takes elements i, i+16,
+ *       ... by fma or add in ascending order, then the lanes are folded 8, 4, 2, 1 (lane i += lane
+ *       i + half)
  *   exp, log           kern_expf / kern_logf of kernels/math.h
  *   max                exact in any order, NaN skipped
  *   left over          kernels/ref is the text: where a formula below leaves an order open, ref's
@@ -24,7 +29,9 @@
  *   gradient checks).
  *   linear             x is read as stored; products and sums in f32; bias and scale in f32
  *   linear_t, outer    their f32 operand dy is rounded to bf16 on reading when `round` is set
- *   attention          q, k and v as stored; scores, probabilities and sums in f32
+ *   attention          q, k and v as stored; scores, maximum, sum of probabilities and outputs in
+ *       f32; where the pages are bf16, what is multiplied is bf16: probabilities before they meet
+ *       values; in the backward also dy and the gradient of the scores
  * Ownership: the table's owner frees what alloc gave; operations keep nothing between calls.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_KERN_H
@@ -49,9 +56,11 @@ struct kern_weight {
     float scale;                                      /* NVFP4's tensor scale; 1 otherwise */
 };
 
-/* Keys and values in pages of 32 positions: page p, layer l, kv head h holds K [32, head_dim], then
- * all heads' V: element (((p * layers + l) * 2 + is_v) * kv_heads + h) * 32 + pos % 32) * head_dim
- * + i. */
+/* Keys and values in pages of 32 positions: page p, layer l, kv head h holds K, then all heads' V,
+ * 32 * head_dim elements each, from (((p * layers + l) * 2 + is_v) * kv_heads + h) * 32 * head_dim.
+ * Inside, with j = pos % 32, in pairs along what a product sums over (head_dim is even):
+ *   K element i of position j   (i / 2 * 32 + j) * 2 + i % 2
+ *   V element i of position j   (j / 2 * head_dim + i) * 2 + j % 2 */
 struct kern_kv {
     kptr pages;
     enum kern_type type;
@@ -73,15 +82,19 @@ struct kern_rmsnorm { kptr x, w, dw, y, rstd; enum kern_type y_type; int rows, d
 /* dx += m g - x m^3/dim * sum(g x), g = dy * (w + dw), m = rstd. */
 struct kern_rmsnorm_bwd { kptr dy, x, rstd, w, dw, dx; int rows, dim; };
 
-/* y = (scale * w.scale) * (x W') + bias, or y += that when accumulate (y f32 then). x [rows, in] of
- * x_type with row stride x_ld elements, y [rows, out] with stride y_ld; bias f32 [out] or
- * absent. */
+/* v = (scale * w.scale) * (x W') + bias; then y = v, or y + v when accumulate (y f32 then); then,
+ * with an adapter (b.out != 0), y += u B'. x [rows, in] of x_type with row stride x_ld elements, y
+ * [rows, out] with stride y_ld; bias f32 [out] or absent; u [rows, b.in] of x_type with stride
+ * u_ld; b [out, b.in] with scale 1. The operation takes n of them that do not read each other's y:
+ * one entry into the threads for q, k and v. */
 struct kern_linear {
     kptr x; enum kern_type x_type; int x_ld;
     struct kern_weight w; kptr bias; float scale; bool accumulate;
+    kptr u; int u_ld; struct kern_weight b;
     kptr y; enum kern_type y_type; int y_ld;
     int rows;
 };
+enum { KERN_LINEARS_MAX = 3 };
 /* dx = (scale * w.scale) * (dy W), or dx += that when accumulate. dy f32 [rows, out] stride dy_ld,
  * dx f32 [rows, in] stride dx_ld. Sum over outputs ascending. round: dy is rounded to bf16 on
  * reading. */
@@ -89,11 +102,10 @@ struct kern_linear_t {
     kptr dy; int dy_ld; struct kern_weight w; float scale; bool accumulate, round;
     kptr dx; int dx_ld; int rows;
 };
-/* g[m,n] += sum over sequences in order of (sum over the sequence's tiles of 32 rows, in order, of
- * (sum over the tile's rows ascending of scale * a[r,m] * b[r,n])): fma(scale * a, b, acc) within a
- * tile from 0. Sequence s is rows seq_start[s] .. seq_start[s+1]-1 (host array, seqs + 1). How
- * sequences are spread over calls changes no bit. a f32 [rows, m] (rounded to bf16 after scaling
- * when round), b [rows, n] of b_type. */
+/* g[m,n] += sum over sequences in order of (the sum over the sequence's rows of scale * a[r,m] *
+ * b[r,n], in the tile order from the sequence's first row). Sequence s is rows seq_start[s] ..
+ * seq_start[s+1]-1 (host array, seqs + 1). How sequences are spread over calls changes no bit. a
+ * f32 [rows, m] (rounded to bf16 after scaling when round), b [rows, n] of b_type. */
 struct kern_outer {
     kptr a; int a_ld; kptr b; enum kern_type b_type; int b_ld; float scale; bool round;
     kptr g; int m, n; const int32_t *seq_start; int seqs;
@@ -121,8 +133,11 @@ struct kern_kv_put {
 };
 /* y[r,h] = softmax(scale * q[r,h] . K[0..pos[r]]) V of slot slots[r]; query head h reads kv head h
  * * kv_heads / heads. Keys are visited in pages of 32 from position 0, the running maximum and sum
- * are corrected once a page. q [rows, heads * head_dim] of q_type; y of y_type; lse f32 [rows,
- * heads] or absent: log of the sum of exp(score). */
+ * are corrected once a page: m' = max(m, page's scores), fix = exp(m - m'), p = exp(score - m') (0
+ * where the row does not see the key), l = fma(l, fix, row sum of p), o = o * fix + (even + odd
+ * over the page's 32 keys of p v). Neighbouring rows whose tables name the same page read it once.
+ * q [rows, heads * head_dim] of q_type; y of y_type; lse f32 [rows, heads] or absent: log of the
+ * sum of exp(score). */
 struct kern_attn {
     kptr q; enum kern_type q_type; struct kern_kv kv; int layer; kptr slots, pos;
     kptr y; enum kern_type y_type; kptr lse; int rows, heads; float scale;
@@ -130,8 +145,11 @@ struct kern_attn {
 /* Backward of attn for whole sequences: sequence s is rows seq_start[s] .. seq_start[s+1]-1 at
  * positions 0, 1, ... of its slot (slots int32 [rows], read at the sequence's first row). y, lse as
  * attn left them, dy f32; writes dq f32 [rows, heads * head_dim], dk and dv f32 [rows, kv_heads *
- * head_dim]. dq sums over keys ascending; dk, dv over query rows ascending, and over the query
- * heads of the kv head ascending within a row. */
+ * head_dim]. delta = row sum of dy y (unrounded), p = exp(scale * s - lse), ds = p * (dy . v -
+ * delta) * scale. dq sums over keys, dk and dv over the sequence's queries (index = row within the
+ * sequence * group + head within the group, group = heads of one kv head), all in the tile order
+ * from index 0, with p = ds = 0 where the query does not see the key. A NaN may reach the whole
+ * sequence. */
 struct kern_attn_bwd {
     kptr q; enum kern_type q_type; struct kern_kv kv; int layer; kptr slots;
     kptr y;
@@ -192,7 +210,7 @@ struct kern_adamw {
 };
 
 struct kern {
-    const char *name;                                 /* "ref", "avx2", "avx512", "cuda:0" */
+    const char *name; /* "ref", "avx2", "avx512", "avx512bf16", "amx", "cuda:0" */
     uint32_t abi;                                     /* KERN_ABI */
     struct pool *pool;                                /* CPU paths; lent */
     void *self;                                       /* the backend's own state */
@@ -213,7 +231,8 @@ struct kern {
     void (*embed)(struct kern *k, const struct kern_embed *a);
     void (*rmsnorm)(struct kern *k, const struct kern_rmsnorm *a);
     void (*rmsnorm_bwd)(struct kern *k, const struct kern_rmsnorm_bwd *a);
-    void (*linear)(struct kern *k, const struct kern_linear *a);
+    /* n <= KERN_LINEARS_MAX */
+    void (*linear)(struct kern *k, const struct kern_linear *a, int n);
     void (*linear_t)(struct kern *k, const struct kern_linear_t *a);
     void (*outer)(struct kern *k, const struct kern_outer *a);
     void (*rope)(struct kern *k, const struct kern_rope *a);
@@ -237,11 +256,13 @@ struct kern {
     void (*pack)(struct kern *k, const struct kern_weight *w, const float *values);
 };
 
-/* Fills the table. path: NULL or "auto" = the best this CPU has; "ref", "avx2", "avx512" force one.
- * -1 (EXIT_ENV) when the machine lacks it, naming what it has. The table lends `pool`. */
+/* Fills the table. path: NULL or "auto" = the best this CPU has; a name forces one. -1 (EXIT_ENV)
+ * when the machine lacks it, naming what it has. "amx-emulated" is the text of "amx" with its tile
+ * instructions done in C, for tests where there is no AMX; never chosen by itself. The table lends
+ * `pool`. */
 int kern_open(struct kern *k, const char *path, struct pool *pool, struct err *e);
-/* Names of the paths this machine can run, best last ("ref", "avx2", "avx512"); returns how many
- * (<= 8). */
+/* Names of the paths this machine can run, best last ("ref", "avx2", "avx512", "avx512bf16",
+ * "amx"); returns how many (<= 8). */
 int kern_paths(const char *names[8]);
 /* Bytes of a packed weight. */
 size_t kern_weight_bytes(enum kern_format format, int out, int in);

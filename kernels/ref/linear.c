@@ -19,8 +19,7 @@ void ref_embed(struct kern *k, const struct kern_embed *a) {
                 pack_get(a->w.data.p, a->w.format, a->w.out, a->w.in, tokens[r], i) * a->w.scale;
 }
 
-void ref_linear(struct kern *k, const struct kern_linear *a) {
-    (void)k;
+static void linear_one(const struct kern_linear *a) {
     const float *bias = a->bias.p;
     float *w = cpu_scratch((size_t)a->w.in * sizeof *w), scale = a->scale * a->w.scale;
     for (int o = 0; o < a->w.out; o++) {
@@ -36,6 +35,18 @@ void ref_linear(struct kern *k, const struct kern_linear *a) {
             if (a->accumulate) acc += ((const float *)a->y.p)[at];
             cpu_put(a->y, a->y_type, at, acc);
         }
+    }
+}
+
+void ref_linear(struct kern *k, const struct kern_linear *a, int n) {
+    (void)k;
+    for (int i = 0; i < n; i++) {
+        linear_one(&a[i]);
+        if (!a[i].b.out) continue;
+        struct kern_linear lora = a[i];
+        lora.x = a[i].u, lora.x_ld = a[i].u_ld, lora.w = a[i].b;
+        lora.bias = (kptr){ NULL }, lora.scale = 1, lora.accumulate = true;
+        linear_one(&lora);
     }
 }
 

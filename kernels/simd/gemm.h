@@ -179,7 +179,7 @@ static void gemm_run(struct kern *k, struct gemm *g) {
     cpu_run(k, g->row_parts * ((panels + each - 1) / each), gemm_part, g);
 }
 
-static void simd_linear(struct kern *k, const struct kern_linear *a) {
+static void linear_one(struct kern *k, const struct kern_linear *a) {
     struct gemm g = { .x = a->x,
                       .x_type = a->x_type,
                       .x_ld = (size_t)a->x_ld,
@@ -194,6 +194,17 @@ static void simd_linear(struct kern *k, const struct kern_linear *a) {
                       .lanes = a->w.out,
                       .k = a->w.in };
     gemm_run(k, &g);
+}
+
+static void simd_linear(struct kern *k, const struct kern_linear *a, int n) {
+    for (int i = 0; i < n; i++) {
+        linear_one(k, &a[i]);
+        if (!a[i].b.out) continue;
+        struct kern_linear lora = a[i];
+        lora.x = a[i].u, lora.x_ld = a[i].u_ld, lora.w = a[i].b;
+        lora.bias = (kptr){ NULL }, lora.scale = 1, lora.accumulate = true;
+        linear_one(k, &lora);
+    }
 }
 
 static void simd_linear_t(struct kern *k, const struct kern_linear_t *a) {

@@ -20,7 +20,7 @@ static void adapter_in(struct net *n, int layer, enum net_site site, kptr x, int
                                               .y = u,
                                               .y_type = n->type,
                                               .y_ld = a->out,
-                                              .rows = rows });
+                                              .rows = rows }, 1);
 }
 
 /* y = W x + b + B u, or y += that: the residual takes o and down without a copy of its own. */
@@ -38,7 +38,7 @@ static void project(struct net *n, int layer, enum proj p, kptr x, const struct 
                                               .y = y,
                                               .y_type = KERN_F32,
                                               .y_ld = w->out,
-                                              .rows = rows });
+                                              .rows = rows }, 1);
     if (!net_lora_on(n, p)) return;
     n->k->linear(n->k, &(struct kern_linear){ .x = net_u_of(n, act, p),
                                               .x_type = n->type,
@@ -49,7 +49,7 @@ static void project(struct net *n, int layer, enum proj p, kptr x, const struct 
                                               .y = y,
                                               .y_type = KERN_F32,
                                               .y_ld = w->out,
-                                              .rows = rows });
+                                              .rows = rows }, 1);
 }
 
 static void norm(struct net *n, int index, kptr w, kptr y, kptr rstd, int rows) {
@@ -179,7 +179,7 @@ void net_head(struct net *n, int first, int count) {
                                               .y = n->logits,
                                               .y_type = KERN_F32,
                                               .y_ld = w->out,
-                                              .rows = count });
+                                              .rows = count }, 1);
 }
 
 void net_upload_rows(struct net *n, const struct net_row *rows, int count) {

@@ -36,11 +36,11 @@ Test(linear, same_bits_on_every_path_for_any_batch_and_threads) {
                                          .y_type = yt,
                                          .y_ld = y_ld,
                                          .rows = rows };
-                t.ref.linear(&t.ref, &a);
+                t.ref.linear(&t.ref, &a, 1);
                 KT_EACH(&t, k) {
                     char *got = kt_copy(&t, y0, bytes);
                     a.y = kt_p(got);
-                    k->linear(k, &a);
+                    k->linear(k, &a, 1);
                     KT_SAME(k, got, (char *)want, bytes, "linear %s %dx%d rows %d", format_name[f],
                             out, in, rows);
                     memcpy(got, y0, bytes);
@@ -49,7 +49,7 @@ Test(linear, same_bits_on_every_path_for_any_batch_and_threads) {
                     for (int r = 0; r < rows; r++) {
                         one.x = kptr_at(a.x, kt_bytes(xt, (size_t)r * (size_t)x_ld));
                         one.y = kptr_at(a.y, kt_bytes(yt, (size_t)r * (size_t)y_ld));
-                        k->linear(k, &one);
+                        k->linear(k, &one, 1);
                     }
                     KT_SAME(k, got, (char *)want, bytes, "linear %s %dx%d row by row",
                             format_name[f], out, in);
@@ -126,13 +126,13 @@ Test(linear, more_rows_than_a_part_takes) {
                                .dx = kt_p(back),
                                .dx_ld = in,
                                .rows = rows };
-    t.ref.linear(&t.ref, &a);
+    t.ref.linear(&t.ref, &a, 1);
     t.ref.linear_t(&t.ref, &b);
     KT_EACH(&t, k) {
         float *got = kt_new(&t, (size_t)rows * (size_t)out * 4),
               *dx = kt_new(&t, (size_t)rows * (size_t)in * 4);
         a.y = kt_p(got);
-        k->linear(k, &a);
+        k->linear(k, &a, 1);
         KT_SAME(k, got, want, (size_t)rows * (size_t)out * 4, "linear of %d rows", rows);
         b.dx = kt_p(dx);
         k->linear_t(k, &b);
@@ -142,7 +142,7 @@ Test(linear, more_rows_than_a_part_takes) {
     a.rows = b.rows = 0;
     a.y = b.dx = kt_p(NULL);
     KT_EACH(&t, k) {
-        k->linear(k, &a);
+        k->linear(k, &a, 1);
         k->linear_t(k, &b);
     }
     kt_close(&t);
@@ -157,10 +157,11 @@ Test(linear, ref_is_near_double) {
         float *x = kt_f32(&t, ROWS * IN, 1.0), *y = kt_new(&t, ROWS * OUT * 4),
               *bias = kt_f32(&t, OUT, 1.0);
         float *dy = kt_f32(&t, ROWS * OUT, 1.0), *dx = kt_new(&t, ROWS * IN * 4);
-        struct kern_linear a = { kt_p(x), KERN_F32, IN,       w,   kt_p(bias), 0.5f,
-                                 false,   kt_p(y),  KERN_F32, OUT, ROWS };
+        struct kern_linear a = { .x = kt_p(x), .x_type = KERN_F32, .x_ld = IN, .w = w,
+                                 .bias = kt_p(bias), .scale = 0.5f, .y = kt_p(y),
+                                 .y_type = KERN_F32, .y_ld = OUT, .rows = ROWS };
         struct kern_linear_t b = { kt_p(dy), OUT, w, 0.5f, false, false, kt_p(dx), IN, ROWS };
-        t.ref.linear(&t.ref, &a);
+        t.ref.linear(&t.ref, &a, 1);
         t.ref.linear_t(&t.ref, &b);
         for (int r = 0; r < ROWS; r++) {
             for (int o = 0; o < OUT; o++) {

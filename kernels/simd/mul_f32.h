@@ -1,0 +1,131 @@
+/* mul_f32.h - the multiplier of mul.h in single precision: AVX2 and AVX-512, any operands.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_SIMD_MUL_F32_H
+#define QERL_SIMD_MUL_F32_H
+#include "kernels/simd/mul.h"
+
+typedef float mul_t;
+enum { MUL_ROWS = 1, MUL_IS_BF16 = 0 };
+MUL_RUN_ARGS(mul_t);
+
+/* Subnormals as the tile instructions treat them: as zero, in and out. */
+enum { MUL_FLUSH = 0x8040 };
+
+static void mul_run(const struct mul *m) {
+    const unsigned csr = _mm_getcsr();
+    _mm_setcsr(csr | MUL_FLUSH);
+    for (int r = 0; r < m->rows; r++)
+        for (int c = 0; c < m->panels; c++) {
+            float *at = m->acc + (size_t)r * m->acc_row + (size_t)c * m->acc_panel;
+            vf acc = v_load(at);
+            for (int b = 0; b < m->blocks; b++) {
+                const float *x = m->lhs + (size_t)r * m->lhs_row + (size_t)b * m->lhs_block;
+                const float *w = m->rhs + (size_t)c * m->rhs_panel + (size_t)b * m->rhs_block;
+                vf even = v_zero(), odd = v_zero();
+                for (int k = 0; k < MUL_K; k += 2) {
+                    even = v_fma(v_set(x[k]), v_load(w + k * 16), even);
+                    odd = v_fma(v_set(x[k + 1]), v_load(w + (k + 1) * 16), odd);
+                }
+                acc = v_add(acc, v_add(even, odd));
+            }
+            v_store(at, acc);
+        }
+    _mm_setcsr(csr);
+}
+
+static void lhs_rows(mul_t *to, size_t to_row, size_t to_block, const struct mul_source *s,
+                     int rows, int k) {
+    const vf scale = v_set(s->scale);
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < (k + 31) / 32 * 32; i += 16) {
+            const int n = i < k ? v_left(i, k) : 0;
+            vf v = n ? v_get_n(s->from, s->type, (size_t)r * s->ld + (size_t)i, n) : v_zero();
+            v = v_mul(scale, v);
+            v_store(to + (size_t)r * to_row + (size_t)(i / 32) * to_block + i % 32,
+                    s->round ? v_round(v) : v);
+        }
+}
+
+static void lhs_cols(mul_t *to, size_t to_row, size_t to_block, const struct mul_source *s,
+                     int rows, int k) {
+    const vf scale = v_set(s->scale);
+    for (int i = 0; i < (k + 31) / 32 * 32; i++)
+        for (int r = 0; r < rows; r += 16) {
+            float lane[16];
+            const int n = v_left(r, rows);
+            vf v = i < k ? v_mul(scale, v_get_n(s->from, s->type, (size_t)i * s->ld + (size_t)r, n))
+                         : v_zero();
+            v_store(lane, s->round ? v_round(v) : v);
+            for (int j = 0; j < n; j++)
+                to[(size_t)(r + j) * to_row + (size_t)(i / 32) * to_block + (size_t)(i % 32)] =
+                    lane[j];
+        }
+}
+
+static void rhs_record(mul_t *to, const uint8_t *record, enum kern_format format) {
+    if (format == KERN_FORMAT_BF16) {
+        for (int k = 0; k < KERN_IN_BLOCK; k++)
+            v_store(to + k * 16, v_load_h((const uint16_t *)(const void *)record + k * 16));
+    } else if (format == KERN_FORMAT_F32) {
+        memcpy(to, record, 2048);
+    } else {
+        bool mx = format == KERN_FORMAT_MXFP4;
+        float scale[32];
+        for (int i = 0; i < (mx ? 0 : 32); i++) scale[i] = pack_e4m3(record[256 + i]);
+        vf s0 = mx ? v_e8m0(record + 256) : v_load(scale), s1 = mx ? s0 : v_load(scale + 16);
+        __typeof__(v_e2m1_table()) table = v_e2m1_table();
+        for (int k = 0; k < 16; k++) v_store(to + k * 16, v_mul(v_e2m1(record + k * 8, table), s0));
+        for (int k = 16; k < 32; k++)
+            v_store(to + k * 16, v_mul(v_e2m1(record + k * 8, table), s1));
+    }
+}
+
+static void rhs_record_t(mul_t *to, mul_t *to2, const uint8_t *a, const uint8_t *b,
+                         enum kern_format format) {
+    float flat[512];
+    for (int half = 0; half < 2; half++) {
+        if (half && !b) {
+            memset(to + 256, 0, 256 * sizeof *to);
+            memset(to2 + 256, 0, 256 * sizeof *to2);
+            return;
+        }
+        rhs_record(flat, half ? b : a, format);
+        for (int i = 0; i < 2; i++) {
+            float *out = (i ? to2 : to) + half * 256;
+            const float *in = flat + i * 256;
+            v_transpose8(out, 16, in, 16);
+            v_transpose8(out + 8, 16, in + 128, 16);
+            v_transpose8(out + 128, 16, in + 8, 16);
+            v_transpose8(out + 136, 16, in + 136, 16);
+        }
+    }
+}
+
+static void rhs_rows(mul_t *to, const struct mul_source *s, int k, int cols) {
+    const vf scale = v_set(s->scale);
+    for (int i = 0; i < MUL_K; i++) {
+        vf v = i < k ? v_mul(scale, v_get_n(s->from, s->type, (size_t)i * s->ld, cols)) : v_zero();
+        v_store(to + i * 16, s->round ? v_round(v) : v);
+    }
+}
+
+static void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
+    for (int i = 0; i < MUL_K; i++)
+        for (int c = 0; c < MUL_COLS; c++)
+            to[i * 16 + c] = i < k && c < cols
+                                 ? cpu_get((kptr){ (void *)(uintptr_t)s->from }, s->type,
+                                           ((size_t)(i / 2) * s->ld + (size_t)c) * 2 +
+                                               (size_t)(i % 2))
+                                 : 0.0f;
+}
+
+static void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) {
+    for (int i = 0; i < MUL_K; i++)
+        for (int c = 0; c < MUL_COLS; c++)
+            to[i * 16 + c] = i < k && c < cols
+                                 ? cpu_get((kptr){ (void *)(uintptr_t)s->from }, s->type,
+                                           ((size_t)(c / 2) * s->ld + (size_t)i) * 2 +
+                                               (size_t)(c % 2))
+                                 : 0.0f;
+}
+#endif
