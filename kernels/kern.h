@@ -160,11 +160,11 @@ struct kern_attn_bwd {
     float scale;
 };
 
-/* y = silu(gate) * up                                gate, up f32 [rows, dim] with stride ld; y of
- *                                         y_type [rows, dim] */
-struct kern_swiglu { kptr gate, up, y; enum kern_type y_type; int rows, dim, ld; };
-/* dy f32 [rows, dim]; dgate may be gate */
-struct kern_swiglu_bwd { kptr dy, gate, up, dgate, dup; int rows, dim, ld; };
+/* y = silu(gate) * up. gate, up f32 [rows, dim]; y of y_type, as are gate_kept and up_kept (or both
+ * absent): copies for the backward. */
+struct kern_swiglu { kptr gate, up, y, gate_kept, up_kept; enum kern_type y_type; int rows, dim; };
+/* dy, dgate, dup f32; gate, up of type (as kept); all [rows, dim] */
+struct kern_swiglu_bwd { kptr dy, gate, up; enum kern_type type; kptr dgate, dup; int rows, dim; };
 
 /* x[i] += y[i], f32 */
 struct kern_add { kptr x, y; size_t n; };

@@ -56,28 +56,23 @@ void ref_rope(struct kern *k, const struct kern_rope *a) {
 
 void ref_swiglu(struct kern *k, const struct kern_swiglu *a) {
     (void)k;
-    for (int r = 0; r < a->rows; r++) {
-        const float *gate = (const float *)a->gate.p + (size_t)r * (size_t)a->ld;
-        const float *up = (const float *)a->up.p + (size_t)r * (size_t)a->ld;
-        for (int i = 0; i < a->dim; i++) {
-            float y = gate[i] * kern_sigmoidf(gate[i]) * up[i];
-            cpu_put(a->y, a->y_type, (size_t)r * (size_t)a->dim + (size_t)i, y);
-        }
+    const float *gate = a->gate.p, *up = a->up.p;
+    for (size_t i = 0; i < (size_t)a->rows * (size_t)a->dim; i++) {
+        cpu_put(a->y, a->y_type, i, gate[i] * kern_sigmoidf(gate[i]) * up[i]);
+        if (!a->gate_kept.p) continue;
+        cpu_put(a->gate_kept, a->y_type, i, gate[i]);
+        cpu_put(a->up_kept, a->y_type, i, up[i]);
     }
 }
 
 void ref_swiglu_bwd(struct kern *k, const struct kern_swiglu_bwd *a) {
     (void)k;
-    for (int r = 0; r < a->rows; r++) {
-        size_t at = (size_t)r * (size_t)a->ld;
-        const float *dy = (const float *)a->dy.p + (size_t)r * (size_t)a->dim;
-        const float *gate = (const float *)a->gate.p + at, *up = (const float *)a->up.p + at;
-        float *dgate = (float *)a->dgate.p + at, *dup = (float *)a->dup.p + at;
-        for (int i = 0; i < a->dim; i++) {
-            float g = gate[i], u = up[i], s = kern_sigmoidf(g), d = dy[i];
-            dup[i] = d * (g * s);
-            dgate[i] = d * u * (s * fmaf(g, 1.0f - s, 1.0f));
-        }
+    const float *dy = a->dy.p;
+    for (size_t i = 0; i < (size_t)a->rows * (size_t)a->dim; i++) {
+        float g = cpu_get(a->gate, a->type, i), u = cpu_get(a->up, a->type, i);
+        float s = kern_sigmoidf(g);
+        ((float *)a->dup.p)[i] = dy[i] * (g * s);
+        ((float *)a->dgate.p)[i] = dy[i] * u * (s * fmaf(g, 1.0f - s, 1.0f));
     }
 }
 

@@ -130,12 +130,15 @@ ROWS_OP(kv_put, a->rows, a->kv.kv_heads * a->kv.head_dim)
 static void swiglu_part(void *arg, int part, int parts) {
     ROWS_RANGE(swiglu, a->rows);
     for (; row < end; row++) {
-        const float *gate = (const float *)a->gate.p + row * (size_t)a->ld,
-                    *up = (const float *)a->up.p + row * (size_t)a->ld;
-        for (int i = 0; i < a->dim; i += 16) {
+        size_t at = row * (size_t)a->dim;
+        for (int i = 0; i < a->dim; i += 16, at += 16) {
             int n = v_left(i, a->dim);
-            vf g = v_load_n(gate + i, n), y = v_mul(v_mul(g, v_sigmoid(g)), v_load_n(up + i, n));
-            v_put_n(a->y.p, a->y_type, row * (size_t)a->dim + (size_t)i, y, n);
+            vf g = v_load_n((const float *)a->gate.p + at, n),
+               u = v_load_n((const float *)a->up.p + at, n);
+            v_put_n(a->y.p, a->y_type, at, v_mul(v_mul(g, v_sigmoid(g)), u), n);
+            if (!a->gate_kept.p) continue;
+            v_put_n(a->gate_kept.p, a->y_type, at, g, n);
+            v_put_n(a->up_kept.p, a->y_type, at, u, n);
         }
     }
 }
@@ -144,13 +147,11 @@ ROWS_OP(swiglu, a->rows, a->dim * 4)
 static void swiglu_bwd_part(void *arg, int part, int parts) {
     ROWS_RANGE(swiglu_bwd, a->rows);
     for (; row < end; row++) {
-        size_t at = row * (size_t)a->ld;
-        const float *dy = (const float *)a->dy.p + row * (size_t)a->dim;
+        size_t at = row * (size_t)a->dim;
         for (int i = 0; i < a->dim; i += 16, at += 16) {
             int n = v_left(i, a->dim);
-            vf g = v_load_n((const float *)a->gate.p + at, n),
-               u = v_load_n((const float *)a->up.p + at, n);
-            vf s = v_sigmoid(g), d = v_load_n(dy + i, n), one = v_set(1.0f);
+            vf g = v_get_n(a->gate.p, a->type, at, n), u = v_get_n(a->up.p, a->type, at, n);
+            vf s = v_sigmoid(g), d = v_load_n((const float *)a->dy.p + at, n), one = v_set(1.0f);
             v_store_n((float *)a->dup.p + at, v_mul(d, v_mul(g, s)), n);
             v_store_n((float *)a->dgate.p + at,
                       v_mul(v_mul(d, u), v_mul(s, v_fma(g, v_sub(one, s), one))), n);

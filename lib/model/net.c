@@ -34,13 +34,13 @@ static void carve_act(struct net *n, const struct model_conf *m, struct carve *c
         a->rstd_in = carve_f32(c, R, 1);
         a->rstd_post = carve_f32(c, R, 1);
         a->lse = carve_f32(c, R, m->heads);
+        a->gate = carve_t(n, c, R, m->ffn_dim);
+        a->up = carve_t(n, c, R, m->ffn_dim);
     }
     a->h_in = carve_t(n, c, R, m->dim);
     a->h_post = carve_t(n, c, R, m->dim);
     a->q = carve_t(n, c, R, n->q_dim);
     a->attn = carve_t(n, c, R, n->q_dim);
-    a->gate = carve_f32(c, R, m->ffn_dim);
-    a->up = carve_f32(c, R, m->ffn_dim);
     a->act = carve_t(n, c, R, m->ffn_dim);
     for (enum net_site s = 0; s < NET_SITE_COUNT; s++)
         if (n->site_rank[s]) a->u[s] = carve_t(n, c, R, n->site_rank[s]);
@@ -75,7 +75,6 @@ static void carve_backward(struct net *n, const struct model_conf *m, struct car
     n->dx = carve_f32(c, R, m->dim);
     n->dh = carve_f32(c, R, n->q_dim > m->dim ? n->q_dim : m->dim);
     n->dact = carve_f32(c, R, m->ffn_dim);
-    n->dup = carve_f32(c, R, m->ffn_dim);
     n->dq = carve_f32(c, R, n->q_dim);
     n->dk = carve_f32(c, R, n->kv_dim);
     n->dv = carve_f32(c, R, n->kv_dim);
@@ -98,6 +97,8 @@ static size_t net_carve(struct net *n, const struct model_conf *m, kptr base) {
     n->kf = carve_f32(&c, R, n->kv_dim);
     n->vf = carve_f32(&c, R, n->kv_dim);
     n->kt = carve_t(n, &c, R, n->kv_dim);
+    n->gate = carve_f32(&c, R, m->ffn_dim);
+    n->up = carve_f32(&c, R, m->ffn_dim);
     n->hid = carve_f32(&c, R, m->dim);
     n->hid_t = carve_t(n, &c, R, m->dim);
     n->hid_rstd = carve_f32(&c, R, 1);

@@ -111,16 +111,15 @@ static void mlp_bwd(const struct pass *t, struct net_act *a) {
     n->k->swiglu_bwd(n->k, &(struct kern_swiglu_bwd){ .dy = n->dact,
                                                       .gate = a->gate,
                                                       .up = a->up,
-                                                      .dgate = a->gate,
-                                                      .dup = n->dup,
+                                                      .type = n->type,
+                                                      .dgate = n->gate,
+                                                      .dup = n->up,
                                                       .rows = t->rows,
-                                                      .dim = ffn,
-                                                      .ld = ffn });
-    /* a->gate holds dgate from here on */
-    adapter_grad(t, PROJ_GATE, a, a->gate, a->h_post);
-    adapter_grad(t, PROJ_UP, a, n->dup, a->h_post);
-    base_dx(t, PROJ_GATE, a->gate, n->dh, false);
-    base_dx(t, PROJ_UP, n->dup, n->dh, true);
+                                                      .dim = ffn });
+    adapter_grad(t, PROJ_GATE, a, n->gate, a->h_post);
+    adapter_grad(t, PROJ_UP, a, n->up, a->h_post);
+    base_dx(t, PROJ_GATE, n->gate, n->dh, false);
+    base_dx(t, PROJ_UP, n->up, n->dh, true);
     adapter_dx(t, NET_SITE_MLP, n->dh);
     norm_bwd(t, 2 * t->layer + 1, a->x_mid, a->rstd_post, n->model->layer[t->layer].norm_post);
 }

@@ -23,33 +23,32 @@ static void adapter_in(struct net *n, int layer, enum net_site site, kptr x, int
                                               .rows = rows }, 1);
 }
 
-/* y = W x + b + B u, or y += that: the residual takes o and down without a copy of its own. */
-static void project(struct net *n, int layer, enum proj p, kptr x, const struct net_act *act,
-                    kptr y, bool add, int rows) {
+/* The linears y = W x + b + B u of projections p .. p + count - 1, which share x, into y[0 .. count):
+ * one operation. `add` for the residual, which takes o and down without a copy of its own. */
+static void project(struct net *n, int layer, enum proj p, int count, kptr x,
+                    const struct net_act *act, const kptr *y, bool add, int rows) {
     const struct model_layer *l = &n->model->layer[layer];
-    const struct kern_weight *w = &l->w[p];
-    n->k->linear(n->k, &(struct kern_linear){ .x = x,
-                                              .x_type = n->type,
-                                              .x_ld = w->in,
-                                              .w = *w,
-                                              .scale = 1,
-                                              .bias = p <= PROJ_V ? l->bias[p] : (kptr){ NULL },
-                                              .accumulate = add,
-                                              .y = y,
-                                              .y_type = KERN_F32,
-                                              .y_ld = w->out,
-                                              .rows = rows }, 1);
-    if (!net_lora_on(n, p)) return;
-    n->k->linear(n->k, &(struct kern_linear){ .x = net_u_of(n, act, p),
-                                              .x_type = n->type,
-                                              .x_ld = n->site_rank[net_site_of(p)],
-                                              .w = n->lora_layer[layer].b[p],
-                                              .scale = 1,
-                                              .accumulate = true,
-                                              .y = y,
-                                              .y_type = KERN_F32,
-                                              .y_ld = w->out,
-                                              .rows = rows }, 1);
+    struct kern_linear a[KERN_LINEARS_MAX];
+    assert(count <= KERN_LINEARS_MAX);
+    for (int i = 0; i < count; i++, p++) {
+        const struct kern_weight *w = &l->w[p];
+        a[i] = (struct kern_linear){ .x = x,
+                                     .x_type = n->type,
+                                     .x_ld = w->in,
+                                     .w = *w,
+                                     .scale = 1,
+                                     .bias = p <= PROJ_V ? l->bias[p] : (kptr){ NULL },
+                                     .accumulate = add,
+                                     .y = y[i],
+                                     .y_type = KERN_F32,
+                                     .y_ld = w->out,
+                                     .rows = rows };
+        if (!net_lora_on(n, p)) continue;
+        a[i].u = net_u_of(n, act, p);
+        a[i].u_ld = n->site_rank[net_site_of(p)];
+        a[i].b = n->lora_layer[layer].b[p];
+    }
+    n->k->linear(n->k, a, count);
 }
 
 static void norm(struct net *n, int index, kptr w, kptr y, kptr rstd, int rows) {
@@ -80,9 +79,7 @@ static void rope(struct net *n, kptr x, kptr y, int heads, int rows) {
 static void attention(struct net *n, int layer, struct net_act *a, int rows, bool save) {
     const struct model_conf *c = &n->model->conf;
     adapter_in(n, layer, NET_SITE_QKV, a->h_in, c->dim, a->u[NET_SITE_QKV], rows);
-    project(n, layer, PROJ_Q, a->h_in, a, n->qf, false, rows);
-    project(n, layer, PROJ_K, a->h_in, a, n->kf, false, rows);
-    project(n, layer, PROJ_V, a->h_in, a, n->vf, false, rows);
+    project(n, layer, PROJ_Q, 3, a->h_in, a, (kptr[]){ n->qf, n->kf, n->vf }, false, rows);
     rope(n, n->qf, a->q, c->heads, rows);
     rope(n, n->kf, n->kt, c->kv_heads, rows);
     n->k->kv_put(n->k, &(struct kern_kv_put){ .kv = n->kv,
@@ -106,23 +103,23 @@ static void attention(struct net *n, int layer, struct net_act *a, int rows, boo
                                           .heads = c->heads,
                                           .scale = net_attn_scale(n) });
     adapter_in(n, layer, NET_SITE_O, a->attn, n->q_dim, a->u[NET_SITE_O], rows);
-    project(n, layer, PROJ_O, a->attn, a, n->x, true, rows);
+    project(n, layer, PROJ_O, 1, a->attn, a, &n->x, true, rows);
 }
 
-static void mlp(struct net *n, int layer, struct net_act *a, int rows) {
+static void mlp(struct net *n, int layer, struct net_act *a, int rows, bool save) {
     const struct model_conf *c = &n->model->conf;
     adapter_in(n, layer, NET_SITE_MLP, a->h_post, c->dim, a->u[NET_SITE_MLP], rows);
-    project(n, layer, PROJ_GATE, a->h_post, a, a->gate, false, rows);
-    project(n, layer, PROJ_UP, a->h_post, a, a->up, false, rows);
-    n->k->swiglu(n->k, &(struct kern_swiglu){ .gate = a->gate,
-                                              .up = a->up,
+    project(n, layer, PROJ_GATE, 2, a->h_post, a, (kptr[]){ n->gate, n->up }, false, rows);
+    n->k->swiglu(n->k, &(struct kern_swiglu){ .gate = n->gate,
+                                              .up = n->up,
                                               .y = a->act,
+                                              .gate_kept = save ? a->gate : (kptr){ NULL },
+                                              .up_kept = save ? a->up : (kptr){ NULL },
                                               .y_type = n->type,
                                               .rows = rows,
-                                              .dim = c->ffn_dim,
-                                              .ld = c->ffn_dim });
+                                              .dim = c->ffn_dim });
     adapter_in(n, layer, NET_SITE_DOWN, a->act, c->ffn_dim, a->u[NET_SITE_DOWN], rows);
-    project(n, layer, PROJ_DOWN, a->act, a, n->x, true, rows);
+    project(n, layer, PROJ_DOWN, 1, a->act, a, &n->x, true, rows);
 }
 
 void net_layers(struct net *n, int rows, bool save) {
@@ -139,7 +136,7 @@ void net_layers(struct net *n, int rows, bool save) {
         if (save) n->k->copy(n->k, a->x_mid, n->x, x_bytes);
         norm(n, 2 * layer + 1, n->model->layer[layer].norm_post, a->h_post,
              save ? a->rstd_post : none, rows);
-        mlp(n, layer, a, rows);
+        mlp(n, layer, a, rows, save);
     }
 }
 

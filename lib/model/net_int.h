@@ -26,7 +26,7 @@ struct net_act {
     kptr q;                                       /* (R, Q) T, rotated */
     kptr attn;                                    /* (R, Q) T */
     kptr lse;                                     /* (R, heads) f32; only when training */
-    kptr gate, up;                                /* (R, F) f32 */
+    kptr gate, up;                                /* (R, F) T; only when training */
     kptr act;                                     /* (R, F) T: silu(gate) * up */
     kptr u[NET_SITE_COUNT];                       /* (R, site rank) T: bf16(s A x) */
 };
@@ -59,13 +59,14 @@ struct net {
     kptr qf, kf, vf;
     /* (R, K) T: rotated keys on their way into the pages */
     kptr kt;
+    kptr gate, up;                                /* (R, F) f32; in the backward their gradients */
     /* (R, D) f32, (R, D) T, (R): wanted rows, before and after the final norm */
     kptr hid, hid_t, hid_rstd;
     kptr logits, lp, lse, entropy, coef;          /* (H, V), (H) f32 */
     struct net_act *act;                          /* [layers] when training, else [1] */
     struct kern_kv kv;
 
-    kptr dx, dh, dact, dup, dk, dv, dq, du, dhid; /* backward scratch; only when training */
+    kptr dx, dh, dact, dk, dv, dq, du, dhid; /* backward scratch; only when training */
     kptr grad;                                    /* [params] f32, as lora.value */
 
     /* shape of the adapter (value NULL); rank 0 = none */
