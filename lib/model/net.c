@@ -193,6 +193,22 @@ static void rope_fill(struct net *n, const struct model_conf *c) {
 
 /* ---- life ---- */
 
+static void host_alloc(struct net *n) {
+    const size_t R = (size_t)n->o.rows_max, S = (size_t)n->o.slots_max + 1;
+    struct net_host *h = &n->host;
+    h->row = mem_alloc(R * sizeof *h->row);
+    h->upload = mem_alloc((5 * R + 4 * S) * sizeof *h->upload);
+    h->want = h->upload + 3 * R;
+    h->target = h->want + R;
+    h->seq_start = h->target + R;
+    h->want_start = h->seq_start + S;
+    h->seq = h->want_start + S;
+    h->slot = h->seq + S;
+    h->lp = mem_alloc(3 * (size_t)n->head_rows * sizeof *h->lp);
+    h->entropy = h->lp + n->head_rows;
+    h->coef = h->entropy + n->head_rows;
+}
+
 int net_create(struct net **out, const struct model *m, const struct net_opts *o, struct err *e) {
     const struct model_conf *c = &m->conf;
     *out = NULL;
@@ -218,7 +234,7 @@ int net_create(struct net **out, const struct model *m, const struct net_opts *o
     n->table = mem_alloc((size_t)o->slots_max * (size_t)n->slot_pages * sizeof *n->table);
     n->page_users = mem_alloc((size_t)n->pages_max * sizeof *n->page_users);
     n->page_free = mem_alloc((size_t)n->pages_max * sizeof *n->page_free);
-    n->host = mem_alloc(3 * (size_t)o->rows_max * sizeof *n->host);
+    host_alloc(n);
     for (int i = 0; i < n->pages_max; i++) n->page_free[i] = n->pages_max - 1 - i;
     n->pages_free = n->pages_max;
     *out = n;
@@ -235,7 +251,9 @@ void net_destroy(struct net **np) {
     free(n->table);
     free(n->page_users);
     free(n->page_free);
-    free(n->host);
+    free(n->host.row);
+    free(n->host.upload);
+    free(n->host.lp);
     free(n);
     *np = NULL;
 }

@@ -180,7 +180,7 @@ void net_head(struct net *n, int first, int count) {
 }
 
 void net_upload_rows(struct net *n, const struct net_row *rows, int count) {
-    int32_t *tokens = n->host, *slots = tokens + count, *pos = slots + count;
+    int32_t *tokens = n->host.upload, *slots = tokens + count, *pos = slots + count;
     const size_t bytes = (size_t)count * sizeof *tokens;
     for (int i = 0; i < count; i++) {
         tokens[i] = rows[i].token;

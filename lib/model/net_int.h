@@ -42,6 +42,17 @@ struct net_slot {
     int positions, pages;                         /* positions held; pages listed in the table */
 };
 
+/* What a call keeps of its rows and sequences in host memory; made once, so no step allocates. */
+struct net_host {
+    struct net_row *row;                          /* [R] */
+    int32_t *upload;                              /* [3 R]: tokens, slots, positions */
+    int32_t *want, *target;                       /* [R]: wanted rows; what each should predict */
+    /* [slots_max + 1]: first row and first wanted row of each sequence */
+    int32_t *seq_start, *want_start;
+    int *seq, *slot;                              /* [slots_max]: index of the sequence; its slot */
+    float *lp, *entropy, *coef;                   /* [H] */
+};
+
 struct net {
     const struct model *model;
     struct kern *k;
@@ -79,7 +90,7 @@ struct net {
     struct net_slot *slot;                        /* host: [slots_max] */
     int32_t *table;                               /* host copy of kv.table */
     int *page_users, *page_free, pages_free;      /* sharers of each page; stack of free pages */
-    int32_t *host;                                /* 3 * R: tokens, slots, positions of a call */
+    struct net_host host;
     int wants;                                    /* rows ready in hid_t */
 };
 

@@ -53,18 +53,16 @@ static void score_rows(struct net *n, int first, int count, float temperature, b
 struct stream {
     struct net *n;
     float temperature, *lp, *entropy;             /* outputs move on; entropy may be NULL */
-    struct net_row *row;
-    int32_t *want, *target;
-    int rows, wants;
-    int *done, dones;                             /* slots whose last row is in the buffer */
+    struct net_host *h;                           /* slot: of sequences that end in the buffer */
+    int rows, wants, dones;
 };
 
 static int flush(struct stream *t, struct err *e) {
     struct net *n = t->n;
     int rc = 0;
-    if (t->rows) rc = net_forward(n, t->row, t->rows, t->want, t->wants, e);
+    if (t->rows) rc = net_forward(n, t->h->row, t->rows, t->h->want, t->wants, e);
     if (rc == 0 && t->wants)
-        n->k->upload(n->k, n->targets, t->target, (size_t)t->wants * sizeof *t->target);
+        n->k->upload(n->k, n->targets, t->h->target, (size_t)t->wants * sizeof *t->h->target);
     for (int first = 0; rc == 0 && first < t->wants; first += n->head_rows) {
         const int count = min_int(n->head_rows, t->wants - first);
         score_rows(n, first, count, t->temperature, t->entropy != NULL);
@@ -74,7 +72,7 @@ static int flush(struct stream *t, struct err *e) {
         n->k->download(n->k, t->entropy, n->entropy, (size_t)count * sizeof(float));
         t->entropy += count;
     }
-    for (int i = 0; i < t->dones; i++) net_slot_close(n, t->done[i]);
+    for (int i = 0; i < t->dones; i++) net_slot_close(n, t->h->slot[i]);
     t->rows = t->wants = t->dones = 0;
     return rc == 0 ? n->k->sync(n->k, e) : rc;
 }
@@ -100,32 +98,26 @@ static int stream_seq(struct stream *t, const struct net_seq *s, struct err *e) 
             return -1;
         }
         if (p >= s->prompt_n - 1) {
-            t->want[t->wants] = t->rows;
-            t->target[t->wants++] = s->ids[p + 1];
+            t->h->want[t->wants] = t->rows;
+            t->h->target[t->wants++] = s->ids[p + 1];
         }
-        t->row[t->rows++] = (struct net_row){ s->ids[p], slot, p };
+        t->h->row[t->rows++] = (struct net_row){ s->ids[p], slot, p };
     }
-    t->done[t->dones++] = slot;
+    t->h->slot[t->dones++] = slot;
     return 0;
 }
 
 int net_logprobs(struct net *n, const struct net_seq *s, int seqs, float temperature, float *lp,
                  float *entropy, struct err *e) {
     if (check_seqs(n, s, seqs, temperature, e) < 0) return -1;
-    const size_t R = (size_t)n->o.rows_max;
-    struct stream t = { .n = n, .temperature = temperature, .lp = lp, .entropy = entropy };
-    t.row = mem_alloc(R * sizeof *t.row);
-    t.want = mem_alloc(2 * R * sizeof *t.want);
-    t.target = t.want + R;
-    t.done = mem_alloc((size_t)n->o.slots_max * sizeof *t.done);
+    struct stream t = {
+        .n = n, .temperature = temperature, .lp = lp, .entropy = entropy, .h = &n->host
+    };
     int rc = 0;
     for (int i = 0; i < seqs && rc == 0; i++)
         if (scored(&s[i])) rc = stream_seq(&t, &s[i], e);
     if (rc < 0) t.rows = t.wants = 0;                                  /* only close what is open */
     if (flush(&t, rc < 0 ? NULL : e) < 0) rc = -1;
-    free(t.row);
-    free(t.want);
-    free(t.done);
     return rc;
 }
 
@@ -138,12 +130,7 @@ struct micro {
     net_loss *loss;
     void *ud;
     int seqs, rows, wants;                        /* of this micro-batch */
-    /* [slots_max + 1]: first row and first wanted row of each */
-    int32_t *seq_start, *want_start;
-    int *seq, *slot;                              /* [slots_max]: index of the sequence; its slot */
-    struct net_row *row;
-    int32_t *index, *target;
-    float *lp, *entropy, *coef;                   /* [head_rows] */
+    struct net_host *h;
 };
 
 /* Adds sequence i; false when the micro-batch is full. */
@@ -157,22 +144,22 @@ static bool micro_add(struct micro *b, int i) {
         net_slot_close(n, slot);
         return false;
     }
-    b->seq[b->seqs] = i;
-    b->slot[b->seqs++] = slot;
+    b->h->seq[b->seqs] = i;
+    b->h->slot[b->seqs++] = slot;
     for (int p = 0; p < s->n - 1; p++) {
         if (p >= s->prompt_n - 1) {
-            b->index[b->wants] = b->rows;
-            b->target[b->wants++] = s->ids[p + 1];
+            b->h->want[b->wants] = b->rows;
+            b->h->target[b->wants++] = s->ids[p + 1];
         }
-        b->row[b->rows++] = (struct net_row){ s->ids[p], slot, p };
+        b->h->row[b->rows++] = (struct net_row){ s->ids[p], slot, p };
     }
-    b->seq_start[b->seqs] = b->rows;
-    b->want_start[b->seqs] = b->wants;
+    b->h->seq_start[b->seqs] = b->rows;
+    b->h->want_start[b->seqs] = b->wants;
     return true;
 }
 
 static void micro_clear(struct micro *b) {
-    for (int i = 0; i < b->seqs; i++) net_slot_close(b->n, b->slot[i]);
+    for (int i = 0; i < b->seqs; i++) net_slot_close(b->n, b->h->slot[i]);
     b->seqs = b->rows = b->wants = 0;
 }
 
@@ -180,15 +167,15 @@ static void micro_clear(struct micro *b) {
  * coef is not 0. */
 static bool ask_loss(struct micro *b, int first, int count) {
     for (int i = 0; i < b->seqs; i++) {
-        const int start = b->want_start[i], end = b->want_start[i + 1];
+        const int start = b->h->want_start[i], end = b->h->want_start[i + 1];
         const int from = start > first ? start : first, to = min_int(end, first + count);
         if (from >= to) continue;
         const int at = from - first;
-        b->loss(b->ud, b->seq[i], from - start, to - from, b->lp + at, b->entropy + at,
-                b->coef + at);
+        b->loss(b->ud, b->h->seq[i], from - start, to - from, b->h->lp + at, b->h->entropy + at,
+                b->h->coef + at);
     }
     for (int i = 0; i < count; i++)
-        if (b->coef[i] != 0) return true;
+        if (b->h->coef[i] != 0) return true;
     return false;
 }
 
@@ -198,20 +185,20 @@ static bool head_both_ways(struct micro *b) {
     struct net *n = b->n;
     const int vocab = n->model->conf.vocab, dim = n->model->conf.dim;
     bool any = false;
-    n->k->upload(n->k, n->targets, b->target, (size_t)b->wants * sizeof *b->target);
+    n->k->upload(n->k, n->targets, b->h->target, (size_t)b->wants * sizeof *b->h->target);
     for (int first = 0; first < b->wants; first += n->head_rows) {
         const int count = min_int(n->head_rows, b->wants - first);
         const size_t bytes = (size_t)count * sizeof(float);
         const kptr dhid = kptr_at(n->dhid, (size_t)first * (size_t)dim * sizeof(float));
         score_rows(n, first, count, b->temperature, true);
-        n->k->download(n->k, b->lp, n->lp, bytes);
-        n->k->download(n->k, b->entropy, n->entropy, bytes);
+        n->k->download(n->k, b->h->lp, n->lp, bytes);
+        n->k->download(n->k, b->h->entropy, n->entropy, bytes);
         if (!ask_loss(b, first, count)) {
             n->k->zero(n->k, dhid, bytes * (size_t)dim);
             continue;
         }
         any = true;
-        n->k->upload(n->k, n->coef, b->coef, bytes);
+        n->k->upload(n->k, n->coef, b->h->coef, bytes);
         n->k->logprob_bwd(n->k, &(struct kern_logprob_bwd){
                                     .logits = n->logits,
                                     .targets = kptr_at(n->targets, (size_t)first * sizeof(int32_t)),
@@ -236,9 +223,9 @@ static void micro_run(struct micro *b) {
     struct net *n = b->n;
     const struct model_conf *c = &n->model->conf;
     const size_t wanted_bytes = (size_t)b->wants * (size_t)c->dim * sizeof(float);
-    net_upload_rows(n, b->row, b->rows);
+    net_upload_rows(n, b->h->row, b->rows);
     net_layers(n, b->rows, true);
-    net_want(n, b->index, b->wants, true);
+    net_want(n, b->h->want, b->wants, true);
     if (!head_both_ways(b)) return;
     n->k->zero(n->k, n->dh, wanted_bytes);
     n->k->rmsnorm_bwd(
@@ -254,7 +241,7 @@ static void micro_run(struct micro *b) {
     n->k->scatter_add(
         n->k, &(struct kern_scatter_add){
                   .y = n->dh, .index = n->index, .x = n->dx, .rows = b->wants, .dim = c->dim });
-    net_layers_bwd(n, b->rows, b->seq_start, b->seqs);
+    net_layers_bwd(n, b->rows, b->h->seq_start, b->seqs);
 }
 
 static int train_all(struct micro *b, int seqs, struct err *e) {
@@ -266,7 +253,7 @@ static int train_all(struct micro *b, int seqs, struct err *e) {
                 i, b->s[i].n, b->n->o.rows_max, b->n->pages_max);
         if (!b->seqs) break;
         for (int j = 0; j < b->seqs; j++)
-            b->n->slot[b->slot[j]].positions = b->seq_start[j + 1] - b->seq_start[j];
+            b->n->slot[b->h->slot[j]].positions = b->h->seq_start[j + 1] - b->h->seq_start[j];
         micro_run(b);
         micro_clear(b);
         if (b->n->k->sync(b->n->k, e) < 0) return err_wrap(e, "training pass");
@@ -279,18 +266,7 @@ int net_train(struct net *n, const struct net_seq *s, int seqs, float temperatur
     assert(n->o.train && loss && grad);
     if (!n->adapted) return err_set(e, "nothing to train: no adapter was adopted");
     if (check_seqs(n, s, seqs, temperature, e) < 0) return -1;
-    const size_t R = (size_t)n->o.rows_max, S = (size_t)n->o.slots_max, H = (size_t)n->head_rows;
-    struct micro b = { .n = n, .s = s, .temperature = temperature, .loss = loss, .ud = ud };
-    b.seq_start = mem_alloc(4 * (S + 1) * sizeof(int32_t));
-    b.want_start = b.seq_start + S + 1;
-    b.seq = b.want_start + S + 1;
-    b.slot = b.seq + S + 1;
-    b.row = mem_alloc(R * sizeof *b.row);
-    b.index = mem_alloc(2 * R * sizeof *b.index);
-    b.target = b.index + R;
-    b.lp = mem_alloc(3 * H * sizeof(float));
-    b.entropy = b.lp + H;
-    b.coef = b.entropy + H;
+    struct micro b = { n, s, temperature, loss, ud, .h = &n->host };
     n->wants = 0;
     /* The sum goes on from what the caller has, so that even several calls add up as one would. */
     n->k->upload(n->k, n->grad, grad, n->lora.params * sizeof *grad);
@@ -298,9 +274,5 @@ int net_train(struct net *n, const struct net_seq *s, int seqs, float temperatur
     micro_clear(&b);
     if (rc == 0) n->k->download(n->k, grad, n->grad, n->lora.params * sizeof *grad);
     if (n->k->sync(n->k, rc == 0 ? e : NULL) < 0) rc = -1;
-    free(b.seq_start);
-    free(b.row);
-    free(b.index);
-    free(b.lp);
     return rc;
 }
