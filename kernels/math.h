@@ -98,4 +98,25 @@ static inline float kern_dotf(const float *a, const float *b, int n) {
     for (int i = 0; i < n; i++) lane[i & 15] = fmaf(a[i], b[i], lane[i & 15]);
     return kern_fold16(lane);
 }
+/* One step of the tile order (kern.h): subnormal operands and results are zero. A result counts as
+ * subnormal by its exact value: what rounds up to 2^-126 only for want of bits is zero too. */
+static inline float kern_flushf(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
+static inline float kern_fma_flush(float a, float b, float c) {
+    a = kern_flushf(a), b = kern_flushf(b), c = kern_flushf(c);
+    float y = fmaf(a, b, c);
+    bool tiny = fabs((double)a * (double)b + (double)c) < 0x1p-126 * (1.0 - 0x1p-25);
+    return tiny ? copysignf(0.0f, y) : y;
+}
+/* acc + the products of a[k * a_ld] and b[k * b_ld] in the tile order. */
+static inline float kern_dot_tile(float acc, const float *a, size_t a_ld, const float *b,
+                                  size_t b_ld, size_t n) {
+    for (size_t at = 0; at < n; at += 32) {
+        float chain[2] = { 0.0f, 0.0f };
+        for (size_t k = at; k < at + 32; k++)
+            chain[k & 1] = k < n ? kern_fma_flush(a[k * a_ld], b[k * b_ld], chain[k & 1])
+                                 : chain[k & 1] + 0.0f;
+        acc = kern_flushf(kern_flushf(acc) + kern_flushf(chain[0] + chain[1]));
+    }
+    return acc;
+}
 #endif
