@@ -13,9 +13,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "lib/base/clock.h"
 #include "lib/base/str.h"
 
-enum { SPIN_TURNS = 4000 };   /* x pause: some tens of microseconds */
+/* A pause is 40 to 140 cycles long, by the CPU's make: the clock bounds the spinning. */
+enum { SPIN_US = 50, SPIN_TURNS = 64 };
 
 struct pool {
     int threads;
@@ -63,10 +65,14 @@ static void work(struct pool *p, uint32_t round) {
 }
 
 static void wait_change(_Atomic uint32_t *word, uint32_t seen, _Atomic int *sleepers) {
-    for (int i = 0; i < SPIN_TURNS; i++) {
-        if (atomic_load_explicit(word, memory_order_acquire) != seen) return;
-        cpu_relax();
-    }
+    double end = 0;
+    do {
+        for (int i = 0; i < SPIN_TURNS; i++) {
+            if (atomic_load_explicit(word, memory_order_acquire) != seen) return;
+            cpu_relax();
+        }
+        if (end == 0) end = clock_seconds() + SPIN_US * 1e-6;
+    } while (clock_seconds() < end);
     atomic_fetch_add(sleepers, 1);
     while (atomic_load(word) == seen) futex_wait(word, seen);
     atomic_fetch_sub(sleepers, 1);

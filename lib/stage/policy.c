@@ -65,7 +65,11 @@ static int require_files(const struct shared *c, struct err *e) {
 int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     *p = (struct policy){ 0 };
     if (policy_lora_shape(&p->shape, c, e) < 0 || require_files(c, e) < 0) return -1;
-    p->pool = pool_create(c->run.threads > 0 ? (int)c->run.threads : pool_cores());
+    const int cores = pool_cores(), asked = (int)c->run.threads;
+    if (asked > cores)
+        log_warn("run.threads = %d, but this stage has %d cores: %d threads are used", asked, cores,
+                 cores);
+    p->pool = pool_create(asked > 0 && asked < cores ? asked : cores);
     struct model_opts o = { .path = c->model.path, .quant = (enum model_quant)c->quant.weights,
                             .rounding = (enum model_rounding)c->quant.parity,
                             .packed_dir = *c->model.packed_dir ? c->model.packed_dir : NULL };
