@@ -12,6 +12,8 @@ struct updater {
     struct kern *kern;
     struct net *net;
     kptr p, m, v, g;                 /* AdamW's arrays on the backend */
+    /* [params]: the state before the step, for a step that must leave no trace; the gradient */
+    float *old_value, *old_m, *old_v, *grad;
     size_t params;
 };
 
@@ -67,6 +69,8 @@ int updater_create(struct updater **out, const struct policy *p, const struct le
         updater_destroy(&u);
         return -1;
     }
+    float **const host[] = { &u->old_value, &u->old_m, &u->old_v, &u->grad };
+    for (size_t i = 0; i < COUNT_OF(host); i++) *host[i] = mem_alloc(bytes);
     *out = u;
     return 0;
 }
@@ -77,6 +81,8 @@ void updater_destroy(struct updater **up) {
     kptr *const all[] = { &u->p, &u->m, &u->v, &u->g };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         if (all[i]->p) u->kern->free(u->kern, all[i]);
+    float *const host[] = { u->old_value, u->old_m, u->old_v, u->grad };
+    for (size_t i = 0; i < COUNT_OF(host); i++) free(host[i]);
     net_destroy(&u->net);
     free(u);
     *up = NULL;
@@ -153,18 +159,18 @@ static void loss_of_piece(void *ud, int seq, int first, int count, const float *
 }
 
 static int minibatch_step(struct updater *u, struct update_state *s, struct batch *b, int seqs,
-                          float *grad, struct err *e) {
+                          struct err *e) {
     const struct learner_conf *c = u->c;
     struct kern *k = u->kern;
     size_t bytes = u->params * sizeof(float);
     struct update_metrics *m = b->metrics;
     b->tokens = b->start[b->first_seq + seqs] - b->start[b->first_seq];
-    memset(grad, 0, bytes);
+    memset(u->grad, 0, bytes);
     if (net_adopt(u->net, s->lora, NULL, e) < 0 ||
         net_train(u->net, b->seq + b->first_seq, seqs, (float)c->shared.sample.temperature,
-                  loss_of_piece, b, grad, e) < 0)
+                  loss_of_piece, b, u->grad, e) < 0)
         return -1;
-    k->upload(k, u->g, grad, bytes);
+    k->upload(k, u->g, u->grad, bytes);
     double norm = sqrt(k->sum_squares(k, u->g, u->params));
     m->grad_norm = norm;
     if (!isfinite(norm)) {
@@ -195,29 +201,18 @@ static int minibatch_step(struct updater *u, struct update_state *s, struct batc
     return k->sync(k, e);
 }
 
-struct saved { float *value, *m, *v; int64_t adam_steps; };
-
-static struct saved save_state(const struct update_state *s) {
-    size_t bytes = s->lora->params * sizeof(float);
-    struct saved o = { mem_alloc(bytes), mem_alloc(bytes), mem_alloc(bytes), s->adam_steps };
-    memcpy(o.value, s->lora->value, bytes);
-    memcpy(o.m, s->m, bytes);
-    memcpy(o.v, s->v, bytes);
-    return o;
+static void save_state(struct updater *u, const struct update_state *s) {
+    const size_t bytes = u->params * sizeof(float);
+    memcpy(u->old_value, s->lora->value, bytes);
+    memcpy(u->old_m, s->m, bytes);
+    memcpy(u->old_v, s->v, bytes);
 }
 
-static void saved_release(struct saved *o) {
-    free(o->value);
-    free(o->m);
-    free(o->v);
-}
-
-static void restore_state(struct update_state *s, const struct saved *o) {
-    size_t bytes = s->lora->params * sizeof(float);
-    memcpy(s->lora->value, o->value, bytes);
-    memcpy(s->m, o->m, bytes);
-    memcpy(s->v, o->v, bytes);
-    s->adam_steps = o->adam_steps;
+static void restore_state(const struct updater *u, struct update_state *s) {
+    const size_t bytes = u->params * sizeof(float);
+    memcpy(s->lora->value, u->old_value, bytes);
+    memcpy(s->m, u->old_m, bytes);
+    memcpy(s->v, u->old_v, bytes);
 }
 
 static void finish_metrics(struct update_metrics *m, const struct batch *b, double cap) {
@@ -254,8 +249,8 @@ int updater_step(struct updater *u, struct update_state *s, const struct rec_gro
     batch_open(&b, c, group, groups);
     b.metrics = metrics;
     b.old_is_cur = groups <= per;
-    struct saved before = save_state(s);
-    float *grad = mem_alloc(u->params * sizeof *grad);
+    const int64_t adam_steps = s->adam_steps;
+    save_state(u, s);
     if (!b.old_is_cur) {
         rc = net_adopt(u->net, s->lora, NULL, e);
         if (rc == 0)
@@ -266,17 +261,17 @@ int updater_step(struct updater *u, struct update_state *s, const struct rec_gro
         int seqs = 0;
         for (int last = g + per < groups ? g + per : groups; g < last; g++)
             seqs += group[g]->samples;
-        rc = minibatch_step(u, s, &b, seqs, grad, e);
+        rc = minibatch_step(u, s, &b, seqs, e);
         b.first_seq += seqs;
     }
     if (rc == 0) {
         finish_metrics(metrics, &b, c->tis_cap > 0 ? c->tis_cap : 2);
-        if (metrics->nonfinite) restore_state(s, &before);
-        else s->rate_steps++;
-        metrics->changed = memcmp(before.value, s->lora->value, u->params * sizeof(float)) != 0;
+        if (metrics->nonfinite) {
+            restore_state(u, s);
+            s->adam_steps = adam_steps;
+        } else s->rate_steps++;
+        metrics->changed = memcmp(u->old_value, s->lora->value, u->params * sizeof(float)) != 0;
     }
-    saved_release(&before);
-    free(grad);
     batch_release(&b);
     return rc;
 }
