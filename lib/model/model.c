@@ -22,15 +22,24 @@ struct model_store {
 
 const char *const model_proj_name[PROJ_COUNT] = { "q_proj",    "k_proj",  "v_proj",   "o_proj",
                                                   "gate_proj", "up_proj", "down_proj" };
-static const char *const QUANT[] = {
-    [MODEL_QUANT_BF16] = "bf16", [MODEL_QUANT_MXFP4] = "mxfp4", [MODEL_QUANT_F32] = "f32"
-};
+static const char *const QUANT[][2] = { [MODEL_QUANT_BF16] = { "bf16", "bf16" },
+                                        [MODEL_QUANT_MXFP4] = { "mxfp4", "mxfp4-seed" },
+                                        [MODEL_QUANT_NVFP4] = { "nvfp4", "nvfp4-seed" },
+                                        [MODEL_QUANT_F32] = { "f32", "f32" } };
 
-const char *model_quant_name(enum model_quant q) { return QUANT[q]; }
+const char *model_quant_name(enum model_quant q) { return QUANT[q][0]; }
+
+bool model_quant_rounds(enum model_quant q) {
+    return q == MODEL_QUANT_MXFP4 || q == MODEL_QUANT_NVFP4;
+}
+
+const char *model_quant_label(enum model_quant q, enum model_rounding r) {
+    return QUANT[q][r == MODEL_ROUNDING_SEED];
+}
 
 int model_quant_parse(const char *text) {
     for (int q = 0; q < (int)COUNT_OF(QUANT); q++)
-        if (strcmp(QUANT[q], text) == 0) return q;
+        if (strcmp(QUANT[q][0], text) == 0) return q;
     return -1;
 }
 
@@ -202,7 +211,8 @@ static void point_at(struct model *m, const struct packed_plan *p, kptr base) {
     for (int i = 0; i < p->items; i++) {
         const struct source_item *x = &p->item[i];
         kptr at = kptr_at(base, p->entry[i].offset);
-        struct kern_weight w = { at, (enum kern_format)p->entry[i].format, x->rows, x->cols, 1 };
+        struct kern_weight w = { at, (enum kern_format)p->entry[i].format, x->rows, x->cols,
+                                 p->entry[i].scale };
         struct model_layer *l = x->layer >= 0 ? &m->layer[x->layer] : NULL;
         switch (x->kind) {
         case SOURCE_KIND_EMBED: m->embed = w; break;

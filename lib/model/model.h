@@ -13,7 +13,7 @@
 enum { MODEL_EOS_MAX = 8, MODEL_LAYERS_MAX = 256 };
 enum model_arch { MODEL_ARCH_LLAMA, MODEL_ARCH_QWEN2 };
 /* F32: vectors and gradient checks only */
-enum model_quant { MODEL_QUANT_BF16, MODEL_QUANT_MXFP4, MODEL_QUANT_F32 };
+enum model_quant { MODEL_QUANT_BF16, MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4, MODEL_QUANT_F32 };
 /* SEED: the earlier system's, `parity = seed` */
 enum model_rounding { MODEL_ROUNDING_OCP, MODEL_ROUNDING_SEED };
 enum proj { PROJ_Q, PROJ_K, PROJ_V, PROJ_O, PROJ_GATE, PROJ_UP, PROJ_DOWN, PROJ_COUNT };
@@ -79,6 +79,11 @@ void model_close(struct model **m);
 /* in and out width of a projection. */
 void model_proj_shape(const struct model_conf *c, enum proj p, int *out, int *in);
 extern const char *const model_proj_name[PROJ_COUNT];   /* "q_proj", ... "down_proj" */
-int model_quant_parse(const char *text);                /* "bf16", "mxfp4", "f32"; -1 */
+/* "bf16", "mxfp4", "nvfp4", "f32"; -1 */
+int model_quant_parse(const char *text);
 const char *model_quant_name(enum model_quant q);
+/* The 4-bit formats: those that have two roundings. */
+bool model_quant_rounds(enum model_quant q);
+/* "mxfp4", "mxfp4-seed", "bf16", ...: names packed files and scores */
+const char *model_quant_label(enum model_quant q, enum model_rounding r);
 #endif

@@ -9,6 +9,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <float.h>
+#include <math.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -23,14 +25,14 @@ static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 static enum kern_format format_of(const struct source_item *x, enum model_quant q) {
     if (!source_is_matrix(x) || q == MODEL_QUANT_F32) return KERN_FORMAT_F32;
-    return x->kind == SOURCE_KIND_PROJ && q == MODEL_QUANT_MXFP4 ? KERN_FORMAT_MXFP4
-                                                                 : KERN_FORMAT_BF16;
+    if (x->kind != SOURCE_KIND_PROJ || !model_quant_rounds(q)) return KERN_FORMAT_BF16;
+    return q == MODEL_QUANT_MXFP4 ? KERN_FORMAT_MXFP4 : KERN_FORMAT_NVFP4;
 }
 
 void packed_plan_init(struct packed_plan *p, const struct model_conf *c, enum model_quant q,
                       enum model_rounding r) {
     *p = (struct packed_plan){ .conf = *c, .quant = q, .rounding = MODEL_ROUNDING_OCP };
-    if (q == MODEL_QUANT_MXFP4) p->rounding = r;
+    if (model_quant_rounds(q)) p->rounding = r;
     p->items = source_items(c, &p->item);
     p->entry = mem_alloc((size_t)p->items * sizeof *p->entry);
     p->header_bytes = round_up(sizeof(struct packed_header) + (size_t)p->items * sizeof *p->entry,
@@ -41,7 +43,9 @@ void packed_plan_init(struct packed_plan *p, const struct model_conf *c, enum mo
         enum kern_format f = format_of(x, q);
         size_t bytes = source_is_matrix(x) ? kern_weight_bytes(f, x->rows, x->cols)
                                            : (size_t)x->cols * sizeof(float);
-        p->entry[i] = (struct packed_entry){ .offset = at, .bytes = bytes, .format = (uint32_t)f };
+        p->entry[i] = (struct packed_entry){
+            .offset = at, .bytes = bytes, .format = (uint32_t)f, .scale = 1
+        };
         at = round_up(at + bytes, PACKED_ALIGN);
     }
     p->file_bytes = at;
@@ -60,6 +64,7 @@ struct job {
     const struct source *s;
     int item, rows_chunk;
     uint8_t *to;
+    float *amax;                                             /* [chunks], of run_amax */
     struct quant_stats *stats;                               /* [chunks] or NULL */
     struct err *err;                                         /* [chunks]; text "" = fine */
 };
@@ -83,48 +88,85 @@ static int chunk_floats(const struct job *j, int row, int n, float *values, stru
     return 0;
 }
 
+/* Codes and, after them, scales of n rows in a 4-bit format. */
+static int chunk_codes(const struct job *j, int row, int n, float *values, uint8_t *codes,
+                       struct quant_stats *stats, struct err *e) {
+    const struct packed_entry *x = &j->p->entry[j->item];
+    const enum model_rounding r = j->p->rounding;
+    const int cols = j->p->item[j->item].cols;
+    uint8_t *scales = codes + (size_t)n * (size_t)cols;
+    if (x->format == KERN_FORMAT_MXFP4 && source_is_mxfp4(j->s, j->item))
+        return source_rows_mxfp4(j->s, j->item, row, n, codes, scales, e);
+    if (chunk_floats(j, row, n, values, e) < 0) return -1;
+    if (x->format == KERN_FORMAT_MXFP4)
+        return quant_mxfp4(values, n, cols, r, codes, scales, stats, e);
+    return quant_nvfp4(values, n, cols, r, x->scale, codes, scales, stats, e);
+}
+
 static int chunk(const struct job *j, int row, int n, uint8_t *to, struct quant_stats *stats,
                  struct err *e) {
     const struct source_item *x = &j->p->item[j->item];
     enum kern_format f = (enum kern_format)j->p->entry[j->item].format;
-    size_t count = (size_t)n * (size_t)x->cols,
-           blocks = (size_t)n * (size_t)((x->cols + QUANT_BLOCK - 1) / QUANT_BLOCK);
+    const size_t count = (size_t)n * (size_t)x->cols;
     float *values = mem_alloc(count * sizeof *values);
-    uint8_t *codes = f == KERN_FORMAT_MXFP4 ? mem_alloc(count + blocks) : NULL;
-    int rc = 0;
-    if (f != KERN_FORMAT_MXFP4) {
+    int rc;
+    if (f == KERN_FORMAT_MXFP4 || f == KERN_FORMAT_NVFP4) {
+        const int block = f == KERN_FORMAT_MXFP4 ? QUANT_BLOCK : QUANT_BLOCK_NVFP4;
+        uint8_t *codes = mem_alloc(count + (size_t)n * (size_t)((x->cols + block - 1) / block));
+        rc = chunk_codes(j, row, n, values, codes, stats, e);
+        if (rc == 0) pack_codes(to, f, codes, codes + count, n, x->cols);
+        free(codes);
+    } else {
         rc = chunk_floats(j, row, n, values, e);
         if (rc == 0 && source_is_matrix(x)) pack_f32(to, f, values, n, x->cols);
         else if (rc == 0) memcpy(to, values, count * sizeof *values);
-    } else {
-        if (source_is_mxfp4(j->s, j->item))
-            rc = source_rows_mxfp4(j->s, j->item, row, n, codes, codes + count, e);
-        else {
-            rc = chunk_floats(j, row, n, values, e);
-            if (rc == 0)
-                rc = quant_mxfp4(values, n, x->cols, j->p->rounding, codes, codes + count, stats,
-                                 e);
-        }
-        if (rc == 0) pack_codes(to, f, codes, codes + count, n, x->cols);
     }
-    free(codes);
     free(values);
     return rc;
 }
 
+static int chunk_rows(const struct job *j, int part, int *row) {
+    const int left = j->p->item[j->item].rows - (*row = part * j->rows_chunk);
+    return left < j->rows_chunk ? left : j->rows_chunk;
+}
+
 static void run_chunk(void *arg, int part, int parts) {
     const struct job *j = arg;
-    const struct source_item *x = &j->p->item[j->item];
-    (void)parts;
-    int row = part * j->rows_chunk,
-        n = x->rows - row < j->rows_chunk ? x->rows - row : j->rows_chunk;
+    int row, n = chunk_rows(j, part, &row);
     enum kern_format f = (enum kern_format)j->p->entry[j->item].format;
+    (void)parts;
     /* rows_chunk is a multiple of a panel */
-    size_t at = row ? kern_weight_bytes(f, row, x->cols) : 0;
+    size_t at = row ? kern_weight_bytes(f, row, j->p->item[j->item].cols) : 0;
     chunk(j, row, n, j->to + at, j->stats ? &j->stats[part] : NULL, &j->err[part]);
 }
 
-int packed_tensor(const struct packed_plan *p, const struct source *s, int item, void *to,
+static void run_amax(void *arg, int part, int parts) {
+    const struct job *j = arg;
+    int row, n = chunk_rows(j, part, &row);
+    const size_t count = (size_t)n * (size_t)j->p->item[j->item].cols;
+    float *values = mem_alloc(count * sizeof *values), amax = 0;
+    (void)parts;
+    if (chunk_floats(j, row, n, values, &j->err[part]) == 0)
+        for (size_t i = 0; i < count; i++) amax = fabsf(values[i]) > amax ? fabsf(values[i]) : amax;
+    j->amax[part] = amax;
+    free(values);
+}
+
+/* -1 with the error of the first chunk that has one. */
+static int run_chunks(struct job *j, int chunks, void (*fn)(void *, int, int), struct pool *pool,
+                      struct err *e) {
+    if (pool && chunks > 1) pool_run(pool, chunks, fn, j);
+    else
+        for (int i = 0; i < chunks; i++) fn(j, i, chunks);
+    for (int i = 0; i < chunks; i++)
+        if (j->err[i].text[0]) {
+            if (e) *e = j->err[i];
+            return -1;
+        }
+    return 0;
+}
+
+int packed_tensor(struct packed_plan *p, const struct source *s, int item, void *to,
                   struct quant_stats *stats, struct pool *pool, struct err *e) {
     const struct source_item *x = &p->item[item];
     struct job j = { .p = p, .s = s, .item = item, .to = to };
@@ -133,16 +175,16 @@ int packed_tensor(const struct packed_plan *p, const struct source *s, int item,
     int chunks = (x->rows + j.rows_chunk - 1) / j.rows_chunk, rc = 0;
     j.err = mem_alloc((size_t)chunks * sizeof *j.err);
     j.stats = stats ? mem_alloc((size_t)chunks * sizeof *j.stats) : NULL;
-    if (pool && chunks > 1) pool_run(pool, chunks, run_chunk, &j);
-    else
-        for (int i = 0; i < chunks; i++) run_chunk(&j, i, chunks);
-    for (int i = 0; i < chunks; i++) {
-        if (stats) quant_stats_add(stats, &j.stats[i]);
-        if (rc == 0 && j.err[i].text[0]) {
-            rc = -1;
-            if (e) *e = j.err[i];
-        }
+    j.amax = mem_alloc((size_t)chunks * sizeof *j.amax);
+    if (p->entry[item].format == KERN_FORMAT_NVFP4) {
+        float amax = 0;
+        rc = run_chunks(&j, chunks, run_amax, pool, e);
+        for (int i = 0; i < chunks; i++) amax = j.amax[i] > amax ? j.amax[i] : amax;
+        p->entry[item].scale = quant_nvfp4_tensor_scale(amax, p->rounding);
     }
+    if (rc == 0) rc = run_chunks(&j, chunks, run_chunk, pool, e);
+    for (int i = 0; stats && i < chunks; i++) quant_stats_add(stats, &j.stats[i]);
+    free(j.amax);
     free(j.stats);
     free(j.err);
     return rc;
@@ -197,8 +239,7 @@ int packed_fill(struct packed_plan *p, const struct source *s, const char *sha25
 void packed_path(char out[FS_PATH_MAX], const char *dir, const char *sha256, enum model_quant q,
                  enum model_rounding r) {
     char name[SHA256_HEX + 16];
-    snprintf(name, sizeof name, "%s-%s%s", sha256, model_quant_name(q),
-             q == MODEL_QUANT_MXFP4 && r == MODEL_ROUNDING_SEED ? "-seed" : "");
+    snprintf(name, sizeof name, "%s-%s", sha256, model_quant_label(q, r));
     fs_join(out, FS_PATH_MAX, dir, name);
 }
 
@@ -246,7 +287,7 @@ int packed_make(struct packed_plan *p, const struct source *s, const char *sha25
 
 /* --- checking it --- */
 
-int packed_check(const struct packed_plan *p, const char *sha256, const struct fs_map *m,
+int packed_check(struct packed_plan *p, const char *sha256, const struct fs_map *m,
                  bool data_too, struct err *e) {
     struct packed_header h, want;
     size_t table = (size_t)p->items * sizeof *p->entry;
@@ -270,10 +311,11 @@ int packed_check(const struct packed_plan *p, const char *sha256, const struct f
         struct packed_entry x;
         memcpy(&x, m->data + sizeof h + (size_t)i * sizeof x, sizeof x);
         if (x.offset != p->entry[i].offset || x.bytes != p->entry[i].bytes ||
-            x.format != p->entry[i].format)
+            x.format != p->entry[i].format || !(x.scale > 0) || x.scale > FLT_MAX)
             return err_code(e, EXIT_ENV, "its table does not fit the shape");
         if (data_too && x.crc != crc32c(0, m->data + x.offset, x.bytes))
             return err_code(e, EXIT_ENV, "tensor %d of %d is damaged (checksum)", i, p->items);
+        p->entry[i].scale = x.scale;
     }
     return 0;
 }

@@ -10,7 +10,7 @@
 #include "lib/model/quant.h"
 #include "lib/model/source.h"
 
-enum { PACKED_VERSION = 1, PACKED_ALIGN = 64, PACKED_HEADER_ALIGN = 4096 };
+enum { PACKED_VERSION = 2, PACKED_ALIGN = 64, PACKED_HEADER_ALIGN = 4096 };
 
 struct packed_header {
     char magic[8];                                   /* "QERLPACK" */
@@ -23,9 +23,13 @@ struct packed_header {
     uint32_t entries_crc, crc;
 };
 _Static_assert(sizeof(struct packed_header) == 160, "the packed header is 160 bytes on disk");
-/* enum kern_format; of the bytes */
-struct packed_entry { uint64_t offset, bytes; uint32_t format, crc; };
-_Static_assert(sizeof(struct packed_entry) == 24, "a packed entry is 24 bytes on disk");
+struct packed_entry {
+    uint64_t offset, bytes;
+    uint32_t format, crc;                            /* enum kern_format; of the bytes */
+    float scale;                                     /* NVFP4's tensor scale; 1 otherwise */
+    uint32_t zero;
+};
+_Static_assert(sizeof(struct packed_entry) == 32, "a packed entry is 32 bytes on disk");
 
 /* where everything goes; a pure function of shape, quant, rounding */
 struct packed_plan {
@@ -41,10 +45,10 @@ void packed_plan_init(struct packed_plan *p, const struct model_conf *c, enum mo
                       enum model_rounding r);
 void packed_plan_release(struct packed_plan *p);
 
-/* Reads the source and packs one tensor to `to` (entry[item].bytes long). stats is added to where
- * the format is MXFP4 and the source is not already; or NULL. pool may be NULL. The bits do not
- * depend on the number of threads. */
-int packed_tensor(const struct packed_plan *p, const struct source *s, int item, void *to,
+/* Reads the source and packs one tensor to `to` (entry[item].bytes long); its tensor scale goes
+ * into the plan's entry. stats is added to where values are quantised (an MXFP4 source is kept as
+ * it is); or NULL. pool may be NULL. The bits do not depend on the number of threads. */
+int packed_tensor(struct packed_plan *p, const struct source *s, int item, void *to,
                   struct quant_stats *stats, struct pool *pool, struct err *e);
 /* Packs all tensors into memory of file_bytes bytes, the header last. `each` (or NULL) sees the
  * loss of each tensor. */
@@ -56,9 +60,10 @@ int packed_fill(struct packed_plan *p, const struct source *s, const char *sha25
  * rename. */
 int packed_make(struct packed_plan *p, const struct source *s, const char *sha256, const char *path,
                 struct pool *pool, packed_each *each, void *ud, struct err *e);
-/* -1 with the reason when the mapping is not a whole packed file of this plan and source.
- * `data_too`: the tensors' own checksums are compared as well (reads everything). */
-int packed_check(const struct packed_plan *p, const char *sha256, const struct fs_map *m,
+/* -1 with the reason when the mapping is not a whole packed file of this plan and source; 0 leaves
+ * its tensor scales in the plan. `data_too`: the tensors' own checksums are compared as well (reads
+ * everything). */
+int packed_check(struct packed_plan *p, const char *sha256, const struct fs_map *m,
                  bool data_too, struct err *e);
 /* "DIR/SHA-quant[-seed]" */
 void packed_path(char out[FS_PATH_MAX], const char *dir, const char *sha256, enum model_quant q,

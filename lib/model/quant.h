@@ -1,16 +1,23 @@
-/* quant.h - f32 to MXFP4 and back: codes (one nibble a byte) and E8M0 scales, and how much was
- * lost.
+/* quant.h - f32 to MXFP4 or NVFP4 and back: codes (one nibble a byte) and a scale a block, and how
+ * much was lost.
  *
- * Two roundings. OCP (MX specification 1.0, 6.3): scale 2^(floor(log2 amax) - 2), nearest with ties
- * to even, saturate at 6; blocks are 32 along a row and end with it. SEED: the earlier system's,
- * kept for comparison: 1e-7 inside its logarithms, ties away from zero, blocks are 32 consecutive
- * elements of the flattened tensor.
+ * MXFP4: an E8M0 scale for 32 values along a row. OCP (MX specification 1.0, 6.3): scale
+ * 2^(floor(log2 amax) - 2), nearest with ties to even, saturate at 6; blocks end with the row.
+ * SEED: the earlier system's, kept for comparison: 1e-7 inside its logarithms, ties away from zero,
+ * blocks are 32 consecutive elements of the flattened tensor.
+ *
+ * NVFP4: an E4M3 scale for 16 values along a row, blocks end with the row, and one f32 scale for
+ * the tensor. OCP: tensor scale t = amax / (448 * 6), scale = E4M3 nearest to block's amax / (6 t),
+ * codes nearest to x / (scale t), all ties to even, saturating. A block too small for any scale
+ * becomes zeros. SEED: t = 1; scale = amax / 6 to three mantissa bits without carry and not below
+ * 2^-6, ties between codes go to the smaller. The earlier system cut weights along outputs; blocks
+ * here lie along inputs, as hardware has them.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_QUANT_H
 #define QERL_QUANT_H
 #include "lib/model/model.h"
 
-enum { QUANT_BLOCK = 32 };
+enum { QUANT_BLOCK = 32, QUANT_BLOCK_NVFP4 = 16 };
 
 /* What rounding did to the elements; sums, so that tensors can be added up. */
 struct quant_stats {
@@ -31,6 +38,14 @@ double quant_saturated(const struct quant_stats *s);
 int quant_mxfp4(const float *values, int out, int in, enum model_rounding r, uint8_t *codes,
                 uint8_t *scales, struct quant_stats *stats, struct err *e);
 void quant_mxfp4_back(const uint8_t *codes, const uint8_t *scales, int out, int in, float *values);
+/* The tensor's scale, from its largest magnitude. */
+float quant_nvfp4_tensor_scale(float amax, enum model_rounding r);
+/* As quant_mxfp4, scales uint8 [out, ceil(in/16)]. -1 when a value is not finite, or under SEED
+ * when a block needs a scale above 448. */
+int quant_nvfp4(const float *values, int out, int in, enum model_rounding r, float tensor_scale,
+                uint8_t *codes, uint8_t *scales, struct quant_stats *stats, struct err *e);
+void quant_nvfp4_back(const uint8_t *codes, const uint8_t *scales, float tensor_scale, int out,
+                      int in, float *values);
 /* Index of the first value that is not finite, or -1. */
 int64_t quant_not_finite(const float *values, int64_t n);
 #endif

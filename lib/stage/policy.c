@@ -34,9 +34,8 @@ int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *
 }
 
 const char *policy_quant_label(const struct shared *c) {
-    if (c->quant.weights != MODEL_QUANT_MXFP4)
-        return model_quant_name((enum model_quant)c->quant.weights);
-    return c->quant.parity == MODEL_ROUNDING_SEED ? "mxfp4-seed" : "mxfp4";
+    return model_quant_label((enum model_quant)c->quant.weights,
+                             (enum model_rounding)c->quant.parity);
 }
 
 void policy_treatment(char out[17], const struct shared *c, const char *model_sha256) {

@@ -25,7 +25,7 @@ int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *
 /* 16 hex digits over base model, formats, adapter shape and noise settings: what a record must
  * agree on. */
 void policy_treatment(char out[17], const struct shared *c, const char *model_sha256);
-/* "mxfp4", "mxfp4-seed", "bf16": how scores are labelled. */
+/* "mxfp4", "mxfp4-seed", "nvfp4", "bf16", ...: how scores are labelled. */
 const char *policy_quant_label(const struct shared *c);
 /* Renders a question with the model's own chat template and encodes it. EXIT_ENV on an unknown
  * template. */

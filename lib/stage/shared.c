@@ -33,7 +33,7 @@ const struct stage_key shared_model_keys[] = {
     { 0 },
 };
 const struct stage_key shared_quant_keys[] = {
-    { "quant.weights", KEY_CHOICE, AT(quant.weights), "mxfp4", 0, 0, "bf16|mxfp4|f32",
+    { "quant.weights", KEY_CHOICE, AT(quant.weights), "mxfp4", 0, 0, "bf16|mxfp4|nvfp4|f32",
       "base weights of the seven projections; head and embeddings stay bf16 (f32: reference "
       "kernels only)" },
     { "quant.parity", KEY_CHOICE, AT(quant.parity), "ocp", 0, 0, "ocp|seed",

@@ -17,7 +17,7 @@ struct shared {
         int64_t threads;
     } run;
     struct { char *path, *packed_dir, *chat; } model;
-    /* enum model_quant (bf16 | mxfp4 | f32), enum model_rounding */
+    /* enum model_quant (bf16 | mxfp4 | nvfp4 | f32), enum model_rounding */
     struct { int weights, parity; } quant;
     struct { int64_t rank; double alpha; char *targets; } lora;
     struct { double sigma_start, sigma_end; int64_t stages; } aqn;

@@ -3,6 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/model.h"
 
+#include <math.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -25,7 +26,8 @@ static struct model *open_model(const char *path, enum model_quant q, enum model
 
 static void expect_same_weight(const struct kern_weight *a, const struct kern_weight *b,
                                const char *what) {
-    cr_assert(a->format == b->format && a->out == b->out && a->in == b->in, "%s", what);
+    cr_assert(a->format == b->format && a->out == b->out && a->in == b->in && a->scale == b->scale,
+              "%s", what);
     cr_expect(memcmp(a->data.p, b->data.p, kern_weight_bytes(a->format, a->out, a->in)) == 0,
               "%s differs", what);
 }
@@ -70,15 +72,17 @@ Test(model_open, gguf_is_hf,
 }
 
 Test(model_open, values,
-     .description = "records hold the file's values, row by row, and MXFP4 their rounding") {
+     .description = "records hold the file's values, row by row, the 4-bit formats their rounding") {
     struct st_file f;
     struct err e = { 0 };
     cr_assert(st_open(&f, VECTORS "llama/model.safetensors", &e) == 0, "%s", e.text);
     struct model *b16 = open_model(VECTORS "llama", MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, NULL);
     struct model *f32 = open_model(VECTORS "llama", MODEL_QUANT_F32, MODEL_ROUNDING_OCP, NULL);
-    for (int r = 0; r < 2; r++) {
-        struct model *m4 = open_model(VECTORS "llama", MODEL_QUANT_MXFP4, (enum model_rounding)r,
-                                      NULL);
+    for (int i4 = 0; i4 < 4; i4++) {
+        const enum model_rounding r = (enum model_rounding)(i4 % 2);
+        const bool nv = i4 >= 2;
+        struct model *m4 = open_model(VECTORS "llama", nv ? MODEL_QUANT_NVFP4 : MODEL_QUANT_MXFP4,
+                                      r, NULL);
         for (int p = 0; p < PROJ_COUNT; p++) {
             char name[96];
             snprintf(name, sizeof name, "model.layers.1.%s.%s.weight",
@@ -88,19 +92,26 @@ Test(model_open, values,
                   *y = mem_alloc((size_t)t->elements * sizeof *x);
             int out = (int)t->shape[0], in = (int)t->shape[1];
             uint8_t *codes = mem_alloc((size_t)t->elements),
-                    *scales = mem_alloc((size_t)t->elements / 32);
+                    *scales = mem_alloc((size_t)t->elements / 16);
             cr_assert(st_to_f32(t, x, &e) == 0);
-            cr_assert(quant_mxfp4(x, out, in, (enum model_rounding)r, codes, scales, NULL, &e) ==
-                      0);
-            quant_mxfp4_back(codes, scales, out, in, y);
+            if (nv) {
+                float amax = 0;
+                for (int i = 0; i < out * in; i++) amax = fmaxf(amax, fabsf(x[i]));
+                const float scale = quant_nvfp4_tensor_scale(amax, r);
+                cr_assert(quant_nvfp4(x, out, in, r, scale, codes, scales, NULL, &e) == 0);
+                quant_nvfp4_back(codes, scales, scale, out, in, y);
+            } else {
+                cr_assert(quant_mxfp4(x, out, in, r, codes, scales, NULL, &e) == 0);
+                quant_mxfp4_back(codes, scales, out, in, y);
+            }
             for (int i = 0; i < out * in; i++) {
                 const struct kern_weight *w = &b16->layer[1].w[p];
                 cr_expect_eq(pack_get(w->data.p, w->format, out, in, i / in, i % in), x[i]);
                 w = &f32->layer[1].w[p];
                 cr_expect_eq(pack_get(w->data.p, w->format, out, in, i / in, i % in), x[i]);
                 w = &m4->layer[1].w[p];
-                cr_expect_eq(pack_get(w->data.p, w->format, out, in, i / in, i % in), y[i], "%s %d",
-                             name, i);
+                cr_expect_eq(pack_get(w->data.p, w->format, out, in, i / in, i % in) * w->scale,
+                             y[i], "%s %d", name, i);
             }
             free(x), free(y), free(codes), free(scales);
         }
@@ -135,20 +146,18 @@ static void damage(const char *path, long at, size_t cut) {
     str_release(&all);
 }
 
-Test(model_open, packed,
-     .description =
-         "a packed file is made once, shared, and made again when header, table or size is wrong") {
+static void packed_and_shared(enum model_quant q) {
     char dir[64], path[FS_PATH_MAX];
     struct err e = { 0 };
     test_dir(dir);
-    struct model *memory = open_model(VECTORS "qwen2", MODEL_QUANT_MXFP4, MODEL_ROUNDING_OCP, NULL);
-    struct model *m = open_model(VECTORS "qwen2", MODEL_QUANT_MXFP4, MODEL_ROUNDING_OCP, dir);
+    struct model *memory = open_model(VECTORS "qwen2", q, MODEL_ROUNDING_OCP, NULL);
+    struct model *m = open_model(VECTORS "qwen2", q, MODEL_ROUNDING_OCP, dir);
     packed_name(path, dir, m);
     expect_same(memory, m);
     cr_expect_str_eq(m->sha256, memory->sha256);
     ino_t first = inode(path);
     model_close(&m);
-    m = open_model(VECTORS "qwen2", MODEL_QUANT_MXFP4, MODEL_ROUNDING_OCP, dir);
+    m = open_model(VECTORS "qwen2", q, MODEL_ROUNDING_OCP, dir);
     cr_expect_eq(inode(path), first, "made again without need");
     model_close(&m);
     static const struct {
@@ -158,17 +167,25 @@ Test(model_open, packed,
     for (size_t i = 0; i < COUNT_OF(wrong); i++) {
         damage(path, wrong[i].at, wrong[i].cut);
         ino_t before = inode(path);
-        m = open_model(VECTORS "qwen2", MODEL_QUANT_MXFP4, MODEL_ROUNDING_OCP, dir);
+        m = open_model(VECTORS "qwen2", q, MODEL_ROUNDING_OCP, dir);
         cr_expect_neq(inode(path), before, "case %zu was not noticed", i);
         expect_same(memory, m);
         model_close(&m);
     }
-    struct model *seed = open_model(VECTORS "qwen2", MODEL_QUANT_MXFP4, MODEL_ROUNDING_SEED, dir);
+    struct model *seed = open_model(VECTORS "qwen2", q, MODEL_ROUNDING_SEED, dir);
     packed_name(path, dir, seed);
-    cr_expect(str_ends(path, "-mxfp4-seed") && fs_exists(path));
+    cr_expect(str_ends(path, q == MODEL_QUANT_MXFP4 ? "-mxfp4-seed" : "-nvfp4-seed") &&
+              fs_exists(path));
     model_close(&seed);
     model_close(&memory);
     cr_assert(fs_remove_tree(dir, &e) == 0);
+}
+
+Test(model_open, packed,
+     .description =
+         "a packed file is made once, shared, and made again when header, table or size is wrong") {
+    packed_and_shared(MODEL_QUANT_MXFP4);
+    packed_and_shared(MODEL_QUANT_NVFP4);
 }
 
 Test(model_open, race,

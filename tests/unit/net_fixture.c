@@ -8,6 +8,7 @@
 #include "kernels/pack.h"
 #include "lib/base/rng.h"
 #include "lib/base/str.h"
+#include "lib/model/quant.h"
 
 static kptr vector(struct fix *f, fix_value *value, const char *name, int layer, enum proj p,
                    int n) {
@@ -20,28 +21,17 @@ static kptr vector(struct fix *f, fix_value *value, const char *name, int layer,
     return k;
 }
 
-/* A plain MXFP4: scale by the block's largest magnitude, nearest code. Good enough to test with. */
-static void mxfp4(void *records, const float *v, int out, int in) {
-    const int blocks = (in + 31) / 32;
-    uint8_t *codes = mem_alloc((size_t)out * (size_t)in),
-            *scales = mem_alloc((size_t)out * (size_t)blocks);
-    for (int o = 0; o < out; o++)
-        for (int b = 0; b < blocks; b++) {
-            float most = 1e-9f;
-            const int end = b * 32 + 32 < in ? b * 32 + 32 : in;
-            for (int i = b * 32; i < end; i++) most = fmaxf(most, fabsf(v[o * in + i]));
-            const int power = (int)floor(log2((double)most)) - 2;
-            scales[o * blocks + b] = (uint8_t)(power + 127);
-            for (int i = b * 32; i < end; i++) {
-                int best = 0;
-                for (int c = 1; c < 16; c++)
-                    if (fabsf(ldexpf(pack_e2m1[c], power) - v[o * in + i]) <
-                        fabsf(ldexpf(pack_e2m1[best], power) - v[o * in + i]))
-                        best = c;
-                codes[o * in + i] = (uint8_t)best;
-            }
-        }
-    pack_codes(records, KERN_FORMAT_MXFP4, codes, scales, out, in);
+static void codes4(struct kern_weight *w, void *records, const float *v) {
+    const int out = w->out, in = w->in;
+    struct err e = { 0 };
+    uint8_t *codes = mem_alloc((size_t)out * (size_t)in), *scales = mem_alloc((size_t)out * (size_t)in);
+    float amax = 0;
+    for (int i = 0; i < out * in; i++) amax = fmaxf(amax, fabsf(v[i]));
+    if (w->format == KERN_FORMAT_NVFP4) {
+        w->scale = quant_nvfp4_tensor_scale(amax, MODEL_ROUNDING_OCP);
+        cr_assert_eq(quant_nvfp4(v, out, in, MODEL_ROUNDING_OCP, w->scale, codes, scales, NULL, &e), 0);
+    } else cr_assert_eq(quant_mxfp4(v, out, in, MODEL_ROUNDING_OCP, codes, scales, NULL, &e), 0);
+    pack_codes(records, w->format, codes, scales, out, in);
     free(codes);
     free(scales);
 }
@@ -53,7 +43,7 @@ static struct kern_weight matrix(struct fix *f, fix_value *value, const char *na
     float *host = mem_alloc(n * sizeof *host);
     void *records = mem_alloc(bytes);
     for (size_t i = 0; i < n; i++) host[i] = value(name, layer, p, i);
-    if (format == KERN_FORMAT_MXFP4) mxfp4(records, host, out, in);
+    if (format == KERN_FORMAT_MXFP4 || format == KERN_FORMAT_NVFP4) codes4(&w, records, host);
     else pack_f32(records, format, host, out, in);
     cr_assert_eq(f->kern.alloc(&f->kern, &w.data, bytes, NULL), 0);
     f->kern.upload(&f->kern, w.data, records, bytes);
@@ -69,7 +59,9 @@ void fix_open(struct fix *f, const char *path, int threads, const struct model_c
     f->pool = pool_create(threads);
     cr_assert_eq(kern_open(&f->kern, path, f->pool, &e), 0, "%s", e.text);
     const enum kern_format flat = q == MODEL_QUANT_F32 ? KERN_FORMAT_F32 : KERN_FORMAT_BF16;
-    const enum kern_format format = q == MODEL_QUANT_MXFP4 ? KERN_FORMAT_MXFP4 : flat;
+    const enum kern_format format = q == MODEL_QUANT_MXFP4   ? KERN_FORMAT_MXFP4
+                                    : q == MODEL_QUANT_NVFP4 ? KERN_FORMAT_NVFP4
+                                                             : flat;
     struct model *m = &f->model;
     *m = (struct model){ .conf = *c, .quant = q, .kern = &f->kern };
     m->layer = mem_alloc((size_t)c->layers * sizeof *m->layer);

@@ -12,7 +12,7 @@ struct fix {
 /* Value of element i of a tensor (row-major). name: "embed", "head", "norm_final", "norm_in",
  * "norm_post", "q_proj", ..., "bias" (proj then says which). */
 typedef float fix_value(const char *name, int layer, enum proj p, size_t i);
-/* Aborts the test on failure. quant MXFP4 rounds the projections to codes of a plain scheme. */
+/* Aborts the test on failure. */
 void fix_open(struct fix *f, const char *path, int threads, const struct model_conf *c,
               enum model_quant q, fix_value *value);
 void fix_close(struct fix *f);

@@ -60,7 +60,7 @@ int args_parse(int argc, char **argv, const char *help, const struct arg *arg, s
 int args_quant(const char *command, const char *quant, const char *rounding, enum model_quant *q,
                enum model_rounding *r) {
     int found = model_quant_parse(quant);
-    if (found < 0) return wrong(command, quant, "--quant is bf16, mxfp4 or f32, not");
+    if (found < 0) return wrong(command, quant, "--quant is bf16, mxfp4, nvfp4 or f32, not");
     *q = (enum model_quant)found;
     *r = strcmp(rounding, "seed") == 0 ? MODEL_ROUNDING_SEED : MODEL_ROUNDING_OCP;
     if (*r == MODEL_ROUNDING_OCP && strcmp(rounding, "ocp") != 0)

@@ -23,7 +23,7 @@ static const char HELP[] =
     "[...]}.\n"
     "\n"
     "  --adapter DIR       with this LoRA adapter (PEFT folder)\n"
-    "  --quant Q           bf16 (default), mxfp4, or f32 for comparisons in full precision\n"
+    "  --quant Q           bf16 (default), mxfp4, nvfp4, or f32 for comparisons in full precision\n"
     "  --kernels PATH      auto (default), ref, avx2, avx512\n"
     "  --top-k K           also the K most likely tokens at each place, as [id, log-prob]\n"
     "  --threads N         default: the cores this process may use\n"
@@ -77,7 +77,8 @@ static int parse_args(struct args *a, int argc, char **argv) {
         case PACKED: a->packed = optarg; break;
         case QUANT:
             if ((quant = model_quant_parse(optarg)) < 0) {
-                fprintf(stderr, "qerl-model logprobs: --quant '%s' is not bf16, mxfp4 or f32\n",
+                fprintf(stderr,
+                        "qerl-model logprobs: --quant '%s' is not bf16, mxfp4, nvfp4 or f32\n",
                         optarg);
                 return -1;
             }

@@ -11,8 +11,8 @@
 #include "tools/model/cmd.h"
 
 static const char HELP[] =
-    "usage: qerl-model pack MODEL [--quant mxfp4|bf16|f32] [--rounding ocp|seed] [--packed DIR]\n"
-    "                       [--tensors]\n\n"
+    "usage: qerl-model pack MODEL [--quant mxfp4|nvfp4|bf16|f32] [--rounding ocp|seed]\n"
+    "                       [--packed DIR] [--tensors]\n\n"
     "Makes DIR/SHA256-QUANT, the file that all stages map. Stages make it themselves when it is "
     "absent;\n"
     "this makes it ahead and reports the error: mean relative error |q-x|/(|x|+1e-10), signal to\n"
@@ -27,6 +27,7 @@ static const char HELP[] =
     "  --tensors     one line per quantised tensor\n\n"
     "examples:\n"
     "  qerl-model pack models/tiny\n"
+    "  qerl-model pack models/tiny --quant nvfp4\n"
     "  qerl-model pack models/tiny --rounding seed --tensors\n";
 
 struct worst { struct quant_stats s; char name[SOURCE_NAME_BYTES]; };

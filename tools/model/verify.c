@@ -6,8 +6,8 @@
 #include "tools/model/cmd.h"
 
 static const char HELP[] =
-    "usage: qerl-model verify MODEL [--quant mxfp4|bf16|f32] [--rounding ocp|seed] [--packed "
-    "DIR]\n\n"
+    "usage: qerl-model verify MODEL [--quant mxfp4|nvfp4|bf16|f32] [--rounding ocp|seed]\n"
+    "                         [--packed DIR]\n\n"
     "Reads every weight of the model and checks names, shapes, types and that all values are "
     "finite;\n"
     "where DIR holds the packed file, checks its header and checksums and that its bits equal a "
@@ -26,15 +26,22 @@ static int bad(const char *fmt, const char *a, const char *b) {
 }
 
 /* Packs tensor by tensor; all of them are visited, so that one run names everything wrong. */
-static int compare(const struct packed_plan *p, const struct source *s, const struct fs_map *m,
+static int compare(struct packed_plan *p, const struct source *s, const struct fs_map *m,
                    struct pool *pool, struct err *e) {
     size_t most = 0;
     int code = EXIT_DONE;
     for (int i = 0; i < p->items; i++) most = p->entry[i].bytes > most ? p->entry[i].bytes : most;
     uint8_t *fresh = mem_alloc(most);
     for (int i = 0; i < p->items; i++) {
-        if (packed_tensor(p, s, i, fresh, NULL, pool, e) < 0) code = bad("%s%s", e->text, "");
-        else if (m->data && memcmp(fresh, m->data + p->entry[i].offset, p->entry[i].bytes) != 0)
+        struct packed_entry *x = &p->entry[i], kept;
+        if (packed_tensor(p, s, i, fresh, NULL, pool, e) < 0) {
+            code = bad("%s%s", e->text, "");
+            continue;
+        }
+        if (!m->data) continue;
+        size_t at = sizeof(struct packed_header) + (size_t)i * sizeof kept;
+        memcpy(&kept, m->data + at, sizeof kept);
+        if (kept.scale != x->scale || memcmp(fresh, m->data + x->offset, x->bytes) != 0)
             code = bad("tensor '%s' of the packed file differs from the model%s", source_name(s, i),
                        "");
     }
