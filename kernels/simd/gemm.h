@@ -1,275 +1,288 @@
-/* gemm.h - linear, linear_t and outer: packed weights unpacked to f32 in L1, multiplied by tile.h.
+/* gemm.h - linear, linear_t and outer on the multiplier of mul.h, whichever it is.
  *
  * linear and linear_t are one driver: lanes are outputs and k the inputs, or lanes are inputs and k
- * the outputs (then the records are transposed while they are unpacked). A part owns rows x lanes
- * of the result; k is cut in blocks of TILE_K so that a block of weights stays in L1, and partial
- * sums go through memory, which keeps their bits.
+ * the outputs. A part owns rows x panels of one result and does all of its sum: the rows of x once
+ * into lhs blocks, the records of a few panels at a time into rhs blocks, the multiplier over both,
+ * then scale, bias, adapter and rounding. Several products share one entry into the threads.
+ * Does not know: how a block looks inside, nor what a multiplier's instructions are.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SIMD_GEMM_H
 #define QERL_SIMD_GEMM_H
-#include "kernels/simd/tile.h"
+#include "kernels/simd/mul.h"
 
 enum {
     GEMM_ROWS = 192,                   /* rows of a part: reuse of unpacked weights */
-    GEMM_ACC_BYTES = 256 * 1024,       /* partial sums of a part: a share of L2 */
-    GEMM_X_BYTES = 384 * 1024,         /* rows of x as f32 in a part: another share */
-    GEMM_GROUP = 4,                    /* panels unpacked together */
+    GEMM_LHS_BYTES = 384 * 1024,       /* lhs blocks of a part: a share of L2 */
+    GEMM_ACC_BYTES = 384 * 1024,       /* sums of a part: another share */
+    GEMM_PANELS = 6,                   /* unpacked together; even: a record transposed is two */
+    GEMM_BLOCKS = 16 / (int)sizeof(mul_t),           /* so many blocks of them: L1 */
     GEMM_AHEAD = 4,                    /* records fetched ahead: pages of 4 KiB stop the hardware */
+    GEMM_PARTS = 4,                    /* of a thread: whoever is late has the others take over */
+    GEMM_WAKE = 1 << 18,               /* products that are done sooner than a thread wakes */
 };
 
+/* rows x lanes of y, summed over k */
 struct gemm {
-    kptr x; enum kern_type x_type; size_t x_ld; bool round;
-    /* across: lanes are inputs, k is outputs */
-    const struct kern_weight *w; bool across;
-    const float *bias; float scale; bool accumulate;
+    struct mul_source x; const struct kern_weight *w; bool across;     /* across: linear_t */
+    float scale; const float *bias; bool accumulate;
+    struct mul_source u; const struct kern_weight *b;                  /* NULL: no adapter */
     kptr y; enum kern_type y_type; size_t y_ld;
     int rows, lanes, k;
     int part_rows, part_panels, row_parts;
 };
+struct gemms { struct gemm g[KERN_LINEARS_MAX]; int parts[KERN_LINEARS_MAX]; };
 
-/* One record to f32 [32][16]. */
-INLINE void record_unpack(float *to, const uint8_t *record, enum kern_format format) {
-    if (format == KERN_FORMAT_BF16) {
-        for (int k = 0; k < KERN_IN_BLOCK; k++)
-            v_store(to + k * 16, v_load_h((const uint16_t *)(const void *)record + k * 16));
-    } else if (format == KERN_FORMAT_F32) {
-        memcpy(to, record, 2048);
-    } else {
-        bool mx = format == KERN_FORMAT_MXFP4;
-        float scale[32];
-        for (int i = 0; i < (mx ? 0 : 32); i++) scale[i] = pack_e4m3(record[256 + i]);
-        vf s0 = mx ? v_e8m0(record + 256) : v_load(scale), s1 = mx ? s0 : v_load(scale + 16);
-        __typeof__(v_e2m1_table()) table = v_e2m1_table();
-        for (int k = 0; k < 16; k++) v_store(to + k * 16, v_mul(v_e2m1(record + k * 8, table), s0));
-        for (int k = 16; k < 32; k++)
-            v_store(to + k * 16, v_mul(v_e2m1(record + k * 8, table), s1));
-    }
+INLINE int blocks_of(int k) { return (k + MUL_K - 1) / MUL_K; }
+INLINE int at_most(int n, int most) { return n < most ? n : most; }
+INLINE int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+INLINE struct mul_source source_at(struct mul_source s, size_t row, size_t column) {
+    s.from = (const char *)s.from + (row * s.ld + column) * (s.type == KERN_F32 ? 4 : 2);
+    return s;
 }
 
-/* Panels [p, p + count) of lanes, k in [k0, k0 + n), as [panel][TILE_K][16] floats at `to`. */
-static void unpack(const struct gemm *g, float *to, int p, int count, int k0, int n) {
-    const struct kern_weight *w = g->w;
-    size_t bytes = kern_record_bytes(w->format),
-           per_panel = ((size_t)w->in + KERN_IN_BLOCK - 1) / KERN_IN_BLOCK;
+/* The work runs on this thread alone when it is over before another would have woken. */
+static void parts_run(struct kern *k, int parts, size_t work, void (*fn)(void *, int, int),
+                      void *arg) {
+    if (work >= GEMM_WAKE) cpu_run(k, parts, fn, arg);
+    else for (int i = 0; i < parts; i++) fn(arg, i, parts);
+}
+
+INLINE void record_fetch(const uint8_t *record, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64)
+        _mm_prefetch((const char *)record + i, _MM_HINT_T0);
+}
+
+/* Panels [p, p + count) of the weight, `blocks` blocks of k from block b, as [panel][block] at
+ * `to`. */
+static void weight_get(mul_t *to, const struct kern_weight *w, bool across, int p, int count, int b,
+                       int blocks) {
+    const size_t bytes = kern_record_bytes(w->format), per_panel = (size_t)blocks_of(w->in),
+                 panel = (size_t)blocks * MUL_RHS;
     const uint8_t *data = w->data.p;
-    if (!g->across) {
+    if (!across) {
         for (int c = 0; c < count; c++)
-            for (int k = 0; k < n; k += KERN_IN_BLOCK) {
-                const uint8_t *record = data + ((size_t)(p + c) * per_panel +
-                                                (size_t)((k0 + k) / KERN_IN_BLOCK)) *
-                                                   bytes;
-                for (size_t i = 0; i < bytes; i += 64)
-                    _mm_prefetch((const char *)record + GEMM_AHEAD * bytes + i, _MM_HINT_T0);
-                record_unpack(to + ((size_t)c * TILE_K + (size_t)k) * 16, record, w->format);
+            for (int i = 0; i < blocks; i++) {
+                const uint8_t *record = data +
+                                        ((size_t)(p + c) * per_panel + (size_t)(b + i)) * bytes;
+                record_fetch(record + GEMM_AHEAD * bytes, bytes);
+                rhs_record(to + (size_t)c * panel + (size_t)i * MUL_RHS, record, w->format);
             }
         return;
     }
-    float flat[512];
-    /* a record is two panels of inputs; p is even */
-    for (int c = 0; c < count; c += 2)
-        for (int k = 0; k < n; k += KERN_OUT_BLOCK) {
-            record_unpack(
-                flat,
-                data + ((size_t)((k0 + k) / KERN_OUT_BLOCK) * per_panel + (size_t)((p + c) / 2)) *
-                           bytes,
-                w->format);
-            for (int half = 0; half < 2; half++) {
-                if (c + half >= count) break;
-                float *out = to + ((size_t)(c + half) * TILE_K + (size_t)k) * 16;
-                const float *in = flat + half * 256;
-                v_transpose8(out, 16, in, 16);
-                v_transpose8(out + 8, 16, in + 128, 16);
-                v_transpose8(out + 128, 16, in + 8, 16);
-                v_transpose8(out + 136, 16, in + 136, 16);
-            }
+    const int last = (w->out - 1) / KERN_OUT_BLOCK;      /* p is even */
+    for (int i = 0; i < blocks; i++)
+        for (int c = 0; c < count; c += 2) {
+            const int out = 2 * (b + i);
+            const uint8_t *record = data +
+                                    ((size_t)out * per_panel + (size_t)((p + c) / 2)) * bytes;
+            const uint8_t *next = out < last ? record + per_panel * bytes : NULL;
+            mul_t *at = to + (size_t)c * panel + (size_t)i * MUL_RHS;
+            rhs_record_t(at, at + panel, record, next, w->format);
         }
 }
 
-/* x[r0 .. r0 + rows), k0 .. k0 + n as f32: blocks of TILE_K, in each rows of TILE_K. */
-static void rows_get(const struct gemm *g, float *to, int r0, int rows, int k0, int n) {
-    for (int r = 0; r < rows; r++)
-        for (int k = 0; k < n; k += 16) {
-            vf v = v_get_n(g->x.p, g->x_type, (size_t)(r0 + r) * g->x_ld + (size_t)(k0 + k),
-                           v_left(k, n));
-            v_store(to + ((size_t)(k / TILE_K) * (size_t)rows + (size_t)r) * TILE_K + k % TILE_K,
-                    g->round ? v_round(v) : v);
-        }
+/* acc += lhs blocks x the weight's panels, k blocks b .. b + blocks. */
+static void panels_sum(const mul_t *lhs, size_t lhs_block, mul_t *rhs, const struct kern_weight *w,
+                       bool across, float *acc, int rows, int p, int count, int b, int blocks) {
+    struct mul m = { .lhs_row = MUL_LHS, .lhs_block = lhs_block, .rhs = rhs, .rhs_block = MUL_RHS,
+                     .acc = acc, .acc_row = MUL_COLS, .acc_panel = (size_t)rows * MUL_COLS,
+                     .rows = rows, .panels = count };
+    for (int i = 0; i < blocks; i += GEMM_BLOCKS) {
+        m.blocks = at_most(blocks - i, GEMM_BLOCKS);
+        m.rhs_panel = (size_t)m.blocks * MUL_RHS;
+        m.lhs = lhs + (size_t)i * lhs_block;
+        weight_get(rhs, w, across, p, count, b + i, m.blocks);
+        mul_run(&m);
+    }
 }
 
-static void result_put(const struct gemm *g, const float *acc, int r0, int rows, int p0,
-                       int panels) {
-    vf scale = v_set(g->scale);
+/* The result's rows and panels, from the sums of the product and of the adapter (or NULL). */
+static void result_put(const struct gemm *g, const float *acc, const float *more, int r0, int rows,
+                       int p0, int panels) {
+    const vf scale = v_set(g->scale);
     for (int c = 0; c < panels; c++) {
-        int lane = (p0 + c) * 16, n = v_left(lane, g->lanes);
-        vf bias = g->bias ? v_load_n(g->bias + lane, n) : v_zero();
+        const int lane = (p0 + c) * 16, n = v_left(lane, g->lanes);
+        const vf bias = g->bias ? v_load_n(g->bias + lane, n) : v_zero();
         for (int r = 0; r < rows; r++) {
-            size_t at = (size_t)(r0 + r) * g->y_ld + (size_t)lane;
-            vf v = v_mul(v_load(acc + ((size_t)c * (size_t)rows + (size_t)r) * 16), scale);
+            const size_t at = (size_t)(r0 + r) * g->y_ld + (size_t)lane,
+                         sum = ((size_t)c * (size_t)rows + (size_t)r) * MUL_COLS;
+            vf v = v_mul(v_load(acc + sum), scale);
             if (g->bias) v = v_add(v, bias);
-            if (g->accumulate) v = v_add(v_load_n((const float *)g->y.p + at, n), v);
+            if (g->accumulate) v = v_add(v, v_load_n((const float *)g->y.p + at, n));
+            if (more) v = v_add(v, v_load(more + sum));
             v_put_n(g->y.p, g->y_type, at, v, n);
         }
     }
 }
 
-/* Where the f32 weights of `count` panels from p are, k in [k0, k0 + n): unpacked to `to`, or the
- * records themselves. */
-INLINE void weights_get(const struct gemm *g, struct tile *t, float *to, int p, int count, int k0,
-                        int n) {
-    t->n = n;
-    t->w_k = 16;
-    if (!g->across && g->w->format == KERN_FORMAT_F32) {
-        t->w_panel = ((size_t)g->w->in + KERN_IN_BLOCK - 1) / KERN_IN_BLOCK * 512;
-        t->w = (const float *)g->w->data.p + (size_t)p * t->w_panel + (size_t)k0 * 16;
+/* A part's memory; floats and elements are both whole cache lines. */
+struct gemm_part { float *acc, *more; mul_t *lhs, *rhs; size_t lhs_block; int span; };
+
+static struct gemm_part part_carve(const struct gemm *g, int rows, int panels) {
+    const size_t row = MUL_LHS * sizeof(mul_t), lhs_rows_n = (size_t)round_up(rows, MUL_ROWS);
+    const size_t acc = (size_t)rows * MUL_COLS * sizeof(float);
+    int blocks = blocks_of(g->k), extra = g->b ? blocks_of(g->b->in) : 0;
+    struct gemm_part t = { .lhs_block = lhs_rows_n * MUL_LHS };
+    t.span = at_most(blocks, (int)(GEMM_LHS_BYTES / (lhs_rows_n * row)) / GEMM_BLOCKS *
+                                 GEMM_BLOCKS);
+    const size_t lhs = (size_t)(t.span > extra ? t.span : extra) * lhs_rows_n * row;
+    const size_t sums = acc * (size_t)panels, more = extra ? acc * GEMM_PANELS : 0;
+    char *at = cpu_scratch(sums + more + lhs +
+                           GEMM_PANELS * GEMM_BLOCKS * MUL_RHS * sizeof(mul_t));
+    t.acc = (float *)(void *)at;
+    t.more = extra ? (float *)(void *)(at + sums) : NULL;
+    t.lhs = (mul_t *)(void *)(at + sums + more);
+    t.rhs = (mul_t *)(void *)(at + sums + more + lhs);
+    return t;
+}
+
+static void gemm_part(const struct gemm *g, int part) {
+    const int all = (g->lanes + 15) / 16, r0 = part % g->row_parts * g->part_rows,
+              p0 = part / g->row_parts * g->part_panels, rows = at_most(g->rows - r0, g->part_rows),
+              panels = at_most(all - p0, g->part_panels), blocks = blocks_of(g->k);
+    const struct gemm_part t = part_carve(g, rows, panels);
+    const size_t sum = (size_t)rows * MUL_COLS;
+    memset(t.acc, 0, (size_t)panels * sum * sizeof *t.acc);
+    for (int b = 0; b < blocks; b += t.span) {
+        const int n = at_most(blocks - b, t.span), k0 = b * MUL_K;
+        const struct mul_source x = source_at(g->x, (size_t)r0, (size_t)k0);
+        lhs_rows(t.lhs, MUL_LHS, t.lhs_block, &x, rows, at_most(g->k - k0, n * MUL_K));
+        for (int c = 0; c < panels; c += GEMM_PANELS)
+            panels_sum(t.lhs, t.lhs_block, t.rhs, g->w, g->across, t.acc + (size_t)c * sum, rows,
+                       p0 + c, at_most(panels - c, GEMM_PANELS), b, n);
+    }
+    if (!g->b) {
+        result_put(g, t.acc, NULL, r0, rows, p0, panels);
         return;
     }
-    t->w_panel = TILE_K * 16;
-    t->w = to;
-    unpack(g, to, p, count, k0, n);
-}
-
-static void gemm_part(void *arg, int part, int parts) {
-    (void)parts;
-    const struct gemm *g = arg;
-    int all = (g->lanes + 15) / 16, r0 = part % g->row_parts * g->part_rows,
-        p0 = part / g->row_parts * g->part_panels;
-    int rows = g->rows - r0 < g->part_rows ? g->rows - r0 : g->part_rows;
-    int panels = all - p0 < g->part_panels ? all - p0 : g->part_panels;
-    int blocks = (g->k + TILE_K - 1) / TILE_K,
-        fit = GEMM_X_BYTES / (rows * TILE_K * (int)sizeof(float));
-    /* of k, held as f32 at a time; fit >= 1 */
-    if (blocks > fit) blocks = fit;
-    size_t acc_size = (size_t)panels * (size_t)rows * 16, w_size = GEMM_GROUP * TILE_K * 16,
-           x_block = (size_t)rows * TILE_K;
-    float *acc = cpu_scratch((acc_size + w_size + x_block * (size_t)blocks) * sizeof *acc),
-          *w = acc + acc_size, *x = w + w_size;
-    memset(acc, 0, acc_size * sizeof *acc);
-    int group = rows <= TILE_THIN ? GEMM_GROUP : 2, span = blocks * TILE_K;
-    struct tile t = { .acc_row = 16, .acc_panel = (size_t)rows * 16 };
-    for (int k0 = 0; k0 < g->k; k0 += span) {
-        int k1 = g->k - k0 < span ? g->k : k0 + span;
-        rows_get(g, x, r0, rows, k0, k1 - k0);
-        for (int c = 0; c < panels; c += group) {
-            int count = panels - c < group ? panels - c : group;
-            t.acc = acc + (size_t)c * t.acc_panel;
-            t.x = x;
-            for (int k = k0; k < k1; k += TILE_K, t.x += x_block) {
-                weights_get(g, &t, w, p0 + c, count, k, k1 - k < TILE_K ? k1 - k : TILE_K);
-                tile_gemm(t, rows, count);
-            }
-        }
+    const struct mul_source u = source_at(g->u, (size_t)r0, 0);
+    lhs_rows(t.lhs, MUL_LHS, t.lhs_block, &u, rows, g->b->in);
+    for (int c = 0; c < panels; c += GEMM_PANELS) {
+        const int count = at_most(panels - c, GEMM_PANELS);
+        memset(t.more, 0, (size_t)count * sum * sizeof *t.more);
+        panels_sum(t.lhs, t.lhs_block, t.rhs, g->b, false, t.more, rows, p0 + c, count, 0,
+                   blocks_of(g->b->in));
+        result_put(g, t.acc + (size_t)c * sum, t.more, r0, rows, p0 + c, count);
     }
-    result_put(g, acc, r0, rows, p0, panels);
 }
-_Static_assert(GEMM_X_BYTES / ((GEMM_ROWS + 8) * TILE_K * 4) >= 1, "a block of x fits");
+_Static_assert(GEMM_LHS_BYTES / (GEMM_ROWS * MUL_LHS * sizeof(mul_t)) >= GEMM_BLOCKS,
+               "some blocks of x fit");
 
-static void gemm_run(struct kern *k, struct gemm *g) {
-    if (g->rows <= 0 || g->lanes <= 0) return;
-    int panels = (g->lanes + 15) / 16, threads = cpu_threads(k);
-    g->row_parts = (g->rows + GEMM_ROWS - 1) / GEMM_ROWS;
-    g->part_rows = (g->rows + g->row_parts - 1) / g->row_parts;
-    g->part_rows = (g->part_rows + TILE_R - 1) / TILE_R * TILE_R;
-    g->row_parts = (g->rows + g->part_rows - 1) / g->part_rows;
-    int most = GEMM_ACC_BYTES / (g->part_rows * 64), wanted = threads > 1 ? threads * 4 : 1;
-    if ((size_t)g->rows * (size_t)g->lanes * (size_t)g->k < 65536) wanted = 1;
-    int cuts = (wanted + g->row_parts - 1) / g->row_parts, each = (panels + cuts - 1) / cuts;
-    if (each > most) each = most;
-    each = (each + GEMM_GROUP - 1) / GEMM_GROUP * GEMM_GROUP;
-    g->part_panels = each;
-    cpu_run(k, g->row_parts * ((panels + each - 1) / each), gemm_part, g);
+static void gemms_part(void *arg, int part, int parts) {
+    (void)parts;
+    const struct gemms *all = arg;
+    int i = 0;
+    for (; part >= all->parts[i]; i++) part -= all->parts[i];
+    gemm_part(&all->g[i], part);
 }
 
-static void linear_one(struct kern *k, const struct kern_linear *a) {
-    struct gemm g = { .x = a->x,
-                      .x_type = a->x_type,
-                      .x_ld = (size_t)a->x_ld,
-                      .w = &a->w,
-                      .bias = a->bias.p,
-                      .scale = a->scale * a->w.scale,
-                      .accumulate = a->accumulate,
-                      .y = a->y,
-                      .y_type = a->y_type,
-                      .y_ld = (size_t)a->y_ld,
-                      .rows = a->rows,
-                      .lanes = a->w.out,
-                      .k = a->w.in };
-    gemm_run(k, &g);
+/* Cuts every product into parts of about the same work and runs them all. */
+static void gemms_run(struct kern *k, struct gemms *all, int n) {
+    size_t panels = 0, work = 0;
+    for (int i = 0; i < n; i++) {
+        struct gemm *g = &all->g[i];
+        g->row_parts = (g->rows + GEMM_ROWS - 1) / GEMM_ROWS;
+        if (!g->row_parts) continue;
+        g->part_rows = round_up((g->rows + g->row_parts - 1) / g->row_parts, 16);
+        g->row_parts = (g->rows + g->part_rows - 1) / g->part_rows;
+        panels += (size_t)((g->lanes + 15) / 16) * (size_t)g->row_parts;
+        work += (size_t)(g->rows + 8) * (size_t)g->lanes * (size_t)g->k;      /* 8: unpacking */
+    }
+    const int threads = cpu_threads(k);
+    const size_t wanted = threads > 1 && work >= GEMM_WAKE ? (size_t)threads * GEMM_PARTS : 1;
+    const int share = round_up((int)((panels + wanted - 1) / wanted), GEMM_PANELS);
+    int parts = 0;
+    for (int i = 0; i < n; i++) {
+        struct gemm *g = &all->g[i];
+        if (!g->row_parts) continue;
+        const int most = GEMM_ACC_BYTES / (g->part_rows * MUL_COLS * 4) / GEMM_PANELS * GEMM_PANELS;
+        g->part_panels = at_most(share, most);
+        all->parts[i] = g->row_parts *
+                        (((g->lanes + 15) / 16 + g->part_panels - 1) / g->part_panels);
+        parts += all->parts[i];
+    }
+    parts_run(k, parts, work, gemms_part, all);
+}
+
+/* Whether the bf16 multipliers take these operands. */
+INLINE bool linear_is_bf16(const struct kern_linear *a) {
+    return a->x_type == KERN_BF16 && a->w.format != KERN_FORMAT_F32 &&
+           (!a->b.out || a->b.format != KERN_FORMAT_F32);
 }
 
 static void simd_linear(struct kern *k, const struct kern_linear *a, int n) {
+    struct gemms all = { 0 };
+    assert(n <= KERN_LINEARS_MAX);
     for (int i = 0; i < n; i++) {
-        linear_one(k, &a[i]);
-        if (!a[i].b.out) continue;
-        struct kern_linear lora = a[i];
-        lora.x = a[i].u, lora.x_ld = a[i].u_ld, lora.w = a[i].b;
-        lora.bias = (kptr){ NULL }, lora.scale = 1, lora.accumulate = true;
-        linear_one(k, &lora);
+        const struct kern_linear *l = &a[i];
+        if (MUL_IS_BF16 && !linear_is_bf16(l)) {
+            struct kern wide;
+            kern_avx512_fill(&wide);
+            wide.linear(k, a, n);
+            return;
+        }
+        all.g[i] = (struct gemm){
+            .x = { l->x.p, l->x_type, (size_t)l->x_ld, 1.0f, false }, .w = &l->w,
+            .scale = l->scale * l->w.scale, .bias = l->bias.p, .accumulate = l->accumulate,
+            .u = { l->u.p, l->x_type, (size_t)l->u_ld, 1.0f, false },
+            .b = l->b.out ? &l->b : NULL, .y = l->y, .y_type = l->y_type, .y_ld = (size_t)l->y_ld,
+            .rows = l->rows, .lanes = l->w.out, .k = l->w.in };
     }
+    gemms_run(k, &all, n);
 }
 
 static void simd_linear_t(struct kern *k, const struct kern_linear_t *a) {
-    struct gemm g = { .x = a->dy,
-                      .x_type = KERN_F32,
-                      .x_ld = (size_t)a->dy_ld,
-                      .round = a->round,
-                      .w = &a->w,
-                      .across = true,
-                      .scale = a->scale * a->w.scale,
-                      .accumulate = a->accumulate,
-                      .y = a->dx,
-                      .y_type = KERN_F32,
-                      .y_ld = (size_t)a->dx_ld,
-                      .rows = a->rows,
-                      .lanes = a->w.in,
-                      .k = a->w.out };
-    gemm_run(k, &g);
+    if (MUL_IS_BF16 && (!a->round || a->w.format == KERN_FORMAT_F32)) {
+        struct kern wide;
+        kern_avx512_fill(&wide);
+        wide.linear_t(k, a);
+        return;
+    }
+    struct gemms all = { .g = { {
+        .x = { a->dy.p, KERN_F32, (size_t)a->dy_ld, 1.0f, a->round }, .w = &a->w, .across = true,
+        .scale = a->scale * a->w.scale, .accumulate = a->accumulate, .y = a->dx,
+        .y_type = KERN_F32, .y_ld = (size_t)a->dx_ld, .rows = a->rows, .lanes = a->w.in,
+        .k = a->w.out } } };
+    gemms_run(k, &all, 1);
 }
 
 /* outer: a part owns OUTER_M x OUTER_N elements of g and runs over all rows. */
-enum { OUTER_M = 64, OUTER_N = 64, OUTER_TILE = 32 };
+enum { OUTER_M = 64, OUTER_PANELS = 6, OUTER_N = OUTER_PANELS * 16, OUTER_BLOCKS = GEMM_BLOCKS };
 
 static void outer_part(void *arg, int part, int parts) {
     (void)parts;
     const struct kern_outer *o = arg;
-    int across = (o->n + OUTER_N - 1) / OUTER_N, m0 = part / across * OUTER_M,
-        n0 = part % across * OUTER_N;
-    int m = o->m - m0 < OUTER_M ? o->m - m0 : OUTER_M,
-        n = o->n - n0 < OUTER_N ? o->n - n0 : OUTER_N;
-    int panels = (n + 15) / 16;
-    _Alignas(64) float a[OUTER_TILE * OUTER_M], b[OUTER_TILE * OUTER_N], tile[OUTER_M * OUTER_N],
-        sum[OUTER_M * OUTER_N];
-    struct tile t = { .x = a,
-                      .x_k = OUTER_M,
-                      .w = b,
-                      .w_k = OUTER_N,
-                      .w_panel = 16,
-                      .acc = tile,
-                      .acc_row = OUTER_N,
-                      .acc_panel = 16 };
-    vf scale = v_set(o->scale);
+    const int across = (o->n + OUTER_N - 1) / OUTER_N, m0 = part / across * OUTER_M,
+              n0 = part % across * OUTER_N;
+    const int m = at_most(o->m - m0, OUTER_M), n = at_most(o->n - n0, OUTER_N);
+    const int panels = (n + 15) / 16;
+    float *sum = cpu_scratch(OUTER_M * OUTER_N * sizeof *sum +
+                             (OUTER_M * MUL_LHS + OUTER_PANELS * MUL_RHS) * OUTER_BLOCKS *
+                                 sizeof(mul_t));
+    mul_t *lhs = (mul_t *)(void *)(sum + OUTER_M * OUTER_N),
+          *rhs = lhs + OUTER_M * MUL_LHS * OUTER_BLOCKS;
+    struct mul mul = { .lhs = lhs, .lhs_row = MUL_LHS, .lhs_block = OUTER_M * MUL_LHS,
+                       .rhs = rhs, .rhs_panel = OUTER_BLOCKS * MUL_RHS, .rhs_block = MUL_RHS,
+                       .acc = sum, .acc_row = OUTER_N, .acc_panel = MUL_COLS,
+                       .rows = m, .panels = panels };
+    const struct mul_source a = { o->a.p, KERN_F32, (size_t)o->a_ld, o->scale, o->round },
+                            b = { o->b.p, o->b_type, (size_t)o->b_ld, 1.0f, false };
     for (int s = 0; s < o->seqs; s++) {
         memset(sum, 0, (size_t)m * OUTER_N * sizeof *sum);
-        for (int row = o->seq_start[s]; row < o->seq_start[s + 1]; row += OUTER_TILE) {
-            t.n = o->seq_start[s + 1] - row < OUTER_TILE ? o->seq_start[s + 1] - row : OUTER_TILE;
-            for (int r = 0; r < t.n; r++) {
-                const float *from = (const float *)o->a.p + (size_t)(row + r) * (size_t)o->a_ld +
-                                    m0;
-                for (int i = 0; i < m; i += 16) {
-                    vf v = v_mul(scale, v_load_n(from + i, v_left(i, m)));
-                    v_store(a + r * OUTER_M + i, o->round ? v_round(v) : v);
+        const int end = o->seq_start[s + 1];
+        for (int row = o->seq_start[s]; row < end; row += OUTER_BLOCKS * MUL_K) {
+            const int rows = at_most(end - row, OUTER_BLOCKS * MUL_K);
+            mul.blocks = blocks_of(rows);
+            const struct mul_source left = source_at(a, (size_t)row, (size_t)m0);
+            lhs_cols(lhs, mul.lhs_row, mul.lhs_block, &left, m, rows);
+            for (int i = 0; i < mul.blocks; i++)
+                for (int c = 0; c < panels; c++) {
+                    const struct mul_source right = source_at(b, (size_t)(row + i * MUL_K),
+                                                              (size_t)(n0 + c * 16));
+                    rhs_rows(rhs + (c * OUTER_BLOCKS + i) * MUL_RHS, &right,
+                             at_most(rows - i * MUL_K, MUL_K), at_most(n - c * 16, 16));
                 }
-                for (int i = 0; i < n; i += 16)
-                    v_store(b + r * OUTER_N + i,
-                            v_get_n(o->b.p, o->b_type,
-                                    (size_t)(row + r) * (size_t)o->b_ld + (size_t)(n0 + i),
-                                    v_left(i, n)));
-            }
-            memset(tile, 0, (size_t)m * OUTER_N * sizeof *tile);
-            tile_by_k(t, m, panels);
-            for (int i = 0; i < m; i++)
-                for (int j = 0; j < panels * 16; j += 16)
-                    v_store(sum + i * OUTER_N + j,
-                            v_add(v_load(sum + i * OUTER_N + j), v_load(tile + i * OUTER_N + j)));
+            mul_run(&mul);
         }
         for (int i = 0; i < m; i++)
             for (int j = 0; j < n; j += 16) {
@@ -281,8 +294,16 @@ static void outer_part(void *arg, int part, int parts) {
 }
 
 static void simd_outer(struct kern *k, const struct kern_outer *a) {
+    if (MUL_IS_BF16 && (!a->round || a->b_type != KERN_BF16)) {
+        struct kern wide;
+        kern_avx512_fill(&wide);
+        wide.outer(k, a);
+        return;
+    }
+    if (a->m <= 0 || a->n <= 0 || a->seqs <= 0) return;
     struct kern_outer o = *a;
-    if (a->m <= 0 || a->n <= 0) return;
-    cpu_run(k, (a->m + OUTER_M - 1) / OUTER_M * ((a->n + OUTER_N - 1) / OUTER_N), outer_part, &o);
+    const size_t rows = (size_t)(a->seq_start[a->seqs] - a->seq_start[0]);
+    parts_run(k, (a->m + OUTER_M - 1) / OUTER_M * ((a->n + OUTER_N - 1) / OUTER_N),
+              rows * (size_t)a->m * (size_t)a->n, outer_part, &o);
 }
 #endif

@@ -109,7 +109,7 @@ static void rhs_rows(mul_t *to, const struct mul_source *s, int k, int cols) {
     }
 }
 
-static void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
+static inline void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
     for (int i = 0; i < MUL_K; i++)
         for (int c = 0; c < MUL_COLS; c++)
             to[i * 16 + c] = i < k && c < cols
@@ -119,7 +119,7 @@ static void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
                                  : 0.0f;
 }
 
-static void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) {
+static inline void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) {
     for (int i = 0; i < MUL_K; i++)
         for (int c = 0; c < MUL_COLS; c++)
             to[i * 16 + c] = i < k && c < cols

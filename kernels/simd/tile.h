@@ -102,11 +102,8 @@ INLINE void tile_block(struct tile t, int rows, int panels, const size_t x_row, 
     }
 }
 
-/* row strides of x: gemm.h's blocks; a page of keys */
-enum { TILE_K = 128, TILE_Q = 32 };
-static void tile_gemm(struct tile t, int rows, int panels) {
-    tile_block(t, rows, panels, TILE_K, false);
-}
+/* row stride of x: a page of keys */
+enum { TILE_Q = 32 };
 static void tile_page(struct tile t, int rows, int panels) {
     tile_block(t, rows, panels, TILE_Q, false);
 }
