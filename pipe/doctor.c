@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include <zmq.h>
 
+#include "kernels/kern.h"
 #include "lib/base/fs.h"
 #include "lib/base/hash.h"
 #include "pipe/proc.h"
@@ -39,15 +40,22 @@ static void check_cores(void) {
     else say(VERDICT_OK, "cores: %d usable (%s)", n, cores);
 }
 
-static void check_isa(void) {
-    const char *flags = cpu_flags();
-    if (strstr(flags, "avx512f")) say(VERDICT_OK, "instructions: %s", flags);
-    else if (strstr(flags, "avx2")) say(VERDICT_OK, "instructions: %s (no AVX-512)", flags);
-    else
+static void check_kernels(void) {
+    const char *names[8];
+    char list[128] = "";
+    struct kern k;
+    struct err e = { 0 };
+    for (int i = 0, n = kern_paths(names); i < n; i++)
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", names[i]);
+    if (kern_open(&k, "auto", NULL, &e) < 0) say(VERDICT_FAIL, "kernels: %s", e.text);
+    else if (!strcmp(k.name, "ref"))
         say(VERDICT_WARN,
-            "instructions: %s: neither AVX2 nor AVX-512, only the slow reference kernels; use a "
-            "newer CPU",
-            *flags ? flags : "unknown");
+            "kernels: only the slow reference path (%s has neither AVX2 nor AVX-512); use a newer "
+            "CPU",
+            *cpu_flags() ? cpu_flags() : "an unknown CPU");
+    else
+        say(VERDICT_OK, "kernels: %s (run.kernels can be %s); instructions %s", k.name, list,
+            cpu_flags());
 }
 
 static void check_memory(void) {
@@ -199,7 +207,7 @@ static void check_stale(const char *runs_dir) {
 int command_doctor(const struct command_line *c) {
     worst = VERDICT_OK;
     check_cores();
-    check_isa();
+    check_kernels();
     check_memory();
     check_disk(c->runs_dir);
     check_zmq();
