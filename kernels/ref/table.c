@@ -5,9 +5,9 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
-/* Big blocks are mapped by themselves and ask for huge pages: a first touch of 4 KiB at a time costs
- * seconds a gigabyte on a virtual machine. Small ones come from calloc. Either way pages that are
- * never touched cost nothing. */
+/* Big blocks are mapped by themselves and ask for huge pages: first touches of 4 KiB cost seconds a
+ * gigabyte on a virtual machine. Small ones come from calloc. Either way pages that are never
+ * touched cost nothing. */
 enum { HUGE_PAGE = 2 << 20, HEADER = 64 };
 struct block { void *start; size_t mapped_bytes; };         /* lies HEADER before the data */
 
@@ -18,8 +18,8 @@ static int cpu_alloc(struct kern *k, kptr *out, size_t bytes, struct err *e) {
     if (bytes >= 2 * HUGE_PAGE) {
         align = HUGE_PAGE;
         b.mapped_bytes = bytes + HEADER + HUGE_PAGE;
-        b.start = mmap(NULL, b.mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-                       0);
+        b.start = mmap(NULL, b.mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                       -1, 0);
         if (b.start == MAP_FAILED) b.start = NULL;
         else madvise(b.start, b.mapped_bytes, MADV_HUGEPAGE);         /* a wish: may be refused */
     } else b.start = calloc(1, bytes + 2 * HEADER);

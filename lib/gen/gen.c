@@ -45,14 +45,14 @@ struct gen {
     int stop_ids;
     struct net *net;
     struct run *run;                             /* [rows] */
-    int running;
     struct group *first, *last;
     int64_t tokens_total;
     struct net_row *row;                         /* [rows of a call] */
     struct kern_sampler *sampler;                /* [rows or GEN_SAMPLES_MAX] */
     int32_t *want, *token;
     float *lp, *lp_raw;
-    int *running_row;                            /* [rows]: run of each row of the decode step */
+    /* [running]: runs in the order they started, so that a group's rows are neighbours */
+    int *order, running;
 };
 
 /* ---- plan and life ---- */
@@ -127,7 +127,7 @@ int gen_create(struct gen **out, const struct model *m, const struct tok *t,
     g->token = g->want + calls;
     g->lp = mem_alloc(2 * calls * sizeof(float));
     g->lp_raw = g->lp + calls;
-    g->running_row = mem_alloc(rows * sizeof(int));
+    g->order = mem_alloc(rows * sizeof(int));
     *out = g;
     return 0;
 }
@@ -159,7 +159,7 @@ void gen_destroy(struct gen **gp) {
     free(g->sampler);
     free(g->want);
     free(g->lp);
-    free(g->running_row);
+    free(g->order);
     free(g);
     *gp = NULL;
 }
@@ -283,7 +283,7 @@ static void start(struct gen *g, struct group *b, struct run *s, gen_take *take,
     s->slot = net_slot_fork(g->net, b->slot, b->r.prompt_n);
     assert(s->slot >= 0);
     s->on = true;
-    g->running++;
+    g->order[g->running++] = (int)(s - g->run);
 }
 
 static int admit(struct gen *g, gen_take *take, void *ud, struct err *e) {
@@ -307,25 +307,24 @@ static int admit(struct gen *g, gen_take *take, void *ud, struct err *e) {
 /* ---- decode ---- */
 
 static int decode(struct gen *g, gen_take *take, void *ud, struct err *e) {
-    int rows = 0;
-    for (int i = 0; i < g->o.rows; i++) {
-        const struct run *s = &g->run[i];
-        if (!s->on) continue;
-        g->row[rows] = (struct net_row){ s->ids[s->n - 1], s->slot, s->r.prompt_n + s->n - 1 };
-        g->sampler[rows] = sampler_of(&s->r, s->k, s->n);
-        g->want[rows] = rows;
-        g->running_row[rows++] = i;
-    }
+    const int rows = g->running;
     if (!rows) return 0;
+    for (int i = 0; i < rows; i++) {
+        const struct run *s = &g->run[g->order[i]];
+        g->row[i] = (struct net_row){ s->ids[s->n - 1], s->slot, s->r.prompt_n + s->n - 1 };
+        g->sampler[i] = sampler_of(&s->r, s->k, s->n);
+        g->want[i] = i;
+    }
     if (net_forward(g->net, g->row, rows, g->want, rows, e) < 0) return -1;
     if (net_sample(g->net, g->sampler, g->token, g->lp, g->lp_raw, e) < 0) return -1;
     g->tokens_total += rows;
+    g->running = 0;
     for (int i = 0; i < rows; i++) {
-        struct run *s = &g->run[g->running_row[i]];
-        if (!take_token(g, s, g->token[i], g->lp[i], g->lp_raw[i], take, ud)) continue;
-        net_slot_close(g->net, s->slot);
-        s->on = false;
-        g->running--;
+        struct run *s = &g->run[g->order[i]];
+        if (take_token(g, s, g->token[i], g->lp[i], g->lp_raw[i], take, ud)) {
+            net_slot_close(g->net, s->slot);
+            s->on = false;
+        } else g->order[g->running++] = g->order[i];
     }
     return 0;
 }

@@ -23,8 +23,8 @@ static void adapter_in(struct net *n, int layer, enum net_site site, kptr x, int
                                               .rows = rows }, 1);
 }
 
-/* The linears y = W x + b + B u of projections p .. p + count - 1, which share x, into y[0 .. count):
- * one operation. `add` for the residual, which takes o and down without a copy of its own. */
+/* The linears y = W x + b + B u of projections p .. p + count - 1, which share x, into y[0] ..: one
+ * operation. `add` for the residual, which takes o and down without a copy of its own. */
 static void project(struct net *n, int layer, enum proj p, int count, kptr x,
                     const struct net_act *act, const kptr *y, bool add, int rows) {
     const struct model_layer *l = &n->model->layer[layer];
