@@ -1,6 +1,7 @@
 /* attn.c - the reference for attention over paged keys and values, forward and backward.
  *
- * Knows: the page layout through cpu_kv_at and the order of every sum; one query vector at a time.
+ * Knows: the page layout through cpu_kv_at and the order of every sum; one query vector at a time,
+ * in the backward one page of keys at a time.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu.h"
 
@@ -11,12 +12,10 @@ void ref_kv_put(struct kern *k, const struct kern_kv_put *a) {
     for (int r = 0; r < a->rows; r++)
         for (int h = 0; h < kv->kv_heads; h++) {
             size_t from = ((size_t)r * (size_t)kv->kv_heads + (size_t)h) * (size_t)kv->head_dim;
-            size_t to_k = cpu_kv_at(kv, a->layer, slots[r], pos[r], h, 0);
-            size_t to_v = cpu_kv_at(kv, a->layer, slots[r], pos[r], h, 1);
             for (int i = 0; i < kv->head_dim; i++) {
-                cpu_put(kv->pages, kv->type, to_k + (size_t)i,
+                cpu_put(kv->pages, kv->type, cpu_kv_at(kv, a->layer, slots[r], pos[r], h, 0, i),
                         cpu_get(a->k, a->k_type, from + (size_t)i));
-                cpu_put(kv->pages, kv->type, to_v + (size_t)i,
+                cpu_put(kv->pages, kv->type, cpu_kv_at(kv, a->layer, slots[r], pos[r], h, 1, i),
                         ((const float *)a->v.p)[from + (size_t)i]);
             }
         }
@@ -25,37 +24,47 @@ void ref_kv_put(struct kern *k, const struct kern_kv_put *a) {
 static void row_get(float *to, kptr from, enum kern_type t, size_t at, int n) {
     for (int i = 0; i < n; i++) to[i] = cpu_get(from, t, at + (size_t)i);
 }
+/* n positions from `pos`, a page's at most, as rows of head_dim floats; zero beyond n. */
+static void page_get(float *to, const struct kern_kv *kv, int layer, int slot, int pos, int h,
+                     int is_v, int n) {
+    int dim = kv->head_dim;
+    memset(to + n * dim, 0, (size_t)((KERN_PAGE - n) * dim) * sizeof *to);
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < dim; i++)
+            to[j * dim + i] = cpu_get(kv->pages, kv->type,
+                                      cpu_kv_at(kv, layer, slot, pos + j, h, is_v, i));
+}
 
-/* One query vector; o, key and q are buffers of head_dim floats. */
-static void attn_one(const struct kern_attn *a, int r, int h, float *q, float *key, float *o) {
+/* One query vector; q and o are buffers of head_dim floats, page of 32 * head_dim. */
+static void attn_one(const struct kern_attn *a, int r, int h, float *q, float *o, float *page) {
     const struct kern_kv *kv = &a->kv;
     int dim = kv->head_dim, slot = ((const int32_t *)a->slots.p)[r],
         keys = ((const int32_t *)a->pos.p)[r] + 1;
     int kvh = (int)((int64_t)h * kv->kv_heads / a->heads);
-    size_t at = ((size_t)r * (size_t)a->heads + (size_t)h) * (size_t)dim;
+    size_t ld = (size_t)dim, at = ((size_t)r * (size_t)a->heads + (size_t)h) * ld;
     float m = -INFINITY, l = 0.0f;
     row_get(q, a->q, a->q_type, at, dim);
     for (int i = 0; i < dim; i++) o[i] = 0.0f;
     for (int t = 0; t < keys; t += KERN_PAGE) {
         int n = keys - t < KERN_PAGE ? keys - t : KERN_PAGE;
         float p[KERN_PAGE], most = m, lane[16] = { 0 };
+        page_get(page, kv, a->layer, slot, t, kvh, 0, n);
         for (int j = 0; j < n; j++) {
-            row_get(key, kv->pages, kv->type, cpu_kv_at(kv, a->layer, slot, t + j, kvh, 0), dim);
-            p[j] = kern_dotf(q, key, dim) * a->scale;
+            p[j] = kern_dot_tile(0.0f, q, 1, page + j * dim, 1, ld) * a->scale;
             most = p[j] > most ? p[j] : most;
         }
         float fix = kern_expf(m - most);
         for (int j = 0; j < n; j++) {
             p[j] = kern_expf(p[j] - most);
             lane[j & 15] += p[j];
+            p[j] = cpu_round(p[j], kv->type == KERN_BF16);
         }
         l = fmaf(l, fix, kern_fold16(lane));
         m = most;
-        for (int i = 0; i < dim; i++) o[i] *= fix;
-        for (int j = 0; j < n; j++) {
-            row_get(key, kv->pages, kv->type, cpu_kv_at(kv, a->layer, slot, t + j, kvh, 1), dim);
-            for (int i = 0; i < dim; i++) o[i] = fmaf(p[j], key[i], o[i]);
-        }
+        page_get(page, kv, a->layer, slot, t, kvh, 1, n);
+        /* + 0: a zero is positive here, so what unseen keys add, 0 or -0, changes nothing */
+        for (int i = 0; i < dim; i++)
+            o[i] = kern_dot_tile(o[i] * fix + 0.0f, p, 1, page + i, ld, (size_t)n);
     }
     float inv = 1.0f / l;
     for (int i = 0; i < dim; i++) cpu_put(a->y, a->y_type, at + (size_t)i, o[i] * inv);
@@ -65,51 +74,111 @@ static void attn_one(const struct kern_attn *a, int r, int h, float *q, float *k
 void ref_attn(struct kern *k, const struct kern_attn *a) {
     (void)k;
     int dim = a->kv.head_dim;
-    float *buf = cpu_scratch((size_t)dim * 3 * sizeof *buf);
+    float *buf = cpu_scratch((size_t)dim * (2 + KERN_PAGE) * sizeof *buf);
     for (int r = 0; r < a->rows; r++)
         for (int h = 0; h < a->heads; h++) attn_one(a, r, h, buf, buf + dim, buf + 2 * dim);
 }
 
-/* Adds the share of query (row r, head h), which sees `keys` keys of the sequence that starts at
- * row `first`. */
-static void attn_bwd_one(const struct kern_attn_bwd *a, int first, int r, int h, float *buf) {
-    const struct kern_kv *kv = &a->kv;
-    int dim = kv->head_dim, slot = ((const int32_t *)a->slots.p)[first], keys = r - first + 1;
-    int kvh = (int)((int64_t)h * kv->kv_heads / a->heads);
-    size_t at = ((size_t)r * (size_t)a->heads + (size_t)h) * (size_t)dim;
-    float *q = buf, *y = buf + dim, *key = buf + 2 * dim, *val = buf + 3 * dim;
-    const float *dy = (const float *)a->dy.p + at;
-    float *dq = (float *)a->dq.p + at,
-          lse = ((const float *)a->lse.p)[(size_t)r * (size_t)a->heads + (size_t)h];
-    row_get(q, a->q, a->q_type, at, dim);
-    row_get(y, a->y, a->y_type, at, dim);
-    float delta = kern_dotf(dy, y, dim);
-    for (int j = 0; j < keys; j++) {
-        row_get(key, kv->pages, kv->type, cpu_kv_at(kv, a->layer, slot, j, kvh, 0), dim);
-        row_get(val, kv->pages, kv->type, cpu_kv_at(kv, a->layer, slot, j, kvh, 1), dim);
-        float p = kern_expf(kern_dotf(q, key, dim) * a->scale - lse);
-        float ds = p * (kern_dotf(dy, val, dim) - delta) * a->scale;
-        size_t to = ((size_t)(first + j) * (size_t)kv->kv_heads + (size_t)kvh) * (size_t)dim;
-        float *dk = (float *)a->dk.p + to, *dv = (float *)a->dv.p + to;
-        for (int i = 0; i < dim; i++) {
-            dq[i] = fmaf(ds, key[i], dq[i]);
-            dk[i] = fmaf(ds, q[i], dk[i]);
-            dv[i] = fmaf(p, dy[i], dv[i]);
+/* The queries of one sequence and kv head: heads [head, head + group) of rows [first, first + len).
+ */
+struct bwd {
+    const struct kern_attn_bwd *a;
+    int kvh, head, group, first, len;
+    bool round;
+    float *q, *dy, *dq;                                      /* [len * group][dim] */
+    float *key, *val;                                        /* [32][dim] */
+    float *p, *ds;                                           /* [len * group][32] */
+    float *delta;                                            /* [len * group] */
+};
+static size_t query_at(const struct bwd *b, int i) {
+    return (size_t)(b->first + i / b->group) * (size_t)b->a->heads +
+           (size_t)(b->head + i % b->group);
+}
+
+static void queries_get(struct bwd *b) {
+    const struct kern_attn_bwd *a = b->a;
+    int dim = a->kv.head_dim;
+    for (int i = 0; i < b->len * b->group; i++) {
+        size_t at = query_at(b, i) * (size_t)dim, to = (size_t)i * (size_t)dim;
+        row_get(b->q + to, a->q, a->q_type, at, dim);
+        row_get(b->dq + to, a->y, a->y_type, at, dim);       /* y, until dq begins */
+        row_get(b->dy + to, a->dy, KERN_F32, at, dim);
+        b->delta[i] = kern_dotf(b->dy + to, b->dq + to, dim);
+        for (int c = 0; c < dim; c++) {
+            b->dq[to + (size_t)c] = 0.0f;
+            b->dy[to + (size_t)c] = cpu_round(b->dy[to + (size_t)c], b->round);
         }
     }
 }
 
+/* p and ds of query i against the page from key `at`, and dq's share. */
+static void query_page(struct bwd *b, int i, int at) {
+    const struct kern_attn_bwd *a = b->a;
+    size_t dim = (size_t)a->kv.head_dim;
+    const float *q = b->q + (size_t)i * dim, *dy = b->dy + (size_t)i * dim;
+    float *p = b->p + i * KERN_PAGE, *ds = b->ds + i * KERN_PAGE, *dq = b->dq + (size_t)i * dim;
+    for (int j = 0; j < KERN_PAGE; j++) {
+        p[j] = ds[j] = 0.0f;
+        if (at + j > i / b->group) continue;
+        float s = kern_dot_tile(0.0f, q, 1, b->key + (size_t)j * dim, 1, dim),
+              dp = kern_dot_tile(0.0f, dy, 1, b->val + (size_t)j * dim, 1, dim);
+        p[j] = kern_expf(s * a->scale - ((const float *)a->lse.p)[query_at(b, i)]);
+        ds[j] = cpu_round(p[j] * (dp - b->delta[i]) * a->scale, b->round);
+        p[j] = cpu_round(p[j], b->round);
+    }
+    for (size_t c = 0; c < dim && at <= i / b->group; c++)
+        dq[c] = kern_dot_tile(dq[c], ds, 1, b->key + c, dim, KERN_PAGE);
+}
+
+static void bwd_one(struct bwd *b) {
+    const struct kern_attn_bwd *a = b->a;
+    size_t dim = (size_t)a->kv.head_dim;
+    int queries = b->len * b->group, slot = ((const int32_t *)a->slots.p)[b->first];
+    queries_get(b);
+    for (int at = 0; at < b->len; at += KERN_PAGE) {
+        int n = b->len - at < KERN_PAGE ? b->len - at : KERN_PAGE;
+        page_get(b->key, &a->kv, a->layer, slot, at, b->kvh, 0, n);
+        page_get(b->val, &a->kv, a->layer, slot, at, b->kvh, 1, n);
+        for (int i = 0; i < queries; i++) query_page(b, i, at);
+        for (int j = 0; j < n; j++) {
+            size_t to = ((size_t)(b->first + at + j) * (size_t)a->kv.kv_heads + (size_t)b->kvh) *
+                        dim;
+            for (size_t c = 0; c < dim; c++) {
+                ((float *)a->dk.p)[to + c] = kern_dot_tile(0.0f, b->ds + j, KERN_PAGE, b->q + c,
+                                                           dim, (size_t)queries);
+                ((float *)a->dv.p)[to + c] = kern_dot_tile(0.0f, b->p + j, KERN_PAGE, b->dy + c,
+                                                           dim, (size_t)queries);
+            }
+        }
+    }
+    for (int i = 0; i < queries; i++)
+        memcpy((float *)a->dq.p + query_at(b, i) * dim, b->dq + (size_t)i * dim,
+               dim * sizeof(float));
+}
+
 void ref_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
     (void)k;
-    if (a->seqs <= 0) return;
-    size_t dim = (size_t)a->kv.head_dim, first = (size_t)a->seq_start[0],
-           rows = (size_t)a->seq_start[a->seqs] - first;
-    size_t q_row = (size_t)a->heads * dim, kv_row = (size_t)a->kv.kv_heads * dim;
-    memset((float *)a->dq.p + first * q_row, 0, rows * q_row * sizeof(float));
-    memset((float *)a->dk.p + first * kv_row, 0, rows * kv_row * sizeof(float));
-    memset((float *)a->dv.p + first * kv_row, 0, rows * kv_row * sizeof(float));
-    float *buf = cpu_scratch(dim * 4 * sizeof *buf);
+    size_t dim = (size_t)a->kv.head_dim, page = KERN_PAGE * dim;
+    int kv_heads = a->kv.kv_heads;
     for (int s = 0; s < a->seqs; s++)
-        for (int r = a->seq_start[s]; r < a->seq_start[s + 1]; r++)
-            for (int h = 0; h < a->heads; h++) attn_bwd_one(a, a->seq_start[s], r, h, buf);
+        for (int h = 0; h < kv_heads; h++) {
+            /* the heads that kern_attn gives to kv head h: from ceil(h * heads / kv_heads) on */
+            int head = (int)(((int64_t)h * a->heads + kv_heads - 1) / kv_heads),
+                end = (int)(((int64_t)(h + 1) * a->heads + kv_heads - 1) / kv_heads);
+            struct bwd b = { .a = a,
+                             .kvh = h,
+                             .head = head,
+                             .group = end - head,
+                             .first = a->seq_start[s],
+                             .len = a->seq_start[s + 1] - a->seq_start[s],
+                             .round = a->kv.type == KERN_BF16 };
+            if (b.len <= 0) continue;
+            size_t queries = (size_t)(b.len * b.group), vecs = queries * dim;
+            b.q = cpu_scratch((3 * vecs + 2 * page + queries * (2 * KERN_PAGE + 1)) *
+                              sizeof(float));
+            b.dy = b.q + vecs, b.dq = b.dy + vecs, b.key = b.dq + vecs, b.val = b.key + page;
+            b.p = b.val + page, b.ds = b.p + queries * KERN_PAGE;
+            b.delta = b.ds + queries * KERN_PAGE;
+            bwd_one(&b);
+        }
 }

@@ -1,158 +1,267 @@
 /* attn.h - attention over paged keys and values, forward and backward, a page and a block of
  * queries at a time.
  *
- * A query is one (row, head); the G query heads of a kv head and neighbouring rows of a slot form
- * blocks that share the page unpacked to f32. Scores are 16-lane dot products folded sixteen at a
- * time; all else is tile.h. The forward owns (rows, kv head), the backward (sequence, kv head):
- * every sum is a whole part's own. Order: block of queries, forward, backward.
+ * A query is one (row, head). Queries of a kv head are numbered row by row; neighbours that read
+ * the same page, heads of a row, rows of a slot or slots that share a prompt, take it unpacked
+ * once. All multiplying is mul.h's; between two products a page's scores are [query][32] floats.
+ * The forward owns (rows, kv head), the backward (sequence, kv head): every sum is one part's own.
+ * Order: block of queries, forward, backward.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SIMD_ATTN_H
 #define QERL_SIMD_ATTN_H
-#include "kernels/simd/tile.h"
+#include "kernels/simd/mul.h"
 
-enum { ATTN_QUERIES = 64 };                                  /* of a block */
+enum { ATTN_QUERIES = 128, ATTN_ROWS = ATTN_QUERIES + MUL_ROWS };   /* of a block; of its memory */
+_Static_assert((int)KERN_PAGE == (int)MUL_K, "a page is one block of the tile order");
 
-/* Vectors of head_dim floats live in rows of `ld`, the next multiple of 16, zero beyond. */
-INLINE void vec_get(float *to, const void *from, enum kern_type type, size_t at, int dim) {
-    for (int i = 0; i < dim; i += 16)
-        v_store(to + i, v_get_n(from, type, at + (size_t)i, v_left(i, dim)));
-}
-INLINE void vec_put(void *to, enum kern_type type, size_t at, const float *from, int dim) {
-    for (int i = 0; i < dim; i += 16)
-        v_put_n(to, type, at + (size_t)i, v_load(from + i), v_left(i, dim));
-}
-INLINE void page_get(float *to, const struct kern_kv *kv, int layer, int slot, int pos, int h,
-                     int is_v, int n, size_t ld) {
-    size_t at = cpu_kv_at(kv, layer, slot, pos, h, is_v);
-    for (int j = 0; j < n; j++)
-        vec_get(to + (size_t)j * ld, kv->pages.p, kv->type, at + (size_t)(j * kv->head_dim),
-                kv->head_dim);
-    memset(to + (size_t)n * ld, 0, (size_t)(KERN_PAGE - n) * ld * sizeof *to);
+/* Takes `count` elements of scratch at base + *used, 64-byte aligned; base NULL only counts. */
+INLINE void *carve(char *base, size_t *used, size_t count, size_t size) {
+    void *at = base ? base + *used : NULL;
+    *used += (count * size + 63) / 64 * 64;
+    return at;
 }
 
-/* Dot products of q with the 32 vectors of a page, as two vectors of 16. */
-INLINE void dots_of(vf out[2], const float *q, const float *page, const int dim, const size_t ld) {
-    for (int half = 0; half < 2; half++) {
-        vf acc[16];
-#pragma GCC unroll 16
-        for (int j = 0; j < 16; j++) {
-            const float *key = page + (size_t)(half * 16 + j) * ld;
-            acc[j] = v_zero();
-#pragma GCC unroll 8
-            for (int i = 0; i < dim; i += 16)
-                acc[j] = v_fma_n(v_load(q + i), v_load(key + i), acc[j], v_left(i, dim));
+/* The page of K as 32 k = dims, columns = positions: [2][k_blocks] blocks. */
+INLINE void keys_get(mul_t *to, const struct kern_kv *kv, size_t at, int panels) {
+    const size_t size = kv->type == KERN_F32 ? 4 : 2;
+    const int dim = kv->head_dim;
+    for (int c = 0; c < panels; c++)
+        for (int i = 0; i < dim; i += MUL_K, to += MUL_RHS) {
+            const struct mul_source s = {
+                (char *)kv->pages.p + (at + (size_t)(i * KERN_PAGE + c * 32)) * size, kv->type,
+                KERN_PAGE, 1.0f, false
+            };
+            rhs_pairs(to, &s, dim - i < MUL_K ? dim - i : MUL_K, MUL_COLS);
         }
-        out[half] = v_fold_all(acc);
+}
+/* n positions of the page of V, k = positions, columns = dims: [panels] blocks. */
+INLINE void values_get(mul_t *to, const struct kern_kv *kv, size_t at, int n) {
+    const size_t size = kv->type == KERN_F32 ? 4 : 2;
+    for (int i = 0; i < kv->head_dim; i += MUL_COLS, to += MUL_RHS) {
+        const struct mul_source s = { (char *)kv->pages.p + (at + (size_t)(i * 2)) * size,
+                                      kv->type, (size_t)kv->head_dim, 1.0f, false };
+        rhs_pairs(to, &s, n, v_left(i, kv->head_dim));
     }
 }
-static void dots(vf out[2], const float *q, const float *page, int dim, size_t ld) {
-    if (dim == 64) dots_of(out, q, page, 64, 64);
-    else if (dim == 128) dots_of(out, q, page, 128, 128);
-    else dots_of(out, q, page, dim, ld);
-}
 
-struct attn {
+/* A block of neighbouring queries and its scratch. */
+struct attn_block {
     const struct kern_attn *a;
-    /* rows of a part; query heads of a kv head */
-    int block_rows, group;
+    int kvh, group, first, count;                            /* query 0 is `first` of all rows' */
+    int dim, panels, k_blocks;
+    mul_t *q, *p, *rhs;                  /* lhs [rows][k_blocks], lhs [rows], blocks of one page */
+    float *s, *o;                        /* [rows][32], [rows][panels * 16] */
+    int keys[ATTN_QUERIES];
+    float m[ATTN_QUERIES], l[ATTN_QUERIES], fix[ATTN_QUERIES];
 };
-
-/* Scores to probabilities of one query for n keys of a page; p has 32 elements, zero beyond n. */
-INLINE void softmax_page(float *p, float *m, float *l, float *fix, const vf s[2], vf scale, int n) {
-    vf none = v_set(-INFINITY), lo = v_mul(s[0], scale), hi = v_mul(s[1], scale);
-    lo = v_pick(lo, none, n < 16 ? n : 16);
-    hi = v_pick(hi, none, n < 16 ? 0 : n - 16);
-    float most = v_fold_max(v_max(hi, v_max(lo, v_set(*m))));
-    lo = v_pick(v_exp(v_sub(lo, v_set(most))), v_zero(), n < 16 ? n : 16);
-    hi = v_pick(v_exp(v_sub(hi, v_set(most))), v_zero(), n < 16 ? 0 : n - 16);
-    *fix = kern_expf(*m - most);
-    *l = fmaf(*l, *fix, v_fold(v_add(lo, hi)));
-    *m = most;
-    v_store(p, lo);
-    v_store(p + 16, hi);
+static size_t attn_plan(struct attn_block *b, char *base) {
+    const size_t ld = (size_t)b->panels * 16, k_blocks = (size_t)b->k_blocks;
+    size_t used = 0, blocks = 2 * k_blocks > (size_t)b->panels ? 2 * k_blocks : (size_t)b->panels;
+    b->q = carve(base, &used, ATTN_ROWS * k_blocks * MUL_LHS, sizeof(mul_t));
+    b->p = carve(base, &used, ATTN_ROWS * MUL_LHS, sizeof(mul_t));
+    b->rhs = carve(base, &used, blocks * MUL_RHS, sizeof(mul_t));
+    b->s = carve(base, &used, ATTN_ROWS * KERN_PAGE, sizeof(float));
+    b->o = carve(base, &used, ATTN_ROWS * ld, sizeof(float));
+    return used;
+}
+INLINE int attn_row(const struct attn_block *b, int i) { return (b->first + i) / b->group; }
+INLINE size_t attn_head(const struct attn_block *b, int i) {
+    return (size_t)attn_row(b, i) * (size_t)b->a->heads +
+           (size_t)(b->kvh * b->group + (b->first + i) % b->group);
+}
+/* How many keys of the page from `at` query i sees. */
+INLINE int attn_seen(const struct attn_block *b, int i, int at) {
+    const int n = b->keys[i] - at;
+    return n < 0 ? 0 : n < KERN_PAGE ? n : KERN_PAGE;
 }
 
-/* Queries [q0, q0 + count) of a run of rows of one slot that starts at row `first`; query i is row
- * first + i / group. */
-static void attn_block(const struct attn *t, int kvh, int first, int q0, int count, float *buf) {
-    const struct kern_attn *a = t->a;
-    const struct kern_kv *kv = &a->kv;
-    const int32_t *pos = a->pos.p;
-    int dim = kv->head_dim, slot = ((const int32_t *)a->slots.p)[first], panels = (dim + 15) / 16,
-        keys[ATTN_QUERIES], most = 0;
-    size_t ld = (size_t)panels * 16;
-    float *q = buf, *o = q + ATTN_QUERIES * ld, *key = o + ATTN_QUERIES * ld,
-          *val = key + KERN_PAGE * ld;
-    float *p = val + KERN_PAGE * ld, m[ATTN_QUERIES], l[ATTN_QUERIES], fix;
-    for (int i = 0; i < count; i++) {
-        int row = first + (q0 + i) / t->group, h = kvh * t->group + (q0 + i) % t->group;
-        vec_get(q + (size_t)i * ld, a->q.p, a->q_type,
-                ((size_t)row * (size_t)a->heads + (size_t)h) * (size_t)dim, dim);
-        keys[i] = pos[row] + 1;
-        if (keys[i] > most) most = keys[i];
-        m[i] = -INFINITY;
-        l[i] = 0.0f;
+/* Queries [i, end) that read the page from position `at` at the same place. */
+struct attn_run { int i, end, slot, least, most; };          /* fewest and most keys seen */
+static bool attn_next(const struct attn_block *b, struct attn_run *r, int at) {
+    const int32_t *slots = b->a->slots.p, *table = b->a->kv.table.p;
+    const int page = at / KERN_PAGE, slot_pages = b->a->kv.slot_pages;
+    r->i = r->end;
+    while (r->i < b->count && !attn_seen(b, r->i, at)) r->i++;
+    if (r->i == b->count) return false;
+    r->slot = slots[attn_row(b, r->i)];
+    r->least = r->most = attn_seen(b, r->i, at);
+    for (r->end = r->i + 1; r->end < b->count; r->end++) {
+        const int n = attn_seen(b, r->end, at), slot = slots[attn_row(b, r->end)];
+        if (!n || (slot != r->slot && table[(size_t)slot * (size_t)slot_pages + (size_t)page] !=
+                                          table[(size_t)r->slot * (size_t)slot_pages +
+                                                (size_t)page]))
+            break;
+        if (n < r->least) r->least = n;
+        if (n > r->most) r->most = n;
     }
-    memset(o, 0, (size_t)count * ld * sizeof *o);
-    vf scale = v_set(a->scale);
+    return true;
+}
+
+static void attn_scores(struct attn_block *b, const struct attn_run *r, int at) {
+    const struct kern_attn *a = b->a;
+    const int panels = (r->most + 15) / 16;
+    const size_t q_row = (size_t)b->k_blocks * MUL_LHS;
+    keys_get(b->rhs, &a->kv, cpu_kv_page(&a->kv, a->layer, r->slot, at, b->kvh, 0), panels);
+    mul_run(&(struct mul){ .lhs = b->q + (size_t)r->i * q_row,
+                           .lhs_row = q_row,
+                           .lhs_block = MUL_LHS,
+                           .rhs = b->rhs,
+                           .rhs_panel = (size_t)b->k_blocks * MUL_RHS,
+                           .rhs_block = MUL_RHS,
+                           .acc = b->s + r->i * KERN_PAGE,
+                           .acc_row = KERN_PAGE,
+                           .acc_panel = 16,
+                           .rows = r->end - r->i,
+                           .panels = panels,
+                           .blocks = b->k_blocks });
+}
+
+/* Scores of queries [i, i + rows), sixteen at most, to probabilities; m, l and fix of all of them
+ * at once. A query that sees nothing keeps m and l. */
+INLINE void attn_softmax16(struct attn_block *b, int i, const int rows, int at, const bool whole) {
+    const vf scale = v_set(b->a->scale), none = v_set(-INFINITY), zero = v_zero();
+    float *s = b->s + i * KERN_PAGE;
+    vf x[16];
+    for (int r = 0; r < rows; r++) {
+        vf lo = v_mul(v_load(s + r * 32), scale), hi = v_mul(v_load(s + r * 32 + 16), scale);
+        if (!whole) {
+            const int n = attn_seen(b, i + r, at);
+            lo = v_pick(lo, none, n < 16 ? n : 16);
+            hi = v_pick(hi, none, n < 16 ? 0 : n - 16);
+        }
+        x[r] = v_max(hi, v_max(lo, none));
+    }
+    for (int r = rows; r < 16; r++) x[r] = none;
+    const vf m = v_load(b->m + i), most = v_max(v_most_all(x), m), fix = v_exp(v_sub(m, most));
+    v_store(b->m + i, most);
+    v_store(b->fix + i, fix);
+    for (int r = 0; r < rows; r++) {
+        const vf by = v_set(b->m[i + r]);
+        vf lo = v_exp(v_sub(v_mul(v_load(s + r * 32), scale), by)),
+           hi = v_exp(v_sub(v_mul(v_load(s + r * 32 + 16), scale), by));
+        if (!whole) {
+            const int n = attn_seen(b, i + r, at);
+            lo = v_pick(lo, zero, n < 16 ? n : 16);
+            hi = v_pick(hi, zero, n < 16 ? 0 : n - 16);
+        }
+        v_store(s + r * 32, lo);
+        v_store(s + r * 32 + 16, hi);
+        x[r] = v_add(lo, hi);
+    }
+    for (int r = rows; r < 16; r++) x[r] = zero;
+    v_store(b->l + i, v_fma(v_load(b->l + i), fix, v_fold_all(x)));
+}
+static void attn_softmax(struct attn_block *b, int at) {
+    for (int i = 0; i < b->count; i += 16) {
+        const int rows = v_left(i, b->count);
+        int least = KERN_PAGE;
+        for (int r = i; r < i + rows; r++) {
+            const int n = attn_seen(b, r, at);
+            if (n < least) least = n;
+        }
+        if (rows == 16 && least == KERN_PAGE) attn_softmax16(b, i, 16, at, true);
+        else attn_softmax16(b, i, rows, at, false);
+    }
+}
+
+/* Is a value of positions [from, end) of the page not finite? Pairs are looked at whole. */
+static bool values_wild(const struct kern_kv *kv, size_t page, int from, int end) {
+    const int dim = kv->head_dim;
+    vf none = v_zero();
+    for (int i = from / 2 * dim * 2; i < (end + 1) / 2 * dim * 2; i += 16) {
+        const int n = v_left(i, (end + 1) / 2 * dim * 2);
+        none = v_fma(v_get_n(kv->pages.p, kv->type, page + (size_t)i, n), v_zero(), none);
+    }
+    return v_fold(none) != 0.0f;
+}
+
+/* o = o fix + p V of queries [i, end), of which none sees more than n values. */
+static void attn_values_of(struct attn_block *b, size_t page, int i, int end, int n) {
+    const size_t ld = (size_t)b->panels * 16;
+    values_get(b->rhs, &b->a->kv, page, n);
+    for (int r = i; r < end; r++) {
+        const vf fix = v_set(b->fix[r]);
+        /* + 0: a zero is positive here, so what unseen values add, 0 or -0, changes nothing */
+        for (float *o = b->o + (size_t)r * ld; o < b->o + (size_t)(r + 1) * ld; o += 16)
+            v_store(o, v_add(v_mul(v_load(o), fix), v_zero()));
+    }
+    mul_run(&(struct mul){ .lhs = b->p + (size_t)i * MUL_LHS,
+                           .lhs_row = MUL_LHS,
+                           .lhs_block = MUL_LHS,
+                           .rhs = b->rhs,
+                           .rhs_panel = MUL_RHS,
+                           .rhs_block = MUL_RHS,
+                           .acc = b->o + (size_t)i * ld,
+                           .acc_row = ld,
+                           .acc_panel = 16,
+                           .rows = end - i,
+                           .panels = b->panels,
+                           .blocks = 1 });
+}
+static void attn_values(struct attn_block *b, const struct attn_run *r, int at) {
+    const struct kern_attn *a = b->a;
+    const size_t page = cpu_kv_page(&a->kv, a->layer, r->slot, at, b->kvh, 1);
+    if (r->least == r->most || !values_wild(&a->kv, page, r->least, r->most)) {
+        attn_values_of(b, page, r->i, r->end, r->most);
+        return;
+    }
+    /* 0 times what a query does not see would be NaN */
+    for (int i = r->i; i < r->end; i++) attn_values_of(b, page, i, i + 1, attn_seen(b, i, at));
+}
+
+static void attn_block(struct attn_block *b) {
+    const struct kern_attn *a = b->a;
+    const size_t ld = (size_t)b->panels * 16, q_row = (size_t)b->k_blocks * MUL_LHS,
+                 dim = (size_t)b->dim, q_size = a->q_type == KERN_F32 ? 4 : 2;
+    int most = 0;
+    for (int i = 0, n; i < b->count; i += n) {               /* a row's heads are neighbours */
+        n = b->group - (b->first + i) % b->group;
+        if (n > b->count - i) n = b->count - i;
+        const struct mul_source q = { (char *)a->q.p + attn_head(b, i) * dim * q_size, a->q_type,
+                                      dim, 1.0f, false };
+        lhs_rows(b->q + (size_t)i * q_row, q_row, MUL_LHS, &q, n, b->dim);
+        const int keys = ((const int32_t *)a->pos.p)[attn_row(b, i)] + 1;
+        for (int j = i; j < i + n; j++) b->keys[j] = keys;
+        if (keys > most) most = keys;
+    }
+    for (int i = 0; i < ATTN_QUERIES; i++) b->m[i] = -INFINITY, b->l[i] = 0.0f;
+    memset(b->o, 0, (size_t)b->count * ld * sizeof *b->o);
+    const struct mul_source p = { b->s, KERN_F32, KERN_PAGE, 1.0f, a->kv.type == KERN_BF16 };
     for (int at = 0; at < most; at += KERN_PAGE) {
-        int here = most - at < KERN_PAGE ? most - at : KERN_PAGE;
-        page_get(key, kv, a->layer, slot, at, kvh, 0, here, ld);
-        page_get(val, kv, a->layer, slot, at, kvh, 1, here, ld);
-        for (int i = 0; i < count; i++) {
-            int n = keys[i] - at < KERN_PAGE ? keys[i] - at : KERN_PAGE;
-            if (n <= 0) continue;
-            vf s[2];
-            dots(s, q + (size_t)i * ld, key, dim, ld);
-            softmax_page(p + i * KERN_PAGE, &m[i], &l[i], &fix, s, scale, n);
-            for (int c = 0; c < panels; c++) {
-                float *to = o + (size_t)i * ld + c * 16;
-                v_store(to, v_mul(v_load(to), v_set(fix)));
-            }
-        }
-        for (int i = 0, end; i < count; i = end) { /* neighbours that see as many keys: one tile */
-            int n = keys[i] - at < KERN_PAGE ? keys[i] - at : KERN_PAGE;
-            for (end = i + 1; end < count; end++)
-                if ((keys[end] - at < KERN_PAGE ? keys[end] - at : KERN_PAGE) != n) break;
-            if (n > 0)
-                tile_page((struct tile){ .x = p + i * KERN_PAGE,
-                                         .w = val,
-                                         .w_k = ld,
-                                         .w_panel = 16,
-                                         .acc = o + (size_t)i * ld,
-                                         .acc_row = ld,
-                                         .acc_panel = 16,
-                                         .n = n },
-                          end - i, panels);
-        }
+        memset(b->s, 0, (size_t)b->count * KERN_PAGE * sizeof *b->s);
+        for (struct attn_run r = { 0 }; attn_next(b, &r, at);) attn_scores(b, &r, at);
+        attn_softmax(b, at);
+        lhs_rows(b->p, MUL_LHS, MUL_LHS, &p, b->count, KERN_PAGE);
+        for (struct attn_run r = { 0 }; attn_next(b, &r, at);) attn_values(b, &r, at);
     }
-    for (int i = 0; i < count; i++) {
-        int row = first + (q0 + i) / t->group, h = kvh * t->group + (q0 + i) % t->group;
-        size_t head = (size_t)row * (size_t)a->heads + (size_t)h;
-        vf inv = v_set(1.0f / l[i]);
-        for (int c = 0; c < dim; c += 16)
-            v_put_n(a->y.p, a->y_type, head * (size_t)dim + (size_t)c,
-                    v_mul(v_load(o + (size_t)i * ld + c), inv), v_left(c, dim));
-        if (a->lse.p) ((float *)a->lse.p)[head] = m[i] + kern_logf(l[i]);
+    for (int i = 0; i < b->count; i++) {
+        const size_t head = attn_head(b, i);
+        const vf inv = v_set(1.0f / b->l[i]);
+        for (int c = 0; c < b->dim; c += 16)
+            v_put_n(a->y.p, a->y_type, head * dim + (size_t)c,
+                    v_mul(v_load(b->o + (size_t)i * ld + c), inv), v_left(c, b->dim));
+        if (a->lse.p) ((float *)a->lse.p)[head] = b->m[i] + kern_logf(b->l[i]);
     }
 }
 
+struct attn { const struct kern_attn *a; int block_rows, group; };
 static void attn_part(void *arg, int part, int parts) {
     (void)parts;
     const struct attn *t = arg;
-    const struct kern_attn *a = t->a;
-    const int32_t *slots = a->slots.p;
-    size_t ld = ((size_t)a->kv.head_dim + 15) / 16 * 16;
-    int kvh = part % a->kv.kv_heads, row = part / a->kv.kv_heads * t->block_rows;
-    int end = a->rows - row < t->block_rows ? a->rows : row + t->block_rows;
-    float *buf = cpu_scratch(
-        (2 * ATTN_QUERIES * ld + 2 * KERN_PAGE * ld + ATTN_QUERIES * KERN_PAGE) * sizeof *buf);
-    for (int next; row < end; row = next) {
-        for (next = row + 1; next < end && slots[next] == slots[row]; next++) continue;
-        int queries = (next - row) * t->group;
-        for (int q = 0; q < queries; q += ATTN_QUERIES)
-            attn_block(t, kvh, row, q, queries - q < ATTN_QUERIES ? queries - q : ATTN_QUERIES,
-                       buf);
+    const struct kern_kv *kv = &t->a->kv;
+    const int row = part / kv->kv_heads * t->block_rows,
+              rows = t->a->rows - row < t->block_rows ? t->a->rows - row : t->block_rows;
+    struct attn_block b = { .a = t->a,
+                            .kvh = part % kv->kv_heads,
+                            .group = t->group,
+                            .dim = kv->head_dim,
+                            .panels = (kv->head_dim + 15) / 16,
+                            .k_blocks = (kv->head_dim + MUL_K - 1) / MUL_K };
+    attn_plan(&b, cpu_scratch(attn_plan(&b, NULL)));
+    for (int i = 0; i < rows * t->group; i += ATTN_QUERIES) {
+        b.first = row * t->group + i;
+        b.count = rows * t->group - i < ATTN_QUERIES ? rows * t->group - i : ATTN_QUERIES;
+        attn_block(&b);
     }
 }
 
@@ -164,153 +273,241 @@ static void simd_attn(struct kern *k, const struct kern_attn *a) {
         return;
     }
     struct attn t = { a, 1, a->heads / a->kv.kv_heads };
-    int fit = ATTN_QUERIES / t.group, spread = a->rows * a->kv.kv_heads / (cpu_threads(k) * 4);
+    const int threads = cpu_threads(k),
+              cuts = threads > 1 ? (threads * 2 + a->kv.kv_heads - 1) / a->kv.kv_heads : 1,
+              spread = (a->rows + cuts - 1) / cuts, fit = ATTN_QUERIES / t.group;
     t.block_rows = spread < fit ? spread : fit;
     if (t.block_rows < 1) t.block_rows = 1;
     cpu_run(k, (a->rows + t.block_rows - 1) / t.block_rows * a->kv.kv_heads, attn_part, &t);
 }
 
-struct attn_bwd {
-    const struct kern_attn_bwd *a;
-    int group;
-};
-/* Scratch of one part; vectors in rows of ld. */
+enum { BWD_BLOCKS = 2, BWD_QUERIES = BWD_BLOCKS * MUL_K };   /* queries at a time */
+
+/* One sequence and kv head, and its scratch. The forms of q and dy are made once and serve every
+ * page; those of a page serve every query. */
 struct bwd {
-    int kvh, first, len, dim, panels;
-    size_t ld;
-    float *q, *dy, *dq;                                      /* [ATTN_QUERIES][ld] */
-    float *key, *val, *dk, *dv;                              /* [32][ld] */
-    float *p, *ds;                                           /* [ATTN_QUERIES][32] */
-    float *delta;                                            /* [len * group]: dy . y */
+    const struct kern_attn_bwd *a;
+    int kvh, group, first, queries, len;
+    int dim, panels, k_blocks, q_blocks;
+    bool round;
+    mul_t *q, *dy;                       /* lhs [queries][k_blocks] */
+    mul_t *q_k, *dy_k;                   /* k = queries: rhs [q_blocks][panels] */
+    mul_t *key, *val;                    /* k = dims: rhs [2][k_blocks] */
+    mul_t *key_k;                        /* k = keys: rhs [panels] */
+    mul_t *ds, *ds_t, *p_t;              /* lhs [BWD_QUERIES], lhs [32][BWD_BLOCKS] twice */
+    float *p, *dp;                       /* [BWD_QUERIES][32]: scores and then p, dp and then ds */
+    float *dq, *dk, *dv;                 /* [queries], [32], [32] of panels * 16 */
+    float *delta, *lse, *some;           /* [queries] twice; 32 queries' vectors in a row */
 };
-
-INLINE size_t bwd_query_at(const struct attn_bwd *t, const struct bwd *b, int query) {
-    size_t row = (size_t)(b->first + query / t->group),
-           h = (size_t)(b->kvh * t->group + query % t->group);
-    return row * (size_t)t->a->heads + h;
+static size_t bwd_plan(struct bwd *b, char *base) {
+    const size_t queries = (size_t)b->q_blocks * MUL_K + MUL_ROWS, k_blocks = (size_t)b->k_blocks,
+                 panels = (size_t)b->panels, q_blocks = (size_t)b->q_blocks,
+                 t_rows = KERN_PAGE + MUL_ROWS;
+    size_t used = 0;
+    b->q = carve(base, &used, queries * k_blocks * MUL_LHS, sizeof(mul_t));
+    b->dy = carve(base, &used, queries * k_blocks * MUL_LHS, sizeof(mul_t));
+    b->q_k = carve(base, &used, q_blocks * panels * MUL_RHS, sizeof(mul_t));
+    b->dy_k = carve(base, &used, q_blocks * panels * MUL_RHS, sizeof(mul_t));
+    b->key = carve(base, &used, 2 * k_blocks * MUL_RHS, sizeof(mul_t));
+    b->val = carve(base, &used, 2 * k_blocks * MUL_RHS, sizeof(mul_t));
+    b->key_k = carve(base, &used, panels * MUL_RHS, sizeof(mul_t));
+    b->ds = carve(base, &used, (BWD_QUERIES + MUL_ROWS) * MUL_LHS, sizeof(mul_t));
+    b->ds_t = carve(base, &used, t_rows * BWD_BLOCKS * MUL_LHS, sizeof(mul_t));
+    b->p_t = carve(base, &used, t_rows * BWD_BLOCKS * MUL_LHS, sizeof(mul_t));
+    b->p = carve(base, &used, BWD_QUERIES * KERN_PAGE, sizeof(float));
+    b->dp = carve(base, &used, BWD_QUERIES * KERN_PAGE, sizeof(float));
+    b->dq = carve(base, &used, queries * panels * 16, sizeof(float));
+    b->dk = carve(base, &used, KERN_PAGE * panels * 16, sizeof(float));
+    b->dv = carve(base, &used, KERN_PAGE * panels * 16, sizeof(float));
+    b->delta = carve(base, &used, queries, sizeof(float));
+    b->lse = carve(base, &used, queries, sizeof(float));
+    b->some = carve(base, &used, MUL_K * (size_t)b->dim, sizeof(float));
+    return used;
+}
+INLINE size_t bwd_head(const struct bwd *b, int i) {
+    return (size_t)(b->first + i / b->group) * (size_t)b->a->heads +
+           (size_t)(b->kvh * b->group + i % b->group);
 }
 
-/* dk, dv of the page's n keys from the block's queries [q0, q0 + count): key j starts with query
- * j's own row. */
-static void bwd_keys(const struct attn_bwd *t, struct bwd *b, int at, int n, int q0, int count) {
-    for (int j0 = 0; j0 < n; j0 += TILE_R) {
-        int rows = n - j0 < TILE_R ? n - j0 : TILE_R;
-        /* from here on, all keys of the tile are seen */
-        int all = (at + j0 + rows - 1) * t->group - q0;
-        if (all < 0) all = 0;
-        if (all > count) all = count;
-        /* last turn: the tile itself */
-        for (int j = j0; j <= j0 + rows; j++) {
-            bool whole = j == j0 + rows;
-            int from = whole ? all : (at + j) * t->group - q0, to = whole ? count : all;
-            if (from < 0) from = 0;
-            if (from >= to) continue;
-            size_t key = (size_t)(whole ? j0 : j);
-            struct tile v = { .x = b->p + (size_t)from * KERN_PAGE + key,
-                              .x_k = KERN_PAGE,
-                              .w = b->dy + (size_t)from * b->ld,
-                              .w_k = b->ld,
-                              .w_panel = 16,
-                              .acc = b->dv + key * b->ld,
-                              .acc_row = b->ld,
-                              .acc_panel = 16,
-                              .n = to - from };
-            tile_by_k(v, whole ? rows : 1, b->panels);
-            v.x = b->ds + (size_t)from * KERN_PAGE + key;
-            v.w = b->q + (size_t)from * b->ld;
-            v.acc = b->dk + key * b->ld;
-            tile_by_k(v, whole ? rows : 1, b->panels);
-        }
+/* Both forms of queries [i, i + n) of q or dy: rows of lhs, k of rhs. */
+static void bwd_forms(const struct bwd *b, mul_t *rows, mul_t *ks, kptr from, enum kern_type type,
+                      int i, int n) {
+    const size_t bytes = (size_t)b->dim * (type == KERN_F32 ? 4 : 2),
+                 row = (size_t)b->k_blocks * MUL_LHS;
+    for (int r = 0; r < n; r++)
+        memcpy((char *)b->some + (size_t)r * bytes, (char *)from.p + bwd_head(b, i + r) * bytes,
+               bytes);
+    struct mul_source s = { b->some, type, (size_t)b->dim, 1.0f, b->round && type == KERN_F32 };
+    lhs_rows(rows + (size_t)i * row, row, MUL_LHS, &s, n, b->dim);
+    for (int c = 0; c < b->panels; c++) {
+        s.from = (char *)b->some + (size_t)c * 16 * (type == KERN_F32 ? 4 : 2);
+        rhs_rows(ks + (size_t)(i / MUL_K * b->panels + c) * MUL_RHS, &s, n,
+                 v_left(c * 16, b->dim));
     }
 }
 
-/* One page against one block of queries. */
-static void bwd_block(const struct attn_bwd *t, struct bwd *b, int at, int n, int q0, int count) {
-    const struct kern_attn_bwd *a = t->a;
-    vf scale = v_set(a->scale);
+static void bwd_queries(struct bwd *b) {
+    const struct kern_attn_bwd *a = b->a;
+    for (int i = 0; i < b->queries; i += MUL_K) {
+        const int n = b->queries - i < MUL_K ? b->queries - i : MUL_K;
+        bwd_forms(b, b->q, b->q_k, a->q, a->q_type, i, n);
+        bwd_forms(b, b->dy, b->dy_k, a->dy, KERN_F32, i, n);
+    }
+    for (int i = 0; i < b->queries; i++) {
+        const size_t head = bwd_head(b, i), at = head * (size_t)b->dim;
+        vf acc = v_zero();
+        for (int c = 0; c < b->dim; c += 16) {
+            const int n = v_left(c, b->dim);
+            acc = v_fma_n(v_load_n((const float *)a->dy.p + at + c, n),
+                          v_get_n(a->y.p, a->y_type, at + (size_t)c, n), acc, n);
+        }
+        b->delta[i] = v_fold(acc);
+        b->lse[i] = ((const float *)a->lse.p)[head];
+    }
+    memset(b->dq, 0, (size_t)b->queries * (size_t)b->panels * 16 * sizeof *b->dq);
+}
+
+static void bwd_page(struct bwd *b, int at, int n) {
+    const struct kern_kv *kv = &b->a->kv;
+    const size_t size = kv->type == KERN_F32 ? 4 : 2, dim = (size_t)kv->head_dim;
+    const int slot = ((const int32_t *)b->a->slots.p)[b->first];
+    const size_t k_at = cpu_kv_page(kv, b->a->layer, slot, at, b->kvh, 0),
+                 v_at = cpu_kv_page(kv, b->a->layer, slot, at, b->kvh, 1);
+    struct mul_source s = { NULL, kv->type, dim, 1.0f, false };
+    keys_get(b->key, kv, k_at, 2);
+    for (int c = 0; c < 2; c++)
+        for (int k = 0; k < b->k_blocks; k++) {
+            s.from = (char *)kv->pages.p + (v_at + (size_t)c * 16 * dim + (size_t)k * 64) * size;
+            rhs_pairs_t(b->val + (c * b->k_blocks + k) * MUL_RHS, &s,
+                        b->dim - k * MUL_K < MUL_K ? b->dim - k * MUL_K : MUL_K, MUL_COLS);
+        }
+    s.ld = KERN_PAGE;
+    for (int c = 0; c < b->panels; c++) {
+        s.from = (char *)kv->pages.p + (k_at + (size_t)c * 16 * KERN_PAGE) * size;
+        rhs_pairs_t(b->key_k + c * MUL_RHS, &s, n, v_left(c * 16, b->dim));
+    }
+}
+
+/* Products of queries [q0, q0 + count) with the page: lhs is q or dy, rhs key or val. */
+static void bwd_scores(const struct bwd *b, float *acc, const mul_t *lhs, const mul_t *rhs, int q0,
+                       int count) {
+    const size_t row = (size_t)b->k_blocks * MUL_LHS;
+    memset(acc, 0, (size_t)count * KERN_PAGE * sizeof *acc);
+    mul_run(&(struct mul){ .lhs = lhs + (size_t)q0 * row,
+                           .lhs_row = row,
+                           .lhs_block = MUL_LHS,
+                           .rhs = rhs,
+                           .rhs_panel = (size_t)b->k_blocks * MUL_RHS,
+                           .rhs_block = MUL_RHS,
+                           .acc = acc,
+                           .acc_row = KERN_PAGE,
+                           .acc_panel = 16,
+                           .rows = count,
+                           .panels = 2,
+                           .blocks = b->k_blocks });
+}
+/* dk or dv of the page's n keys: the columns of x ([query][32], p or ds) times q or dy. */
+static void bwd_keys(const struct bwd *b, float *acc, mul_t *lhs, const float *x, const mul_t *rhs,
+                     int q0, int count, int n) {
+    const struct mul_source s = { x, KERN_F32, KERN_PAGE, 1.0f, b->round };
+    const size_t ld = (size_t)b->panels * 16;
+    lhs_cols(lhs, BWD_BLOCKS * MUL_LHS, MUL_LHS, &s, n, count);
+    mul_run(&(struct mul){ .lhs = lhs,
+                           .lhs_row = BWD_BLOCKS * MUL_LHS,
+                           .lhs_block = MUL_LHS,
+                           .rhs = rhs + (size_t)(q0 / MUL_K * b->panels) * MUL_RHS,
+                           .rhs_panel = MUL_RHS,
+                           .rhs_block = (size_t)b->panels * MUL_RHS,
+                           .acc = acc,
+                           .acc_row = ld,
+                           .acc_panel = 16,
+                           .rows = n,
+                           .panels = b->panels,
+                           .blocks = (count + MUL_K - 1) / MUL_K });
+}
+
+/* The n keys from `at` against queries [q0, q0 + count); q0 is a multiple of 32. */
+static void bwd_block(struct bwd *b, int at, int n, int q0, int count) {
+    const vf scale = v_set(b->a->scale), zero = v_zero();
+    const size_t ld = (size_t)b->panels * 16;
+    bwd_scores(b, b->p, b->q, b->key, q0, count);
+    bwd_scores(b, b->dp, b->dy, b->val, q0, count);
     for (int i = 0; i < count; i++) {
-        size_t head = bwd_query_at(t, b, q0 + i), from = head * (size_t)b->dim,
-               row = (size_t)i * b->ld;
-        vec_get(b->q + row, a->q.p, a->q_type, from, b->dim);
-        vec_get(b->dy + row, a->dy.p, KERN_F32, from, b->dim);
-        if (at == 0) memset(b->dq + row, 0, b->ld * sizeof(float));
-        else vec_get(b->dq + row, a->dq.p, KERN_F32, from, b->dim);
-        vf s[2], dp[2], lse = v_set(((const float *)a->lse.p)[head]),
-                        delta = v_set(b->delta[q0 + i]);
-        dots(s, b->q + row, b->key, b->dim, b->ld);
-        dots(dp, b->dy + row, b->val, b->dim, b->ld);
-        for (int half = 0; half < 2; half++) {
-            vf p = v_exp(v_sub(v_mul(s[half], scale), lse));
-            v_store(b->p + i * KERN_PAGE + half * 16, p);
-            v_store(b->ds + i * KERN_PAGE + half * 16,
-                    v_mul(v_mul(p, v_sub(dp[half], delta)), scale));
+        const int row = (q0 + i) / b->group - at, seen = row < 0 ? 0 : row + 1;
+        const vf lse = v_set(b->lse[q0 + i]), delta = v_set(b->delta[q0 + i]);
+        for (int j = 0; j < KERN_PAGE; j += 16) {
+            float *p_at = b->p + i * KERN_PAGE + j, *ds_at = b->dp + i * KERN_PAGE + j;
+            vf p = v_exp(v_sub(v_mul(v_load(p_at), scale), lse)),
+               ds = v_mul(v_mul(p, v_sub(v_load(ds_at), delta)), scale);
+            if (seen < j + 16) {
+                p = v_pick(p, zero, seen < j ? 0 : seen - j);
+                ds = v_pick(ds, zero, seen < j ? 0 : seen - j);
+            }
+            v_store(p_at, p);
+            v_store(ds_at, ds);
         }
     }
-    for (int i = 0, end; i < count; i = end) {
-        int keys = (q0 + i) / t->group - at + 1, step = t->group - (q0 + i) % t->group;
-        /* all the rest see n keys, or one row's heads */
-        end = keys >= n || i + step > count ? count : i + step;
-        tile_page((struct tile){ .x = b->ds + i * KERN_PAGE,
-                                 .w = b->key,
-                                 .w_k = b->ld,
-                                 .w_panel = 16,
-                                 .acc = b->dq + (size_t)i * b->ld,
-                                 .acc_row = b->ld,
-                                 .acc_panel = 16,
-                                 .n = keys < n ? keys : n },
-                  end - i, b->panels);
-    }
-    for (int i = 0; i < count; i++)
-        vec_put(a->dq.p, KERN_F32, bwd_query_at(t, b, q0 + i) * (size_t)b->dim,
-                b->dq + (size_t)i * b->ld, b->dim);
-    bwd_keys(t, b, at, n, q0, count);
+    const struct mul_source s = { b->dp, KERN_F32, KERN_PAGE, 1.0f, b->round };
+    const int blind = at * b->group > q0 ? at * b->group - q0 : 0;   /* see nothing of the page */
+    lhs_rows(b->ds, MUL_LHS, MUL_LHS, &s, count, KERN_PAGE);
+    mul_run(&(struct mul){ .lhs = b->ds + blind * MUL_LHS,
+                           .lhs_row = MUL_LHS,
+                           .lhs_block = MUL_LHS,
+                           .rhs = b->key_k,
+                           .rhs_panel = MUL_RHS,
+                           .rhs_block = MUL_RHS,
+                           .acc = b->dq + (size_t)(q0 + blind) * ld,
+                           .acc_row = ld,
+                           .acc_panel = 16,
+                           .rows = count - blind,
+                           .panels = b->panels,
+                           .blocks = 1 });
+    bwd_keys(b, b->dv, b->p_t, b->p, b->dy_k, q0, count, n);
+    bwd_keys(b, b->dk, b->ds_t, b->dp, b->q_k, q0, count, n);
+}
+
+INLINE void bwd_put(float *to, const float *from, int dim) {
+    for (int i = 0; i < dim; i += 16) v_store_n(to + i, v_load(from + i), v_left(i, dim));
 }
 
 static void attn_bwd_part(void *arg, int part, int parts) {
     (void)parts;
-    const struct attn_bwd *t = arg;
-    const struct kern_attn_bwd *a = t->a;
+    const struct kern_attn_bwd *a = arg;
     const struct kern_kv *kv = &a->kv;
-    struct bwd b = { .kvh = part % kv->kv_heads,
-                     .first = a->seq_start[part / kv->kv_heads],
-                     .dim = kv->head_dim };
-    b.len = a->seq_start[part / kv->kv_heads + 1] - b.first;
+    const int32_t *start = a->seq_start + part / kv->kv_heads;
+    const size_t dim = (size_t)kv->head_dim;
+    struct bwd b = { .a = a,
+                     .kvh = part % kv->kv_heads,
+                     .group = a->heads / kv->kv_heads,
+                     .first = start[0],
+                     .len = start[1] - start[0],
+                     .dim = kv->head_dim,
+                     .panels = (kv->head_dim + 15) / 16,
+                     .k_blocks = (kv->head_dim + MUL_K - 1) / MUL_K,
+                     .round = kv->type == KERN_BF16 };
     if (b.len <= 0) return;
-    b.panels = (b.dim + 15) / 16;
-    b.ld = (size_t)b.panels * 16;
-    int queries = b.len * t->group, slot = ((const int32_t *)a->slots.p)[b.first];
-    size_t many = ATTN_QUERIES * b.ld, page = KERN_PAGE * b.ld;
-    float *buf = cpu_scratch(
-        (3 * many + 4 * page + 2 * ATTN_QUERIES * KERN_PAGE + (size_t)queries) * sizeof *buf);
-    b.q = buf, b.dy = b.q + many, b.dq = b.dy + many;
-    b.key = b.dq + many, b.val = b.key + page, b.dk = b.val + page, b.dv = b.dk + page;
-    b.p = b.dv + page, b.ds = b.p + ATTN_QUERIES * KERN_PAGE,
-    b.delta = b.ds + ATTN_QUERIES * KERN_PAGE;
-    for (int i = 0; i < queries; i++) {
-        size_t from = bwd_query_at(t, &b, i) * (size_t)b.dim;
-        vf acc = v_zero();
-        for (int c = 0; c < b.dim; c += 16) {
-            int n = v_left(c, b.dim);
-            acc = v_fma_n(v_get_n(a->dy.p, KERN_F32, from + (size_t)c, n),
-                          v_get_n(a->y.p, a->y_type, from + (size_t)c, n), acc, n);
-        }
-        b.delta[i] = v_fold(acc);
-    }
+    b.queries = b.len * b.group;
+    b.q_blocks = (b.queries + MUL_K - 1) / MUL_K;
+    bwd_plan(&b, cpu_scratch(bwd_plan(&b, NULL)));
+    bwd_queries(&b);
+    const size_t ld = (size_t)b.panels * 16;
     for (int at = 0; at < b.len; at += KERN_PAGE) {
-        int n = b.len - at < KERN_PAGE ? b.len - at : KERN_PAGE;
-        page_get(b.key, kv, a->layer, slot, at, b.kvh, 0, n, b.ld);
-        page_get(b.val, kv, a->layer, slot, at, b.kvh, 1, n, b.ld);
-        /* and dv, its neighbour */
-        memset(b.dk, 0, 2 * page * sizeof *b.dk);
-        for (int q = at * t->group; q < queries; q += ATTN_QUERIES)
-            bwd_block(t, &b, at, n, q, queries - q < ATTN_QUERIES ? queries - q : ATTN_QUERIES);
+        const int n = b.len - at < KERN_PAGE ? b.len - at : KERN_PAGE;
+        bwd_page(&b, at, n);
+        memset(b.dk, 0, KERN_PAGE * ld * sizeof *b.dk);
+        memset(b.dv, 0, KERN_PAGE * ld * sizeof *b.dv);
+        /* earlier blocks of 32 see nothing of the page: they would add 0 to 0 */
+        for (int q = at * b.group / MUL_K * MUL_K; q < b.queries; q += BWD_QUERIES)
+            bwd_block(&b, at, n, q, b.queries - q < BWD_QUERIES ? b.queries - q : BWD_QUERIES);
         for (int j = 0; j < n; j++) {
-            size_t to = ((size_t)(b.first + at + j) * (size_t)kv->kv_heads + (size_t)b.kvh) *
-                        (size_t)b.dim;
-            vec_put(a->dk.p, KERN_F32, to, b.dk + (size_t)j * b.ld, b.dim);
-            vec_put(a->dv.p, KERN_F32, to, b.dv + (size_t)j * b.ld, b.dim);
+            const size_t to = ((size_t)(b.first + at + j) * (size_t)kv->kv_heads + (size_t)b.kvh) *
+                              dim;
+            bwd_put((float *)a->dk.p + to, b.dk + (size_t)j * ld, b.dim);
+            bwd_put((float *)a->dv.p + to, b.dv + (size_t)j * ld, b.dim);
         }
     }
+    for (int i = 0; i < b.queries; i++)
+        bwd_put((float *)a->dq.p + bwd_head(&b, i) * dim, b.dq + (size_t)i * ld, b.dim);
 }
 
 static void simd_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
@@ -318,7 +515,7 @@ static void simd_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
         ref_attn_bwd(k, a);
         return;
     }
-    struct attn_bwd t = { a, a->heads / a->kv.kv_heads };
-    cpu_run(k, a->seqs * a->kv.kv_heads, attn_bwd_part, &t);
+    struct kern_attn_bwd copy = *a;
+    cpu_run(k, a->seqs * a->kv.kv_heads, attn_bwd_part, &copy);
 }
 #endif

@@ -106,6 +106,23 @@ static void rope_part(void *arg, int part, int parts) {
 }
 ROWS_OP(rope, a->rows, a->heads * a->head_dim)
 
+/* One head's k and v into its places of a page, 16 elements at a time: rounded as one vector, then
+ * spread. `page` has the position's offset in it already. */
+INLINE void kv_put_head(const struct kern_kv_put *a, size_t from, size_t page_k, size_t page_v,
+                        const enum kern_type type) {
+    const size_t size = type == KERN_F32 ? 4 : 2, dim = (size_t)a->kv.head_dim;
+    for (size_t i = 0; i < dim; i += 16) {
+        uint8_t k[64], v[64], *to_k = (uint8_t *)a->kv.pages.p + (page_k + i * KERN_PAGE) * size,
+                              *to_v = (uint8_t *)a->kv.pages.p + (page_v + i * 2) * size;
+        const int n = v_left((int)i, (int)dim);
+        v_put_n(k, type, 0, v_get_n(a->k.p, a->k_type, from + i, n), n);
+        v_put_n(v, type, 0, v_get_n(a->v.p, KERN_F32, from + i, n), n);
+        for (size_t c = 0; c < (size_t)n; c += 2)
+            memcpy(to_k + c * KERN_PAGE * size, k + c * size, 2 * size);
+        for (size_t c = 0; c < (size_t)n; c++) memcpy(to_v + c * 2 * size, v + c * size, size);
+    }
+}
+
 static void kv_put_part(void *arg, int part, int parts) {
     ROWS_RANGE(kv_put, a->rows);
     const struct kern_kv *kv = &a->kv;
@@ -113,15 +130,10 @@ static void kv_put_part(void *arg, int part, int parts) {
         int slot = ((const int32_t *)a->slots.p)[row], pos = ((const int32_t *)a->pos.p)[row];
         for (int h = 0; h < kv->kv_heads; h++) {
             size_t from = (row * (size_t)kv->kv_heads + (size_t)h) * (size_t)kv->head_dim;
-            size_t to_k = cpu_kv_at(kv, a->layer, slot, pos, h, 0),
-                   to_v = cpu_kv_at(kv, a->layer, slot, pos, h, 1);
-            for (int i = 0; i < kv->head_dim; i += 16) {
-                int n = v_left(i, kv->head_dim);
-                v_put_n(kv->pages.p, kv->type, to_k + (size_t)i,
-                        v_get_n(a->k.p, a->k_type, from + (size_t)i, n), n);
-                v_put_n(kv->pages.p, kv->type, to_v + (size_t)i,
-                        v_get_n(a->v.p, KERN_F32, from + (size_t)i, n), n);
-            }
+            size_t k = cpu_kv_at(kv, a->layer, slot, pos, h, 0, 0),
+                   v = cpu_kv_at(kv, a->layer, slot, pos, h, 1, 0);
+            if (kv->type == KERN_F32) kv_put_head(a, from, k, v, KERN_F32);
+            else kv_put_head(a, from, k, v, KERN_BF16);
         }
     }
 }

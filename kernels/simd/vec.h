@@ -95,25 +95,25 @@ INLINE vf v_e2m1(const uint8_t q[8], vf table) {
     /* reads the low 4 bits only */
     return _mm512_permutexvar_ps(_mm512_srlv_epi32(x, shift), table);
 }
-INLINE vf v_fold8_pair(vf a, vf b) {
-    return v_add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-}
-INLINE vf v_fold4_pair(vf a, vf b) {
-    return v_add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-}
-INLINE vf v_fold2_pair(vf a, vf b) {
-    return v_add(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
-}
-INLINE vf v_fold1_pair(vf a, vf b) {
-    return v_add(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
-}
-/* Lane j = fold of x[j]: sixteen 16-lane sums at once, each in the order of kern_fold16. */
-INLINE vf v_fold_all(const vf x[16]) {
-    vf q[4];
-    for (int i = 0; i < 4; i++)
-        q[i] = v_fold4_pair(v_fold8_pair(x[i], x[i + 4]), v_fold8_pair(x[i + 8], x[i + 12]));
-    return v_fold1_pair(v_fold2_pair(q[0], q[1]), v_fold2_pair(q[2], q[3]));
-}
+/* Lane j = fold of x[j], by op: sixteen 16-lane folds at once, each in the order of kern_fold16. */
+#define V_FOLD_ALL(name, op)                                                                       \
+    INLINE vf name(const vf x[16]) {                                                               \
+        vf e[8], q[4], d[2];                                                                       \
+        for (int i = 0; i < 8; i++) {                                                              \
+            const vf a = x[i / 4 * 8 + i % 4], b = x[i / 4 * 8 + i % 4 + 4];                       \
+            e[i] = op(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));         \
+        }                                                                                          \
+        for (int i = 0; i < 4; i++)                                                                \
+            q[i] = op(_mm512_shuffle_f32x4(e[i], e[i + 4], 0x88),                                  \
+                      _mm512_shuffle_f32x4(e[i], e[i + 4], 0xdd));                                 \
+        for (int i = 0; i < 2; i++)                                                                \
+            d[i] = op(_mm512_shuffle_ps(q[i * 2], q[i * 2 + 1], 0x44),                             \
+                      _mm512_shuffle_ps(q[i * 2], q[i * 2 + 1], 0xee));                            \
+        return op(_mm512_shuffle_ps(d[0], d[1], 0x88), _mm512_shuffle_ps(d[0], d[1], 0xdd));       \
+    }
+V_FOLD_ALL(v_fold_all, v_add)
+V_FOLD_ALL(v_most_all, v_max)                                             /* no NaN in x */
+#undef V_FOLD_ALL
 #else
 typedef struct { __m256 a, b; } vf;
 
@@ -136,7 +136,7 @@ INLINE void v_store_n(float *p, vf v, int n) {
     _mm256_maskstore_ps(p, v_mask8(n), v.a);
     _mm256_maskstore_ps(p + 8, v_mask8(n - 8), v.b);
 }
-#define V_EACH(name, op)                                                                             \
+#define V_EACH(name, op)                                                                           \
     INLINE vf name(vf x, vf y) { return (vf){ op(x.a, y.a), op(x.b, y.b) }; }
 V_EACH(v_add, _mm256_add_ps)
 V_EACH(v_sub, _mm256_sub_ps)
@@ -230,20 +230,22 @@ INLINE __m256 v_e2m1_8(const uint8_t q[4], __m256 table) {
 INLINE vf v_e2m1(const uint8_t q[8], __m256 table) {
     return (vf){ v_e2m1_8(q, table), v_e2m1_8(q + 4, table) };
 }
-INLINE __m256 v_fold_all8(const vf x[8]) {
-    __m256 q[4];
-    for (int i = 0; i < 4; i++) {
-        __m256 a = _mm256_add_ps(x[i].a, x[i].b), b = _mm256_add_ps(x[i + 4].a, x[i + 4].b);
-        q[i] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20),
-                             _mm256_permute2f128_ps(a, b, 0x31));
-    }
-    __m256 z = _mm256_add_ps(_mm256_shuffle_ps(q[0], q[1], 0x44),
-                             _mm256_shuffle_ps(q[0], q[1], 0xee));
-    __m256 w = _mm256_add_ps(_mm256_shuffle_ps(q[2], q[3], 0x44),
-                             _mm256_shuffle_ps(q[2], q[3], 0xee));
-    return _mm256_add_ps(_mm256_shuffle_ps(z, w, 0x88), _mm256_shuffle_ps(z, w, 0xdd));
-}
-INLINE vf v_fold_all(const vf x[16]) { return (vf){ v_fold_all8(x), v_fold_all8(x + 8) }; }
+/* Lane j = fold of x[j], by op: sixteen 16-lane folds at once, each in the order of kern_fold16. */
+#define V_FOLD_ALL(name, op)                                                                       \
+    INLINE __m256 name##8(const vf x[8]) {                                                         \
+        __m256 q[4];                                                                               \
+        for (int i = 0; i < 4; i++) {                                                              \
+            __m256 a = op(x[i].a, x[i].b), b = op(x[i + 4].a, x[i + 4].b);                         \
+            q[i] = op(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));     \
+        }                                                                                          \
+        __m256 z = op(_mm256_shuffle_ps(q[0], q[1], 0x44), _mm256_shuffle_ps(q[0], q[1], 0xee));   \
+        __m256 w = op(_mm256_shuffle_ps(q[2], q[3], 0x44), _mm256_shuffle_ps(q[2], q[3], 0xee));   \
+        return op(_mm256_shuffle_ps(z, w, 0x88), _mm256_shuffle_ps(z, w, 0xdd));                   \
+    }                                                                                              \
+    INLINE vf name(const vf x[16]) { return (vf){ name##8(x), name##8(x + 8) }; }
+V_FOLD_ALL(v_fold_all, _mm256_add_ps)
+V_FOLD_ALL(v_most_all, _mm256_max_ps)                                     /* no NaN in x */
+#undef V_FOLD_ALL
 #endif
 
 /* From here on both are one text. */

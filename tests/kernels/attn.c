@@ -69,7 +69,7 @@ Test(kv_put, same_pages_and_nothing_else) {
                                      kt,          kt_p(b.v), kt_p(b.slots),
                                      kt_p(b.pos), ROWS };
             t.ref.kv_put(&t.ref, &a);
-            size_t at = cpu_kv_at(&b.kv, LAYER, 3, 40, 0, 1);
+            size_t at = cpu_kv_at(&b.kv, LAYER, 3, 40, 0, 1, 0);
             float v = b.v[(seq_start[3] + 40) * b.kv.kv_heads * b.kv.head_dim];
             cr_assert(kt_get(b.kv.pages.p, b.kv.type, at) ==
                       (b.kv.type == KERN_F32 ? v : bf16_to_f32(f32_to_bf16(v))));
@@ -85,23 +85,26 @@ Test(kv_put, same_pages_and_nothing_else) {
     kt_close(&t);
 }
 
+static double kv_get(const struct bench *b, int r, int j, int h, int is_v, int i) {
+    return (double)kt_get(b->kv.pages.p, b->kv.type,
+                          cpu_kv_at(&b->kv, LAYER, b->slots[r], j, h, is_v, i));
+}
+
 /* softmax(q K / sqrt d) V of one query in double; returns the log of the sum. */
 static double attn_double(const struct bench *b, int r, int h, const double *q, double *y) {
     int dim = b->kv.head_dim, kvh = h * b->kv.kv_heads / b->heads, keys = b->pos[r] + 1;
     double p[256], most = -1e300, sum = 0.0;
     for (int j = 0; j < keys; j++) {
-        size_t at = cpu_kv_at(&b->kv, LAYER, b->slots[r], j, kvh, 0);
         p[j] = 0.0;
         for (int i = 0; i < dim; i++)
-            p[j] += q[i] * (double)kt_get(b->kv.pages.p, b->kv.type, at + (size_t)i) / sqrt(dim);
+            p[j] += q[i] * kv_get(b, r, j, kvh, 0, i) / sqrt(dim);
         if (p[j] > most) most = p[j];
     }
     for (int j = 0; j < keys; j++) sum += p[j] = exp(p[j] - most);
     for (int i = 0; i < dim; i++) y[i] = 0.0;
     for (int j = 0; j < keys; j++) {
-        size_t at = cpu_kv_at(&b->kv, LAYER, b->slots[r], j, kvh, 1);
         for (int i = 0; i < dim; i++)
-            y[i] += p[j] / sum * (double)kt_get(b->kv.pages.p, b->kv.type, at + (size_t)i);
+            y[i] += p[j] / sum * kv_get(b, r, j, kvh, 1, i);
     }
     return most + log(sum);
 }
@@ -240,10 +243,10 @@ Test(attn_bwd, finite_differences) {
         int r = (int)(to / 20), h = (int)(to / 10 % 2), i = (int)(to % 10);
         KT_NEAR((double)dq[at], slope_of(&b, q, q + at), 1e-3, "dq[%zu]", at);
         KT_NEAR((double)dk[to],
-                slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 0) + i),
+                slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 0, i)),
                 2e-3, "dk[%zu]", to);
         KT_NEAR((double)dv[to],
-                slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 1) + i),
+                slope_of(&b, q, pages + cpu_kv_at(&b.kv, LAYER, b.slots[r], b.pos[r], h, 1, i)),
                 1e-3, "dv[%zu]", to);
     }
     kt_close(&t);

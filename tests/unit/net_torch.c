@@ -197,7 +197,7 @@ Test(net_torch, bf16_keeps_every_clear_winner_and_the_gradients_direction) {
             for (size_t i = 0; i < n; i++)
                 rms += ((double)got[i] - (double)torch[i]) * ((double)got[i] - (double)torch[i]);
             rms = sqrt(rms / (double)n);
-            cr_expect(distance(got, torch, n) < .02, "%s: relative error %g", models[m],
+            cr_expect(distance(got, torch, n) < .025, "%s: relative error %g", models[m],
                       distance(got, torch, n));
             for (int t = 0; t < v.seq[s].n; t++, rows++) {
                 float *z = torch + (size_t)t * (size_t)vocab;
