@@ -9,7 +9,6 @@
 #include <unistd.h>
 #include <zmq.h>
 
-#include "kernels/kern.h"
 #include "lib/base/fs.h"
 #include "lib/base/hash.h"
 #include "pipe/proc.h"
@@ -41,21 +40,26 @@ static void check_cores(void) {
 }
 
 static void check_kernels(void) {
-    const char *names[8];
-    char list[128] = "";
-    struct kern k;
+    char path[FS_PATH_MAX], list[160] = "";
+    struct about a;
     struct err e = { 0 };
-    for (int i = 0, n = kern_paths(names); i < n; i++)
-        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "", names[i]);
-    if (kern_open(&k, "auto", NULL, &e) < 0) say(VERDICT_FAIL, "kernels: %s", e.text);
-    else if (!strcmp(k.name, "ref"))
+    if (proc_find(path, sizeof path, "qerl-rollout") < 0 || about_ask(&a, path, &e) < 0) {
+        say(VERDICT_FAIL, "kernels: cannot ask qerl-rollout: %s", *e.text ? e.text : "run make");
+        return;
+    }
+    json_t *all = json_object_get(a.json, "kernels");
+    const char *best = json_string_value(json_array_get(all, 0));
+    for (size_t i = 0; i < json_array_size(all); i++)
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "",
+                 json_string_value(json_array_get(all, i)));
+    if (!best || !strcmp(best, "ref"))
         say(VERDICT_WARN,
-            "kernels: only the slow reference path (%s has neither AVX2 nor AVX-512); use a newer "
-            "CPU",
-            *cpu_flags() ? cpu_flags() : "an unknown CPU");
+            "kernels: only the slow reference path (%s: neither AVX2 nor AVX-512); use a newer CPU",
+            *cpu_flags() ? cpu_flags() : "unknown CPU");
     else
-        say(VERDICT_OK, "kernels: %s (run.kernels can be %s); instructions %s", k.name, list,
+        say(VERDICT_OK, "kernels: %s (run.kernels can be %s); instructions %s", best, list,
             cpu_flags());
+    about_release(&a);
 }
 
 static void check_memory(void) {

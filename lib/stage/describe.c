@@ -2,6 +2,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/stage/describe.h"
 
+#include "kernels/kern.h"
+
 static const char *const type_name[] = { [KEY_INT] = "int", [KEY_NUM] = "num", [KEY_BOOL] = "bool",
                                          [KEY_TEXT] = "text", [KEY_CHOICE] = "choice" };
 static const char *const socket_name[] = {
@@ -59,6 +61,19 @@ static json_t *port_json(const struct stage_port *p) {
     return o;
 }
 
+/* Kernel paths of this machine, the one that `auto` takes first. */
+static json_t *kernels_json(void) {
+    const char *names[8];
+    struct kern k;
+    struct err e = { 0 };
+    json_t *all = json_array();
+    if (kern_open(&k, "auto", NULL, &e) < 0) return all;
+    json_array_append_new(all, json_string(k.name));
+    for (int i = 0, n = kern_paths(names); i < n; i++)
+        if (strcmp(names[i], k.name) != 0) json_array_append_new(all, json_string(names[i]));
+    return all;
+}
+
 json_t *describe_json(const struct stage_about *about) {
     json_t *o = json_object(), *keys = json_array(), *ports = json_array();
     json_object_set_new(o, "stage", json_string(about->name));
@@ -70,6 +85,7 @@ json_t *describe_json(const struct stage_about *about) {
         json_array_append_new(ports, port_json(p));
     json_object_set_new(o, "keys", keys);
     json_object_set_new(o, "ports", ports);
+    json_object_set_new(o, "kernels", kernels_json());
     return o;
 }
 

@@ -7,7 +7,8 @@
 /* Summary, options, keys with default, range and help, ports, examples. */
 void describe_help(FILE *to, const struct stage_about *about);
 /* {"stage","summary","keys":[{"key","type","default","least","most","choices","help"}],
- *  "ports":[{"name","direction","record","socket","bind","required","help"}]}
+ *  "ports":[{"name","direction","record","socket","bind","required","help"}],
+ *  "kernels":[paths that this machine can run, the one that `auto` takes first]}
  * default is text as it would stand in a file, null = must be given; least and most are null
  * without a range; choices is [] but for a choice; record is "any" where a port takes several. The
  * caller owns the result. */

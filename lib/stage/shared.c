@@ -17,12 +17,15 @@ const struct stage_key shared_run_keys[] = {
       "steps of the run, skipped ones included" },
     { "run.score_every", KEY_INT, AT(run.score_every), "20", 1, 1e9, NULL,
       "steps between scores; step 0 and the last are always scored" },
-    { "run.kernels", KEY_TEXT, AT(run.kernels), "auto", 0, 0, NULL,
-      "kernel path: auto, ref, avx2, avx512" },
+    { "run.kernels", KEY_CHOICE, AT(run.kernels), "auto", 0, 0,
+      "auto|ref|avx2|avx512|avx512bf16|amx|amx-emulated",
+      "kernel path; all give the same bits, auto is the fastest this CPU has" },
     { "run.threads", KEY_INT, AT(run.threads), "0", 0, 256, NULL,
       "threads of a stage; 0 = the cores it was given" },
     { 0 },
 };
+const char *const shared_kernels[] = { "auto", "ref",        "avx2",
+                                       "avx512", "avx512bf16", "amx", "amx-emulated" };
 const struct stage_key shared_model_keys[] = {
     { "model.path", KEY_TEXT, AT(model.path), "", 0, 0, NULL,
       "model folder (Hugging Face layout) or GGUF file" },

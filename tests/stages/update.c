@@ -65,7 +65,7 @@ static void start(void) {
     b = (struct bench){ 0 };
     log_open("test", LOG_LEVEL_ERROR);
     struct shared *c = &b.c.shared;
-    c->run.kernels = (char[]){ "auto" };
+    c->run.kernels = 0;                       /* auto */
     c->run.threads = 1;
     c->run.steps = 10;
     c->model.path = (char[]){ "models/tiny" };
