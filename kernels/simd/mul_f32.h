@@ -6,32 +6,14 @@
 
 typedef float mul_t;
 enum { MUL_ROWS = 1, MUL_IS_BF16 = 0 };
+/* element k of a row or column is k lanes in */
+enum { MUL_STEPS = 16, MUL_STEP = 2, MUL_CHAIN = 1 };
 MUL_RUN_ARGS(mul_t);
 
-/* Subnormals as the tile instructions treat them: as zero, in and out. */
-enum { MUL_FLUSH = 0x8040 };
-
-static void mul_run(const struct mul *m) {
-    const unsigned csr = _mm_getcsr();
-    _mm_setcsr(csr | MUL_FLUSH);
-    for (int r = 0; r < m->rows; r++)
-        for (int c = 0; c < m->panels; c++) {
-            float *at = m->acc + (size_t)r * m->acc_row + (size_t)c * m->acc_panel;
-            vf acc = v_load(at);
-            for (int b = 0; b < m->blocks; b++) {
-                const float *x = m->lhs + (size_t)r * m->lhs_row + (size_t)b * m->lhs_block;
-                const float *w = m->rhs + (size_t)c * m->rhs_panel + (size_t)b * m->rhs_block;
-                vf even = v_zero(), odd = v_zero();
-                for (int k = 0; k < MUL_K; k += 2) {
-                    even = v_fma(v_set(x[k]), v_load(w + k * 16), even);
-                    odd = v_fma(v_set(x[k + 1]), v_load(w + (k + 1) * 16), odd);
-                }
-                acc = v_add(acc, v_add(even, odd));
-            }
-            v_store(at, acc);
-        }
-    _mm_setcsr(csr);
-}
+INLINE vf mul_x(const mul_t *x) { return v_set(*x); }
+INLINE vf mul_w(const mul_t *w) { return v_load(w); }
+INLINE vf mul_fma(vf x, vf w, vf sum) { return v_fma(x, w, sum); }
+#include "kernels/simd/mul_tile.h"
 
 static void lhs_rows(mul_t *to, size_t to_row, size_t to_block, const struct mul_source *s,
                      int rows, int k) {

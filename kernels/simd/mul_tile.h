@@ -1,0 +1,99 @@
+/* mul_tile.h - mul_run for the multipliers on vector registers: a tile of rows x panels at a time.
+ *
+ * A multiplier gives mul_x (one step of a row, in every lane), mul_w (that step of 16 columns) and
+ * mul_fma. A block is MUL_STEPS steps of the even chain and as many of the odd one; step i of chain
+ * j lies at i * MUL_STEP + j * MUL_CHAIN, in units of a lane's 32 bits.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_SIMD_MUL_TILE_H
+#define QERL_SIMD_MUL_TILE_H
+#include "kernels/simd/mul.h"
+
+/* MUL_SUMS vectors of sums fit the registers beside a step's operands. A tile of at most half as
+ * many has both chains there, a larger one does its chains in turn, which reads each operand for
+ * more sums. */
+#if defined(__AVX512F__)
+enum { MUL_TILE_ROWS = 8, MUL_TILE_PANELS = 3, MUL_TILE_THIN = 6, MUL_SUMS = 24 };
+#else
+enum { MUL_TILE_ROWS = 6, MUL_TILE_PANELS = 1, MUL_TILE_THIN = 3, MUL_SUMS = 6 };
+#endif
+enum { MUL_LANE = 4 / (int)sizeof(mul_t) };             /* elements in a lane's 32 bits */
+
+/* Subnormals as the tile instructions treat them: as zero, in and out. */
+enum { MUL_FLUSH = 0x8040 };
+
+INLINE void mul_chain(vf *sum, const mul_t *x, size_t x_row, const mul_t *w, size_t w_panel,
+                      const int R, const int C) {
+#pragma GCC unroll 4
+    for (int i = 0; i < MUL_STEPS; i++) {
+        vf b[MUL_TILE_THIN];
+#pragma GCC unroll 8
+        for (int c = 0; c < C; c++)
+            b[c] = mul_w(w + (size_t)c * w_panel + i * (MUL_STEP * MUL_LANE * 16));
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const vf a = mul_x(x + (size_t)r * x_row + i * (MUL_STEP * MUL_LANE));
+#pragma GCC unroll 8
+            for (int c = 0; c < C; c++) sum[r * C + c] = mul_fma(a, b[c], sum[r * C + c]);
+        }
+    }
+}
+
+INLINE void mul_tile(const struct mul *m, size_t row, size_t panel, const int R, const int C) {
+    const mul_t *x = m->lhs + row * m->lhs_row, *w = m->rhs + panel * m->rhs_panel;
+    float *acc = m->acc + row * m->acc_row + panel * m->acc_panel;
+    for (int b = 0; b < m->blocks; b++, x += m->lhs_block, w += m->rhs_block) {
+        vf even[MUL_SUMS], odd[MUL_SUMS];
+#pragma GCC unroll 24
+        for (int i = 0; i < R * C; i++) even[i] = odd[i] = v_zero();
+        mul_chain(even, x, m->lhs_row, w, m->rhs_panel, R, C);
+        mul_chain(odd, x + MUL_CHAIN * MUL_LANE, m->lhs_row, w + MUL_CHAIN * MUL_LANE * 16,
+                  m->rhs_panel, R, C);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+            for (int c = 0; c < C; c++) {
+                float *at = acc + (size_t)r * m->acc_row + (size_t)c * m->acc_panel;
+                v_store(at, v_add(v_load(at), v_add(even[r * C + c], odd[r * C + c])));
+            }
+    }
+}
+
+INLINE void mul_rows(const struct mul *m, size_t row, int rows, size_t panel, const int C) {
+    switch (rows) {
+    case 1: mul_tile(m, row, panel, 1, C); break;
+    case 2: mul_tile(m, row, panel, 2, C); break;
+    case 3: mul_tile(m, row, panel, 3, C); break;
+    case 4: mul_tile(m, row, panel, 4, C); break;
+    case 5: mul_tile(m, row, panel, 5, C); break;
+    case 6: mul_tile(m, row, panel, 6, C); break;
+#if defined(__AVX512F__)
+    case 7: mul_tile(m, row, panel, 7, C); break;
+    case 8: mul_tile(m, row, panel, 8, C); break;
+#endif
+    default: assert(!"rows of a tile");
+    }
+}
+
+static void mul_run(const struct mul *m) {
+    const unsigned csr = _mm_getcsr();
+    const int tiles = (m->rows + MUL_TILE_ROWS - 1) / MUL_TILE_ROWS;
+    _mm_setcsr(csr | MUL_FLUSH);
+    for (int c = 0; c < m->panels;) {
+        const int left = m->panels - c;
+        if (m->rows == 1 && left >= MUL_TILE_THIN) {
+            mul_tile(m, 0, (size_t)c, 1, MUL_TILE_THIN);
+            c += MUL_TILE_THIN;
+            continue;
+        }
+        for (int t = 0; t < tiles; t++) {                   /* of about as many rows each */
+            const int row = m->rows * t / tiles, rows = m->rows * (t + 1) / tiles - row;
+            if (MUL_TILE_PANELS == 3 && left >= 3) mul_rows(m, (size_t)row, rows, (size_t)c, 3);
+            else if (MUL_TILE_PANELS == 3 && left == 2)
+                mul_rows(m, (size_t)row, rows, (size_t)c, 2);
+            else mul_rows(m, (size_t)row, rows, (size_t)c, 1);
+        }
+        c += left < MUL_TILE_PANELS ? left : MUL_TILE_PANELS;
+    }
+    _mm_setcsr(csr);
+}
+#endif
