@@ -76,6 +76,7 @@ clean:
 
 $(O)/kernels/simd/avx2.o:   ISA := -mavx2 -mfma -mf16c
 $(O)/kernels/simd/avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512
+$(O)/kernels/simd/avx512bf16.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512bf16 -mfma -mprefer-vector-width=512
 
 $(O)/%.o: %.c
 	$(if $(V),,@echo "  CC    $<")

@@ -13,14 +13,14 @@ static bool wanted(const char *name) {
 }
 
 ReportHook(PRE_ALL)(struct criterion_test_set *set) {
-    static const char *const all[] = { "ref", "avx2", "avx512" };
+    static const char *const all[] = { "ref", "avx2", "avx512", "avx512bf16", "amx" };
     const char *have[8];
     int n = kern_paths(have);
     (void)set;
     for (size_t i = 0; i < COUNT_OF(all); i++) {
         bool found = false;
         for (int j = 0; j < n; j++) found |= !strcmp(have[j], all[i]);
-        fprintf(stderr, "kernels: path %-6s %s\n", all[i],
+        fprintf(stderr, "kernels: path %-10s %s\n", all[i],
                 !found           ? "SKIPPED, this machine lacks it"
                 : wanted(all[i]) ? "exercised"
                                  : "SKIPPED by QERL_KERNELS");
