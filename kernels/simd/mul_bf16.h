@@ -40,16 +40,21 @@ INLINE __m512i mul_ordered(__m512i row) {
 }
 INLINE __mmask32 mul_mask(int n) { return n >= 32 ? ~0u : (1u << n) - 1u; }
 
+INLINE __m256i halves(vf v) {                              /* exact: values that are bf16 */
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(v), 16));
+}
+INLINE __m512i joined(__m256i low, __m256i high) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
 /* n <= 32 elements as bf16, k ascending, zero beyond */
 INLINE __m512i mul_get(const struct mul_source *s, size_t at, int n) {
     if (s->type == KERN_BF16 && s->scale == 1.0f)
         return _mm512_maskz_loadu_epi16(mul_mask(n), (const uint16_t *)s->from + at);
-    const vf scale = v_set(s->scale), none = v_zero();
-    const int low = n < 16 ? n : 16;
-    const vf a = v_mul(scale, v_get_n(s->from, s->type, at, low));
-    const vf b = n > 16 ? v_mul(scale, v_get_n(s->from, s->type, at + 16, n - 16)) : none;
-    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(v_round_bits(a))),
-                              _mm512_cvtepi32_epi16(v_round_bits(b)), 1);
+    const vf scale = v_set(s->scale);
+    const vf a = v_mul(scale, v_get_n(s->from, s->type, at, n < 16 ? n : 16));
+    const vf b = n > 16 ? v_mul(scale, v_get_n(s->from, s->type, at + 16, n - 16)) : v_zero();
+    return joined(_mm512_cvtepi32_epi16(v_round_bits(a)), _mm512_cvtepi32_epi16(v_round_bits(b)));
 }
 
 static void lhs_rows(mul_t *to, size_t to_row, size_t to_block, const struct mul_source *s,
@@ -88,12 +93,6 @@ INLINE void steps_put(mul_t *to, int i, __m512i row01, __m512i row23) {
     _mm512_storeu_si512(to + (i + 8) * 32, _mm512_permutex2var_epi16(row01, second, row23));
 }
 
-INLINE __m512i halves(vf a, vf b) {                         /* exact: values that are bf16 */
-    return _mm512_inserti64x4(
-        _mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(a), 16))),
-        _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(b), 16)), 1);
-}
-
 /* Any scales, by way of float32: overflow, subnormals, NaN. */
 static void rhs_codes_slow(mul_t *to, const uint8_t *record, enum kern_format format) {
     const bool mx = format == KERN_FORMAT_MXFP4;
@@ -108,7 +107,8 @@ static void rhs_codes_slow(mul_t *to, const uint8_t *record, enum kern_format fo
             scale = v_load(group);
         }
         for (int j = 0; j < 4; j++) row[j] = v_mul(v_e2m1(record + (i * 4 + j) * 8, table), scale);
-        steps_put(to, i, halves(row[0], row[1]), halves(row[2], row[3]));
+        steps_put(to, i, joined(halves(row[0]), halves(row[1])),
+                  joined(halves(row[2]), halves(row[3])));
     }
 }
 
@@ -184,8 +184,8 @@ static void rhs_nvfp4(mul_t *to, const uint8_t *record) {
         const __m512i size = _mm512_add_epi32(
             _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x7f)), 20),
             _mm512_set1_epi32(119 << 23));
-        const __m512i one = _mm512_or_si512(size, sign), half = _mm512_castps_si512(v_mul(
-                                                             _mm512_castsi512_ps(one), v_set(1.5f)));
+        const __m512i one = _mm512_or_si512(size, sign);
+        const __m512i half = _mm512_castps_si512(v_mul(_mm512_castsi512_ps(one), v_set(1.5f)));
         const __m512i plain = _mm512_or_si512(one, _mm512_srli_epi32(one, 16));
         /* less the flag, which is added with the exponent */
         const __m512i more = _mm512_sub_epi16(_mm512_or_si512(half, _mm512_srli_epi32(half, 16)),
@@ -241,8 +241,8 @@ static void rhs_rows(mul_t *to, const struct mul_source *s, int k, int cols) {
         for (int j = 0; j < 4; j++)
             row[j] = i * 4 + j < k ? mul_get(s, (size_t)(i * 4 + j) * s->ld, cols)
                                    : _mm512_setzero_si512();
-        steps_put(to, i, _mm512_inserti64x4(row[0], _mm512_castsi512_si256(row[1]), 1),
-                  _mm512_inserti64x4(row[2], _mm512_castsi512_si256(row[3]), 1));
+        steps_put(to, i, joined(_mm512_castsi512_si256(row[0]), _mm512_castsi512_si256(row[1])),
+                  joined(_mm512_castsi512_si256(row[2]), _mm512_castsi512_si256(row[3])));
     }
 }
 
