@@ -263,16 +263,20 @@ static int train_all(struct micro *b, int seqs, struct err *e) {
 
 int net_train(struct net *n, const struct net_seq *s, int seqs, float temperature, net_loss *loss,
               void *ud, float *grad, struct err *e) {
-    assert(n->o.train && loss && grad);
+    assert(n->o.train && loss);
     if (!n->adapted) return err_set(e, "nothing to train: no adapter was adopted");
     if (check_seqs(n, s, seqs, temperature, e) < 0) return -1;
     struct micro b = { n, s, temperature, loss, ud, .h = &n->host };
     n->wants = 0;
     /* The sum goes on from what the caller has, so that even several calls add up as one would. */
-    n->k->upload(n->k, n->grad, grad, n->lora.params * sizeof *grad);
+    const size_t bytes = n->lora.params * sizeof *grad;
+    if (grad) n->k->upload(n->k, n->grad, grad, bytes);
+    else n->k->zero(n->k, n->grad, bytes);
     int rc = train_all(&b, seqs, e);
     micro_clear(&b);
-    if (rc == 0) n->k->download(n->k, grad, n->grad, n->lora.params * sizeof *grad);
+    if (rc == 0 && grad) n->k->download(n->k, grad, n->grad, bytes);
     if (n->k->sync(n->k, rc == 0 ? e : NULL) < 0) rc = -1;
     return rc;
 }
+
+kptr net_grad(const struct net *n) { return n->grad; }

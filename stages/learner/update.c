@@ -11,9 +11,9 @@ struct updater {
     const struct learner_conf *c;
     struct kern *kern;
     struct net *net;
-    kptr p, m, v, g;                 /* AdamW's arrays on the backend */
-    /* [params]: the state before the step, for a step that must leave no trace; the gradient */
-    float *old_value, *old_m, *old_v, *grad;
+    kptr p, m, v;                    /* AdamW's arrays on the backend */
+    /* [params]: the state before the step; only where several mini-batches may leave half a step */
+    float *old_value, *old_m, *old_v;
     size_t params;
 };
 
@@ -37,8 +37,9 @@ static struct net_opts train_opts(const struct learner_conf *c, const struct mod
     int64_t longest = c->shared.data.prompt_max + c->shared.sample.new_max;
     if (longest > m->positions_max) longest = m->positions_max;
     int rows = (int)(c->micro_tokens > longest ? c->micro_tokens : longest);
-    /* Pages: each sequence of a micro-batch may leave one page partly empty. */
-    int slots = rows < 256 ? rows : 256;
+    /* Very short sequences close a micro-batch early. Pages: each sequence may leave one partly
+     * empty. */
+    int slots = rows / KERN_PAGE < 1 ? 1 : rows / KERN_PAGE < 256 ? rows / KERN_PAGE : 256;
     return (struct net_opts){ .rows_max = rows,
                               .slots_max = slots,
                               .positions_max = (int)longest,
@@ -50,8 +51,10 @@ static struct net_opts train_opts(const struct learner_conf *c, const struct mod
 size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
                     const struct lora_shape *shape) {
     struct net_opts o = train_opts(c, m, shape);
+    /* the state, AdamW's copy of it, and what save_state keeps */
+    int copies = c->minibatch > 0 && c->minibatch < c->batch ? 9 : 6;
     return net_plan(m, (enum model_quant)c->shared.quant.weights, &o) +
-           8 * sizeof(float) * lora_params(m, shape);
+           (size_t)copies * sizeof(float) * lora_params(m, shape);
 }
 
 int updater_create(struct updater **out, const struct policy *p, const struct learner_conf *c,
@@ -64,13 +67,10 @@ int updater_create(struct updater **out, const struct policy *p, const struct le
     size_t bytes = u->params * sizeof(float);
     if (net_create(&u->net, p->model, &o, e) < 0 || u->kern->alloc(u->kern, &u->p, bytes, e) < 0 ||
         u->kern->alloc(u->kern, &u->m, bytes, e) < 0 ||
-        u->kern->alloc(u->kern, &u->v, bytes, e) < 0 ||
-        u->kern->alloc(u->kern, &u->g, bytes, e) < 0) {
+        u->kern->alloc(u->kern, &u->v, bytes, e) < 0) {
         updater_destroy(&u);
         return -1;
     }
-    float **const host[] = { &u->old_value, &u->old_m, &u->old_v, &u->grad };
-    for (size_t i = 0; i < COUNT_OF(host); i++) *host[i] = mem_alloc(bytes);
     *out = u;
     return 0;
 }
@@ -78,11 +78,12 @@ int updater_create(struct updater **out, const struct policy *p, const struct le
 void updater_destroy(struct updater **up) {
     struct updater *u = *up;
     if (!u) return;
-    kptr *const all[] = { &u->p, &u->m, &u->v, &u->g };
+    kptr *const all[] = { &u->p, &u->m, &u->v };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         if (all[i]->p) u->kern->free(u->kern, all[i]);
-    float *const host[] = { u->old_value, u->old_m, u->old_v, u->grad };
-    for (size_t i = 0; i < COUNT_OF(host); i++) free(host[i]);
+    free(u->old_value);
+    free(u->old_m);
+    free(u->old_v);
     net_destroy(&u->net);
     free(u);
     *up = NULL;
@@ -158,6 +159,19 @@ static void loss_of_piece(void *ud, int seq, int first, int count, const float *
     }
 }
 
+/* The new adapter, piece by piece: did any byte change? */
+static bool take_value(struct updater *u, float *value) {
+    float piece[4096];
+    bool changed = false;
+    for (size_t at = 0; at < u->params; at += COUNT_OF(piece)) {
+        const size_t n = u->params - at < COUNT_OF(piece) ? u->params - at : COUNT_OF(piece);
+        u->kern->download(u->kern, piece, kptr_at(u->p, at * sizeof *piece), n * sizeof *piece);
+        changed |= memcmp(value + at, piece, n * sizeof *piece) != 0;
+        memcpy(value + at, piece, n * sizeof *piece);
+    }
+    return changed;
+}
+
 static int minibatch_step(struct updater *u, struct update_state *s, struct batch *b, int seqs,
                           struct err *e) {
     const struct learner_conf *c = u->c;
@@ -165,13 +179,11 @@ static int minibatch_step(struct updater *u, struct update_state *s, struct batc
     size_t bytes = u->params * sizeof(float);
     struct update_metrics *m = b->metrics;
     b->tokens = b->start[b->first_seq + seqs] - b->start[b->first_seq];
-    memset(u->grad, 0, bytes);
     if (net_adopt(u->net, s->lora, NULL, e) < 0 ||
         net_train(u->net, b->seq + b->first_seq, seqs, (float)c->shared.sample.temperature,
-                  loss_of_piece, b, u->grad, e) < 0)
+                  loss_of_piece, b, NULL, e) < 0)
         return -1;
-    k->upload(k, u->g, u->grad, bytes);
-    double norm = sqrt(k->sum_squares(k, u->g, u->params));
+    double norm = sqrt(k->sum_squares(k, net_grad(u->net), u->params));
     m->grad_norm = norm;
     if (!isfinite(norm)) {
         m->nonfinite = true;
@@ -181,7 +193,7 @@ static int minibatch_step(struct updater *u, struct update_state *s, struct batc
     struct kern_adamw a = { .p = u->p,
                             .m = u->m,
                             .v = u->v,
-                            .g = u->g,
+                            .g = net_grad(u->net),
                             .n = u->params,
                             .lr = (float)m->lr,
                             .b1 = (float)c->beta1,
@@ -195,14 +207,16 @@ static int minibatch_step(struct updater *u, struct update_state *s, struct batc
     k->upload(k, u->m, s->m, bytes);
     k->upload(k, u->v, s->v, bytes);
     k->adamw(k, &a);
-    k->download(k, s->lora->value, u->p, bytes);
     k->download(k, s->m, u->m, bytes);
     k->download(k, s->v, u->v, bytes);
+    m->changed |= take_value(u, s->lora->value);
     return k->sync(k, e);
 }
 
 static void save_state(struct updater *u, const struct update_state *s) {
     const size_t bytes = u->params * sizeof(float);
+    float **const old[] = { &u->old_value, &u->old_m, &u->old_v };
+    for (size_t i = 0; !u->old_v && i < COUNT_OF(old); i++) *old[i] = mem_alloc(bytes);
     memcpy(u->old_value, s->lora->value, bytes);
     memcpy(u->old_m, s->m, bytes);
     memcpy(u->old_v, s->v, bytes);
@@ -250,7 +264,7 @@ int updater_step(struct updater *u, struct update_state *s, const struct rec_gro
     b.metrics = metrics;
     b.old_is_cur = groups <= per;
     const int64_t adam_steps = s->adam_steps;
-    save_state(u, s);
+    if (!b.old_is_cur) save_state(u, s);
     if (!b.old_is_cur) {
         rc = net_adopt(u->net, s->lora, NULL, e);
         if (rc == 0)
@@ -266,11 +280,12 @@ int updater_step(struct updater *u, struct update_state *s, const struct rec_gro
     }
     if (rc == 0) {
         finish_metrics(metrics, &b, c->tis_cap > 0 ? c->tis_cap : 2);
-        if (metrics->nonfinite) {
+        if (!metrics->nonfinite) s->rate_steps++;
+        else if (!b.old_is_cur) {
             restore_state(u, s);
             s->adam_steps = adam_steps;
-        } else s->rate_steps++;
-        metrics->changed = memcmp(u->old_value, s->lora->value, u->params * sizeof(float)) != 0;
+            metrics->changed = false;
+        }
     }
     batch_release(&b);
     return rc;
