@@ -75,8 +75,11 @@ clean:
 	rm -rf obj obj-san bin-san $(PROGRAMS:%=bin/%)
 
 $(O)/kernels/simd/avx2.o:   ISA := -mavx2 -mfma -mf16c
-$(O)/kernels/simd/avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512
-$(O)/kernels/simd/avx512bf16.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mavx512bf16 -mfma -mprefer-vector-width=512
+AVX512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512
+$(O)/kernels/simd/avx512.o: ISA := $(AVX512)
+$(O)/kernels/simd/avx512bf16.o: ISA := $(AVX512) -mavx512vbmi -mavx512bf16
+# Tile instructions are inline assembly: the compiler itself must not know of them.
+$(O)/kernels/amx/amx.o $(O)/kernels/amx/emulated.o $(O)/tests/kernels/amx.o: ISA := $(AVX512) -mavx512vbmi
 
 $(O)/%.o: %.c
 	$(if $(V),,@echo "  CC    $<")

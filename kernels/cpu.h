@@ -12,6 +12,8 @@ extern const struct kern kern_ref_table;
 void kern_avx2_fill(struct kern *k);
 void kern_avx512_fill(struct kern *k);
 void kern_avx512bf16_fill(struct kern *k);
+void kern_amx_fill(struct kern *k);
+void kern_amx_emulated_fill(struct kern *k);
 
 size_t kern_record_bytes(enum kern_format format);
 /* This thread's scratch, at least `bytes`, 64-byte aligned; valid until its next call on this

@@ -3,10 +3,15 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu.h"
 
+#include <stdatomic.h>
+
+#include "kernels/amx/amx.h"
+#include "lib/base/log.h"
+
 struct path {
     const char *name;
     bool (*have)(void);
-    /* whether auto takes it where there is one */
+    /* whether auto takes it where there is one; NULL: neither auto nor kern_paths knows it */
     bool (*likes)(void);
     void (*fill)(struct kern *k);
 };
@@ -28,6 +33,19 @@ static bool have_avx512bf16(void) {
 /* Intel's VDPBF16PS does half as many products a cycle as its float32 FMA, AMD's twice as many:
  * the one thing that no feature bit tells. The bits of the results are the same. */
 static bool likes_avx512bf16(void) { return __builtin_cpu_is("amd"); }
+static bool have_amx(void) { return have_avx512() && amx_use() == AMX_USE_READY; }
+static bool have_amx_emulated(void) { return have_avx512() && amx_emulates(); }
+
+/* Why a CPU that has AMX does not use it; NULL where there is nothing to say. */
+static const char *amx_trouble(void) {
+    switch (amx_use()) {
+    case AMX_USE_REFUSED: return "the kernel refuses this process the state of AMX tiles";
+    case AMX_USE_WRONG: return "this CPU's TDPBF16PS does not give the bits of its description";
+    default: return NULL;
+    }
+}
+#else
+static const char *amx_trouble(void) { return NULL; }
 #endif
 static bool always(void) { return true; }
 static void ref_fill(struct kern *k) { (void)k; }
@@ -38,22 +56,25 @@ static const struct path path[] = {                   /* best last */
     { "avx2", have_avx2, always, kern_avx2_fill },
     { "avx512", have_avx512, always, kern_avx512_fill },
     { "avx512bf16", have_avx512bf16, likes_avx512bf16, kern_avx512bf16_fill },
+    { "amx-emulated", have_amx_emulated, NULL, kern_amx_emulated_fill },
+    { "amx", have_amx, always, kern_amx_fill },
 #endif
 };
-_Static_assert(COUNT_OF(path) <= 8, "kern_paths has room for 8 names");
+_Static_assert(COUNT_OF(path) <= 9, "kern_paths has room for 8 names, one is never listed");
 
 int kern_paths(const char *names[8]) {
     int n = 0;
     for (size_t i = 0; i < COUNT_OF(path); i++)
-        if (path[i].have()) names[n++] = path[i].name;
+        if (path[i].likes && path[i].have()) names[n++] = path[i].name;
     return n;
 }
 
 int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e) {
     const struct path *best = NULL;
     bool any = !name || !strcmp(name, "auto");
+    const char *why = any || !strcmp(name, "amx") ? amx_trouble() : NULL;
     for (size_t i = 0; i < COUNT_OF(path); i++)
-        if ((any ? path[i].likes() : !strcmp(name, path[i].name)) && path[i].have())
+        if ((any ? path[i].likes && path[i].likes() : !strcmp(name, path[i].name)) && path[i].have())
             best = &path[i];
     if (!best) {
         const char *names[8];
@@ -61,9 +82,12 @@ int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e
         for (int i = 0, n = kern_paths(names); i < n; i++)
             snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "",
                      names[i]);
-        return err_code(e, EXIT_ENV, "this machine cannot run kernels '%s'; it has: %s", name,
-                        list);
+        return err_code(e, EXIT_ENV, "this machine cannot run kernels '%s'%s%s; it has: %s", name,
+                        why ? ": " : "", why ? why : "", list);
     }
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    if (why && !atomic_flag_test_and_set(&said))
+        log_warn("kernels: no 'amx', but '%s': %s", best->name, why);
     *k = kern_ref_table;
     k->name = best->name;
     k->pool = pool;

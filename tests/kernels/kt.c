@@ -7,6 +7,13 @@
 
 const int kt_dims[] = { 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 160, 0 };
 
+/* run beside those that kern_paths lists */
+#define EMULATED "amx-emulated"
+static bool can_emulate(void) {
+    struct kern k;
+    struct err e = { 0 };
+    return kern_open(&k, EMULATED, NULL, &e) == 0;
+}
 static bool wanted(const char *name) {
     const char *only = getenv("QERL_KERNELS");
     return !only || !*only || !strcmp(only, name);
@@ -25,6 +32,10 @@ ReportHook(PRE_ALL)(struct criterion_test_set *set) {
                 : wanted(all[i]) ? "exercised"
                                  : "SKIPPED by QERL_KERNELS");
     }
+    fprintf(stderr, "kernels: path %-6s %s\n", EMULATED,
+            !can_emulate()     ? "SKIPPED, this machine lacks AVX-512 with VBMI"
+            : wanted(EMULATED) ? "exercised: the text of amx, its tile instructions done in C"
+                               : "SKIPPED by QERL_KERNELS");
 }
 
 void kt_open(struct kt *t) {
@@ -34,7 +45,9 @@ void kt_open(struct kt *t) {
     t->seed = 1;
     cr_assert(kern_open(&t->ref, "ref", NULL, &e) == 0, "%s", e.text);
     for (int i = 0; i < 3; i++) t->pool[i] = pool_create(i + 1);
-    for (int i = 0, n = kern_paths(names); i < n; i++)
+    int n = kern_paths(names);
+    if (n < 8 && can_emulate()) names[n++] = EMULATED;
+    for (int i = 0; i < n; i++)
         for (int j = 0; j < 3; j++)
             if (wanted(names[i]))
                 cr_assert(kern_open(&t->k[t->n++], names[i], t->pool[j], &e) == 0, "%s", e.text);

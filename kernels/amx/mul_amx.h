@@ -1,0 +1,429 @@
+/* mul_amx.h - the multiplier of mul.h on AMX tiles: operands that are bf16.
+ *
+ * A row of a lhs block is 32 bf16 in order of k: 16 rows are an A tile. A rhs block has 16 rows,
+ * row j holding column c's k = 2j and 2j + 1 at 2c and 2c + 1: a B tile. mul_run needs open tiles
+ * (tiles.h); the other functions only fill memory. A tile load cannot take its bytes from a store
+ * that is still on its way: whoever fills blocks fills several before he multiplies.
+ * Order: multiplying, lhs, records, rhs.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_MUL_AMX_H
+#define QERL_MUL_AMX_H
+#include "kernels/amx/tiles.h"
+#include "kernels/simd/mul.h"
+
+typedef uint16_t mul_t;
+enum { MUL_ROWS = AMX_TILE_ROWS, MUL_IS_BF16 = 1, MUL_PAIR = 2 * MUL_COLS };
+MUL_RUN_ARGS(mul_t);
+
+/* Where the sums of one tile are while it is multiplied: in place, or, when it has rows that nobody
+ * owns, in a spare tile. What the spare one holds beyond does not matter. */
+struct mul_sums { float *at; size_t stride; };
+static _Thread_local _Alignas(64) float mul_spare[4][AMX_TILE_BYTES / sizeof(float)];
+
+static struct mul_sums sums_open(const struct mul *m, int row, int panel, float *spare) {
+    float *acc = m->acc + (size_t)row * m->acc_row + (size_t)panel * m->acc_panel;
+    if (m->rows - row >= MUL_ROWS) return (struct mul_sums){ acc, m->acc_row * sizeof *acc };
+    for (int r = 0; r < m->rows - row; r++)
+        v_store(spare + r * MUL_COLS, v_load(acc + (size_t)r * m->acc_row));
+    return (struct mul_sums){ spare, MUL_COLS * sizeof *spare };
+}
+static void sums_close(const struct mul *m, int row, int panel, const float *spare) {
+    float *acc = m->acc + (size_t)row * m->acc_row + (size_t)panel * m->acc_panel;
+    if (m->rows - row >= MUL_ROWS) return;
+    for (int r = 0; r < m->rows - row; r++)
+        v_store(acc + (size_t)r * m->acc_row, v_load(spare + r * MUL_COLS));
+}
+
+/* Two tiles of rows, one or two panels: four sums hide the latency, a load serves two products. */
+static void mul_2xn(const struct mul *m, int row, int panel, int n) {
+    const size_t a_row = m->lhs_row * sizeof(mul_t), a_tile = MUL_ROWS * m->lhs_row,
+                 a_block = m->lhs_block, b_panel = m->rhs_panel, b_block = m->rhs_block;
+    const mul_t *a = m->lhs + (size_t)row * m->lhs_row, *b = m->rhs + (size_t)panel * b_panel;
+    const struct mul_sums s0 = sums_open(m, row, panel, mul_spare[0]),
+                          s1 = sums_open(m, row + MUL_ROWS, panel, mul_spare[1]);
+    TILE_LOAD(0, s0.at, s0.stride);
+    TILE_LOAD(1, s1.at, s1.stride);
+    if (n == 1) {
+        for (int i = m->blocks; i > 0; i--, a += a_block, b += b_block) {
+            TILE_LOAD(6, b, 64);
+            TILE_LOAD(4, a, a_row);
+            TILE_PRODUCT(0, 4, 6);
+            TILE_LOAD(5, a + a_tile, a_row);
+            TILE_PRODUCT(1, 5, 6);
+        }
+    } else {
+        const struct mul_sums s2 = sums_open(m, row, panel + 1, mul_spare[2]),
+                              s3 = sums_open(m, row + MUL_ROWS, panel + 1, mul_spare[3]);
+        TILE_LOAD(2, s2.at, s2.stride);
+        TILE_LOAD(3, s3.at, s3.stride);
+        for (int i = m->blocks; i > 0; i--, a += a_block, b += b_block) {
+            TILE_LOAD(6, b, 64);
+            TILE_LOAD(4, a, a_row);
+            TILE_PRODUCT(0, 4, 6);
+            TILE_LOAD(5, a + a_tile, a_row);
+            TILE_PRODUCT(1, 5, 6);
+            TILE_LOAD(7, b + b_panel, 64);
+            TILE_PRODUCT(2, 4, 7);
+            TILE_PRODUCT(3, 5, 7);
+        }
+        TILE_STORE(2, s2.at, s2.stride);
+        TILE_STORE(3, s3.at, s3.stride);
+        sums_close(m, row, panel + 1, mul_spare[2]);
+        sums_close(m, row + MUL_ROWS, panel + 1, mul_spare[3]);
+    }
+    TILE_STORE(0, s0.at, s0.stride);
+    TILE_STORE(1, s1.at, s1.stride);
+    sums_close(m, row, panel, mul_spare[0]);
+    sums_close(m, row + MUL_ROWS, panel, mul_spare[1]);
+}
+
+/* One tile of rows, one to four panels: as many sums, five loads for four products. */
+static void mul_1xn(const struct mul *m, int row, int panel, int n) {
+    const size_t a_row = m->lhs_row * sizeof(mul_t), a_block = m->lhs_block,
+                 b_panel = m->rhs_panel, b_block = m->rhs_block;
+    const mul_t *a = m->lhs + (size_t)row * m->lhs_row, *b = m->rhs + (size_t)panel * b_panel;
+    struct mul_sums s[4];
+    for (int c = 0; c < n; c++) s[c] = sums_open(m, row, panel + c, mul_spare[c]);
+    TILE_LOAD(0, s[0].at, s[0].stride);
+    if (n > 1) TILE_LOAD(1, s[1].at, s[1].stride);
+    if (n > 2) TILE_LOAD(2, s[2].at, s[2].stride);
+    if (n > 3) TILE_LOAD(3, s[3].at, s[3].stride);
+    for (int i = m->blocks; i > 0; i--, a += a_block, b += b_block) {
+        TILE_LOAD(4, a, a_row);
+        TILE_LOAD(5, b, 64);
+        TILE_PRODUCT(0, 4, 5);
+        if (n == 1) continue;
+        TILE_LOAD(6, b + b_panel, 64);
+        TILE_PRODUCT(1, 4, 6);
+        if (n == 2) continue;
+        TILE_LOAD(7, b + 2 * b_panel, 64);
+        TILE_PRODUCT(2, 4, 7);
+        if (n == 3) continue;
+        TILE_LOAD(5, b + 3 * b_panel, 64);
+        TILE_PRODUCT(3, 4, 5);
+    }
+    TILE_STORE(0, s[0].at, s[0].stride);
+    if (n > 1) TILE_STORE(1, s[1].at, s[1].stride);
+    if (n > 2) TILE_STORE(2, s[2].at, s[2].stride);
+    if (n > 3) TILE_STORE(3, s[3].at, s[3].stride);
+    for (int c = 0; c < n; c++) sums_close(m, row, panel + c, mul_spare[c]);
+}
+
+static void mul_run(const struct mul *m) {
+    for (int row = 0; row < m->rows; row += 2 * MUL_ROWS) {
+        const bool two = m->rows - row > MUL_ROWS;
+        for (int panel = 0, n; panel < m->panels; panel += n) {
+            const int most = two ? 2 : 4;
+            n = m->panels - panel < most ? m->panels - panel : most;
+            if (two) mul_2xn(m, row, panel, n);
+            else mul_1xn(m, row, panel, n);
+        }
+    }
+}
+
+INLINE __m512i load512(const void *p) { return _mm512_loadu_si512(p); }
+INLINE void store512(void *p, __m512i v) { _mm512_storeu_si512(p, v); }
+/* n may be outside 0 .. 32 */
+INLINE __mmask32 mask32(int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1u; }
+/* Row j of a rhs block from its elements 2j and 2j + 1, each 16 columns as the low halves of 32
+ * bits. */
+INLINE __m512i pair_of(__m512i even, __m512i odd) {
+    return _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+}
+/* Elements at .. at + n - 1 (n <= 16) of a source, as the low halves of 32 bits. */
+INLINE __m512i source_bits(const struct mul_source *s, size_t at, int n) {
+    if (s->type == KERN_BF16 && s->scale == 1.0f)
+        return _mm512_cvtepu16_epi32(
+            _mm256_maskz_loadu_epi16(v_mask(n), (const uint16_t *)s->from + at));
+    return v_round_bits(v_mul(v_set(s->scale), v_get_n(s->from, s->type, at, n)));
+}
+INLINE bool source_is_bf16(const struct mul_source *s) {
+    return s->round || (s->type == KERN_BF16 && s->scale == 1.0f);
+}
+
+/* 16 x 16 of 32 bits */
+INLINE void transpose16(__m512i r[16]) {
+    __m512i t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {                 /* part l of r[4 q + i]: rows 4 q .., column 4 l + i */
+        const __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88),
+                      b = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88),
+                      c = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd),
+                      d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        r[i] = _mm512_shuffle_i32x4(a, b, 0x88);
+        r[i + 4] = _mm512_shuffle_i32x4(c, d, 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(a, b, 0xdd);
+        r[i + 12] = _mm512_shuffle_i32x4(c, d, 0xdd);
+    }
+}
+
+static void lhs_rows(mul_t *to, size_t to_row, size_t to_block, const struct mul_source *s,
+                     int rows, int k) {
+    assert(source_is_bf16(s));
+    const bool as_is = s->type == KERN_BF16 && s->scale == 1.0f;
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < k; i += MUL_K) {
+            const size_t at = (size_t)r * s->ld + (size_t)i;
+            mul_t *out = to + (size_t)r * to_row + (size_t)(i / MUL_K) * to_block;
+            if (as_is) {
+                store512(out, _mm512_maskz_loadu_epi16(mask32(k - i), (const uint16_t *)s->from + at));
+                continue;
+            }
+            const int n = v_left(i, k), more = k - i > 16 ? v_left(i + 16, k) : 0;
+            const __m512i low = source_bits(s, at, n), high = source_bits(s, at + 16, more);
+            _mm256_storeu_si256((__m256i *)(void *)out, _mm512_cvtepi32_epi16(low));
+            _mm256_storeu_si256((__m256i *)(void *)(out + 16), _mm512_cvtepi32_epi16(high));
+        }
+}
+
+static void lhs_cols(mul_t *to, size_t to_row, size_t to_block, const struct mul_source *s,
+                     int rows, int k) {
+    assert(source_is_bf16(s));
+    for (int i = 0; i < k; i += MUL_K)
+        for (int r = 0; r < rows; r += 16) {
+            const int n = v_left(r, rows);
+            const size_t at = (size_t)i * s->ld + (size_t)r;
+            __m512i pair[16];
+            for (int j = 0; j < 16; j++) {
+                const size_t even = at + (size_t)(2 * j) * s->ld;
+                const int left = k - i - 2 * j;
+                pair[j] = pair_of(left > 0 ? source_bits(s, even, n) : _mm512_setzero_si512(),
+                                  left > 1 ? source_bits(s, even + s->ld, n)
+                                           : _mm512_setzero_si512());
+            }
+            transpose16(pair);
+            for (int j = 0; j < n; j++)
+                store512(to + (size_t)(r + j) * to_row + (size_t)(i / MUL_K) * to_block, pair[j]);
+        }
+}
+
+/* Records of 4 bits. A row of 16 nibbles is 8 bytes; 256 bytes of rows, then the scales. MXFP4's
+ * scale is a power of two: nibbles become bf16 by a table of bytes, and the scale is added to the
+ * exponent. NVFP4, and MXFP4 whose scales lead out of the normal numbers, are multiplied in f32;
+ * both kinds' values have at most 6 significant bits, so that nothing is rounded. */
+
+/* low and high bytes of the 16 values as bf16 */
+static const _Alignas(64) uint8_t nibble_bf16[64] = {
+    0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0, 0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0,
+    0x00, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0,
+};
+/* words: their bytes both begin with the nibble that counts */
+INLINE __m512i nibbles_to_bf16(__m512i words, __m512i table) {
+    const __m512i index = _mm512_ternarylogic_epi32(words, _mm512_set1_epi16(0x0f0f),
+                                                    _mm512_set1_epi16(0x1000), 0xea);
+    return _mm512_permutexvar_epi8(index, table);
+}
+/* exponent: (scale - 127) << 7 of each word; zero stays zero */
+INLINE __m512i bf16_scale(__m512i v, __m512i exponent) {
+    return _mm512_mask_add_epi16(v, _mm512_test_epi16_mask(v, _mm512_set1_epi16(0x7fff)), v,
+                                 exponent);
+}
+/* 0.5 .. 6 times each of 16 scales is a normal bf16: scales 2 .. 252 */
+INLINE bool scales_are_plain(__m128i scales) {
+    return _mm_cmpgt_epu8_mask(_mm_sub_epi8(scales, _mm_set1_epi8(2)), _mm_set1_epi8((char)250)) ==
+           0;
+}
+/* pack_e4m3 of 16 scales */
+INLINE vf e4m3(const uint8_t *scales) {
+    const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)scales)),
+                  size = _mm512_and_si512(s, _mm512_set1_epi32(0x7f)),
+                  sign = _mm512_slli_epi32(_mm512_sub_epi32(s, size), 24);
+    __m512i v = _mm512_slli_epi32(_mm512_add_epi32(size, _mm512_set1_epi32(120 << 3)), 20);
+    const vf tiny = v_mul(_mm512_cvtepi32_ps(size), v_set(0x1p-9f));
+    v = _mm512_mask_mov_epi32(v, _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32(8)),
+                              _mm512_castps_si512(tiny));
+    v = _mm512_mask_mov_epi32(v, _mm512_cmpeq_epi32_mask(size, _mm512_set1_epi32(0x7f)),
+                              _mm512_set1_epi32(0x7fc00000));
+    return _mm512_castsi512_ps(_mm512_or_si512(v, sign));
+}
+/* scales of inputs 0 .. 15 (half 0) or 16 .. 31 */
+INLINE vf record_scales(const uint8_t *record, enum kern_format format, int half) {
+    return format == KERN_FORMAT_MXFP4 ? v_e8m0(record + 256) : e4m3(record + 256 + half * 16);
+}
+/* low halves: the values, which are bf16 */
+INLINE __m512i exact_bits(vf v) { return _mm512_srli_epi32(_mm512_castps_si512(v), 16); }
+
+static void record_mxfp4(mul_t *to, const uint8_t *record) {
+    /* word 2c + p from byte c / 2 of row p, shifted by 4 where c is odd */
+    static const _Alignas(64) uint8_t from[64] = {
+        0, 0, 8,  8,  0, 0, 8,  8,  1, 1, 9,  9,  1, 1, 9,  9,
+        2, 2, 10, 10, 2, 2, 10, 10, 3, 3, 11, 11, 3, 3, 11, 11,
+        4, 4, 12, 12, 4, 4, 12, 12, 5, 5, 13, 13, 5, 5, 13, 13,
+        6, 6, 14, 14, 6, 6, 14, 14, 7, 7, 15, 15, 7, 7, 15, 15,
+    };
+    const __m512i shift = _mm512_set1_epi64(0x0004000400000000), byte = load512(from),
+                  table = load512(nibble_bf16);
+    const __m512i e = _mm512_slli_epi32(
+        _mm512_sub_epi32(_mm512_cvtepu8_epi32(
+                             _mm_loadu_si128((const __m128i *)(const void *)(record + 256))),
+                         _mm512_set1_epi32(127)), 7);
+    const __m512i exponent = pair_of(_mm512_and_si512(e, _mm512_set1_epi32(0xffff)), e);
+#pragma GCC unroll 4
+    for (int j = 0; j < 16; j++) {
+        const __m512i rows = _mm512_broadcast_i32x4(
+            _mm_loadu_si128((const __m128i *)(const void *)(record + j * 16)));
+        const __m512i words = _mm512_srlv_epi16(_mm512_shuffle_epi8(rows, byte), shift);
+        store512(to + j * MUL_PAIR, bf16_scale(nibbles_to_bf16(words, table), exponent));
+    }
+}
+
+static void rhs_record(mul_t *to, const uint8_t *record, enum kern_format format) {
+    assert(format != KERN_FORMAT_F32);
+    if (format == KERN_FORMAT_BF16) {
+        const __m512i word = _mm512_add_epi32(
+            _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
+                                                 15), _mm512_set1_epi32(0x00010001)),
+            _mm512_set1_epi32(0x00100000));
+        for (int j = 0; j < 16; j++)
+            store512(to + j * MUL_PAIR, _mm512_permutexvar_epi16(word, load512(record + j * 64)));
+        return;
+    }
+    if (format == KERN_FORMAT_MXFP4 &&
+        scales_are_plain(_mm_loadu_si128((const __m128i *)(const void *)(record + 256)))) {
+        record_mxfp4(to, record);
+        return;
+    }
+    const vf table = v_e2m1_table();
+    for (int half = 0; half < 2; half++) {
+        const vf scale = record_scales(record, format, half);
+        for (int j = half * 8; j < half * 8 + 8; j++)
+            store512(to + j * MUL_PAIR,
+                     pair_of(exact_bits(v_mul(v_e2m1(record + j * 16, table), scale)),
+                             exact_bits(v_mul(v_e2m1(record + j * 16 + 8, table), scale))));
+    }
+}
+
+/* 8 rows of a rhs block from 16 inputs of a record of 4 bits: row j is column j of the bytes. */
+static void half_record_t(mul_t *to, const uint8_t *record, enum kern_format format, int half) {
+    static const _Alignas(64) uint8_t across[64] = {
+        0, 8,  16, 24, 32, 40, 48, 56, 1, 9,  17, 25, 33, 41, 49, 57,
+        2, 10, 18, 26, 34, 42, 50, 58, 3, 11, 19, 27, 35, 43, 51, 59,
+        4, 12, 20, 28, 36, 44, 52, 60, 5, 13, 21, 29, 37, 45, 53, 61,
+        6, 14, 22, 30, 38, 46, 54, 62, 7, 15, 23, 31, 39, 47, 55, 63,
+    };
+    const __m512i order = load512(across),
+                  a = _mm512_permutexvar_epi8(order, load512(record + half * 128)),
+                  b = _mm512_permutexvar_epi8(order, load512(record + half * 128 + 64));
+    _Alignas(64) uint8_t column[2][4][16];                   /* of bytes 2 i and 2 i + 1 */
+    store512(column[0], _mm512_unpacklo_epi64(a, b));
+    store512(column[1], _mm512_unpackhi_epi64(a, b));
+    const __m128i scales = _mm_loadu_si128((const __m128i *)(const void *)(record + 256));
+    if (format == KERN_FORMAT_MXFP4 && scales_are_plain(scales)) {
+        const __m512i table = load512(nibble_bf16), shift = _mm512_set1_epi32(0x00040000),
+                      fourfold = _mm512_setr_epi32(
+                          0x00000000, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505,
+                          0x06060606, 0x07070707, 0x08080808, 0x09090909, 0x0a0a0a0a, 0x0b0b0b0b,
+                          0x0c0c0c0c, 0x0d0d0d0d, 0x0e0e0e0e, 0x0f0f0f0f);
+        int32_t exponent[8];
+        _mm256_storeu_si256((__m256i *)(void *)exponent,
+                            _mm256_slli_epi16(_mm256_sub_epi16(_mm256_cvtepu8_epi16(scales),
+                                                               _mm256_set1_epi16(127)), 7));
+        for (int j = 0; j < 8; j++) {
+            const __m512i bytes = _mm512_broadcast_i32x4(
+                _mm_load_si128((const __m128i *)(const void *)column[j % 2][j / 2]));
+            const __m512i words = _mm512_srlv_epi16(_mm512_shuffle_epi8(bytes, fourfold), shift);
+            store512(to + j * MUL_PAIR, bf16_scale(nibbles_to_bf16(words, table),
+                                                   _mm512_set1_epi32(exponent[j])));
+        }
+        return;
+    }
+    const vf table = v_e2m1_table();
+    float scale[16];
+    v_store(scale, record_scales(record, format, half));
+    for (int j = 0; j < 8; j++) {
+        const __m512i bytes = _mm512_cvtepu8_epi32(
+            _mm_load_si128((const __m128i *)(const void *)column[j % 2][j / 2]));
+        const vf even = _mm512_permutexvar_ps(bytes, table),
+                 odd = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table);
+        store512(to + j * MUL_PAIR, pair_of(exact_bits(v_mul(even, v_set(scale[2 * j]))),
+                                            exact_bits(v_mul(odd, v_set(scale[2 * j + 1])))));
+    }
+}
+
+static void rhs_record_t(mul_t *to, mul_t *to2, const uint8_t *a, const uint8_t *b,
+                         enum kern_format format) {
+    assert(format != KERN_FORMAT_F32);
+    for (int half = 0; half < 2; half++) {
+        mul_t *out = half ? to2 : to;
+        if (format == KERN_FORMAT_BF16) {
+            __m512i row[16];
+            for (int i = 0; i < 16; i++) {                   /* 16 outputs of a, 16 of b */
+                const size_t at = (size_t)(half * 16 + i) * 32;
+                const __m256i low = _mm256_loadu_si256((const __m256i *)(const void *)(a + at));
+                row[i] = _mm512_zextsi256_si512(low);
+                if (b)
+                    row[i] = _mm512_inserti64x4(
+                        row[i], _mm256_loadu_si256((const __m256i *)(const void *)(b + at)), 1);
+            }
+            transpose16(row);
+            for (int j = 0; j < 16; j++) store512(out + j * MUL_PAIR, row[j]);
+            continue;
+        }
+        half_record_t(out, a, format, half);
+        if (b) half_record_t(out + 8 * MUL_PAIR, b, format, half);
+        else memset(out + 8 * MUL_PAIR, 0, 8 * MUL_PAIR * sizeof *out);
+    }
+}
+
+static void rhs_rows(mul_t *to, const struct mul_source *s, int k, int cols) {
+    assert(source_is_bf16(s));
+    for (int j = 0; j < 16; j++) {
+        const size_t even = (size_t)(2 * j) * s->ld;
+        const __m512i none = _mm512_setzero_si512();
+        store512(to + j * MUL_PAIR,
+                 pair_of(2 * j < k ? source_bits(s, even, cols) : none,
+                         2 * j + 1 < k ? source_bits(s, even + s->ld, cols) : none));
+    }
+}
+
+/* Pairs that count: all, or only their first elements. */
+INLINE __mmask32 pairs_mask(int n, bool odd_too) {
+    return mask32(2 * n) & (odd_too ? ~0u : 0x55555555u);
+}
+
+static void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
+    assert(s->type == KERN_BF16);
+    const uint16_t *from = s->from;
+    for (int j = 0; j < 16; j++)
+        store512(to + j * MUL_PAIR,
+                 2 * j < k ? _mm512_maskz_loadu_epi16(pairs_mask(cols, 2 * j + 1 < k),
+                                                      from + (size_t)j * s->ld * 2)
+                           : _mm512_setzero_si512());
+}
+
+static void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) {
+    assert(s->type == KERN_BF16);
+    const uint16_t *from = s->from;
+    const __m512i first = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36,
+                                           34, 32, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6,
+                                           4, 2, 0),
+                  second = _mm512_add_epi16(first, _mm512_set1_epi16(1));
+    __m512i col[16];                                         /* 32 k of one column */
+    for (int c = 0; c < 16; c += 2) {
+        if (c >= cols) {
+            col[c] = col[c + 1] = _mm512_setzero_si512();
+            continue;
+        }
+        const uint16_t *at = from + (size_t)(c / 2) * s->ld * 2;
+        const bool both = c + 1 < cols;
+        const __m512i low = _mm512_maskz_loadu_epi16(pairs_mask(k, both), at),
+                      high = _mm512_maskz_loadu_epi16(pairs_mask(k - 16, both), at + 32);
+        col[c] = _mm512_permutex2var_epi16(low, first, high);
+        col[c + 1] = _mm512_permutex2var_epi16(low, second, high);
+    }
+    transpose16(col);
+    for (int j = 0; j < 16; j++) store512(to + j * MUL_PAIR, col[j]);
+}
+#endif
