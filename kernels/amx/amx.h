@@ -22,7 +22,7 @@ void amx_tile_product(float *c, const uint16_t *a, const uint16_t *b);
 bool amx_agrees(amx_product *product);
 
 enum amx_use {
-    AMX_USE_ABSENT,                    /* no AMX-BF16, no AVX-512 VBMI, or not saved by the system */
+    AMX_USE_ABSENT,                    /* no AMX-BF16, no AVX-512 VBMI, or not saved by the OS */
     AMX_USE_REFUSED,                   /* the kernel denies this process the tiles' state */
     AMX_USE_WRONG,                     /* the instruction's bits differ from its description */
     AMX_USE_READY

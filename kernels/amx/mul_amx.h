@@ -157,7 +157,7 @@ INLINE void transpose16(__m512i r[16]) {
         r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {                 /* part l of r[4 q + i]: rows 4 q .., column 4 l + i */
+    for (int i = 0; i < 4; i++) {        /* part l of r[4 q + i]: rows 4 q .., column 4 l + i */
         const __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88),
                       b = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88),
                       c = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd),
@@ -178,7 +178,8 @@ static void lhs_rows(mul_t *to, size_t to_row, size_t to_block, const struct mul
             const size_t at = (size_t)r * s->ld + (size_t)i;
             mul_t *out = to + (size_t)r * to_row + (size_t)(i / MUL_K) * to_block;
             if (as_is) {
-                store512(out, _mm512_maskz_loadu_epi16(mask32(k - i), (const uint16_t *)s->from + at));
+                store512(out, _mm512_maskz_loadu_epi16(mask32(k - i),
+                                                       (const uint16_t *)s->from + at));
                 continue;
             }
             const int n = v_left(i, k), more = k - i > 16 ? v_left(i + 16, k) : 0;

@@ -272,6 +272,12 @@ static void simd_attn(struct kern *k, const struct kern_attn *a) {
         ref_attn(k, a);
         return;
     }
+    if (MUL_IS_BF16 && (a->q_type != KERN_BF16 || a->kv.type != KERN_BF16)) {
+        struct kern wide;
+        kern_avx512_fill(&wide);
+        wide.attn(k, a);
+        return;
+    }
     struct attn t = { a, 1, a->heads / a->kv.kv_heads };
     const int threads = cpu_threads(k),
               cuts = threads > 1 ? (threads * 2 + a->kv.kv_heads - 1) / a->kv.kv_heads : 1,
@@ -513,6 +519,12 @@ static void attn_bwd_part(void *arg, int part, int parts) {
 static void simd_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
     if (a->heads % a->kv.kv_heads) {
         ref_attn_bwd(k, a);
+        return;
+    }
+    if (MUL_IS_BF16 && (a->q_type != KERN_BF16 || a->kv.type != KERN_BF16)) {
+        struct kern wide;
+        kern_avx512_fill(&wide);
+        wide.attn_bwd(k, a);
         return;
     }
     struct kern_attn_bwd copy = *a;

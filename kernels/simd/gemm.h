@@ -43,8 +43,8 @@ INLINE struct mul_source source_at(struct mul_source s, size_t row, size_t colum
 /* The work runs on this thread alone when it is over before another would have woken. */
 static void parts_run(struct kern *k, int parts, size_t work, void (*fn)(void *, int, int),
                       void *arg) {
-    if (work >= GEMM_WAKE) cpu_run(k, parts, fn, arg);
-    else for (int i = 0; i < parts; i++) fn(arg, i, parts);
+    struct kern here = { .pool = work >= GEMM_WAKE ? k->pool : NULL };
+    cpu_run(&here, parts, fn, arg);
 }
 
 INLINE void record_fetch(const uint8_t *record, size_t bytes) {
