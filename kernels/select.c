@@ -73,9 +73,10 @@ int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e
     const struct path *best = NULL;
     bool any = !name || !strcmp(name, "auto");
     const char *why = any || !strcmp(name, "amx") ? amx_trouble() : NULL;
-    for (size_t i = 0; i < COUNT_OF(path); i++)
-        if ((any ? path[i].likes && path[i].likes() : !strcmp(name, path[i].name)) && path[i].have())
-            best = &path[i];
+    for (size_t i = 0; i < COUNT_OF(path); i++) {
+        bool asked = any ? path[i].likes && path[i].likes() : !strcmp(name, path[i].name);
+        if (asked && path[i].have()) best = &path[i];
+    }
     if (!best) {
         const char *names[8];
         char list[128] = "";
