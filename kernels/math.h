@@ -104,6 +104,7 @@ static inline float kern_flushf(float x) { return fabsf(x) < 0x1p-126f ? copysig
 static inline float kern_fma_flush(float a, float b, float c) {
     a = kern_flushf(a), b = kern_flushf(b), c = kern_flushf(c);
     float y = fmaf(a, b, c);
+    if (!(fabsf(y) <= 0x1p-126f)) return y;
     bool tiny = fabs((double)a * (double)b + (double)c) < 0x1p-126 * (1.0 - 0x1p-25);
     return tiny ? copysignf(0.0f, y) : y;
 }

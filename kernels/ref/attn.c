@@ -62,9 +62,12 @@ static void attn_one(const struct kern_attn *a, int r, int h, float *q, float *o
         l = fmaf(l, fix, kern_fold16(lane));
         m = most;
         page_get(page, kv, a->layer, slot, t, kvh, 1, n);
-        /* + 0: a zero is positive here, so what unseen keys add, 0 or -0, changes nothing */
-        for (int i = 0; i < dim; i++)
-            o[i] = kern_dot_tile(o[i] * fix + 0.0f, p, 1, page + i, ld, (size_t)n);
+        for (int i = 0; i < dim; i++) {
+            o[i] *= fix;
+            /* no -0 here: what unseen values add, 0 or -0, then changes nothing */
+            if (fabsf(o[i]) < 0x1p-126f) o[i] = 0.0f;
+            o[i] = kern_dot_tile(o[i], p, 1, page + i, ld, (size_t)n);
+        }
     }
     float inv = 1.0f / l;
     for (int i = 0; i < dim; i++) cpu_put(a->y, a->y_type, at + (size_t)i, o[i] * inv);

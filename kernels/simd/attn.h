@@ -181,9 +181,9 @@ static void attn_values_of(struct attn_block *b, size_t page, int i, int end, in
     values_get(b->rhs, &b->a->kv, page, n);
     for (int r = i; r < end; r++) {
         const vf fix = v_set(b->fix[r]);
-        /* + 0: a zero is positive here, so what unseen values add, 0 or -0, changes nothing */
+        /* no -0 here: what unseen values add, 0 or -0, then changes nothing */
         for (float *o = b->o + (size_t)r * ld; o < b->o + (size_t)(r + 1) * ld; o += 16)
-            v_store(o, v_add(v_mul(v_load(o), fix), v_zero()));
+            v_store(o, v_flush(v_mul(v_load(o), fix)));
     }
     mul_run(&(struct mul){ .lhs = b->p + (size_t)i * MUL_LHS,
                            .lhs_row = MUL_LHS,
@@ -337,13 +337,13 @@ INLINE size_t bwd_head(const struct bwd *b, int i) {
 
 /* Both forms of queries [i, i + n) of q or dy: rows of lhs, k of rhs. */
 static void bwd_forms(const struct bwd *b, mul_t *rows, mul_t *ks, kptr from, enum kern_type type,
-                      int i, int n) {
+                      bool round, int i, int n) {
     const size_t bytes = (size_t)b->dim * (type == KERN_F32 ? 4 : 2),
                  row = (size_t)b->k_blocks * MUL_LHS;
     for (int r = 0; r < n; r++)
         memcpy((char *)b->some + (size_t)r * bytes, (char *)from.p + bwd_head(b, i + r) * bytes,
                bytes);
-    struct mul_source s = { b->some, type, (size_t)b->dim, 1.0f, b->round && type == KERN_F32 };
+    struct mul_source s = { b->some, type, (size_t)b->dim, 1.0f, round };
     lhs_rows(rows + (size_t)i * row, row, MUL_LHS, &s, n, b->dim);
     for (int c = 0; c < b->panels; c++) {
         s.from = (char *)b->some + (size_t)c * 16 * (type == KERN_F32 ? 4 : 2);
@@ -356,8 +356,8 @@ static void bwd_queries(struct bwd *b) {
     const struct kern_attn_bwd *a = b->a;
     for (int i = 0; i < b->queries; i += MUL_K) {
         const int n = b->queries - i < MUL_K ? b->queries - i : MUL_K;
-        bwd_forms(b, b->q, b->q_k, a->q, a->q_type, i, n);
-        bwd_forms(b, b->dy, b->dy_k, a->dy, KERN_F32, i, n);
+        bwd_forms(b, b->q, b->q_k, a->q, a->q_type, false, i, n);
+        bwd_forms(b, b->dy, b->dy_k, a->dy, KERN_F32, b->round, i, n);
     }
     for (int i = 0; i < b->queries; i++) {
         const size_t head = bwd_head(b, i), at = head * (size_t)b->dim;

@@ -43,6 +43,11 @@ INLINE vf v_pick(vf a, vf b, int n) { return _mm512_mask_blend_ps(v_mask(n), b, 
 INLINE vf v_zero_unless_positive(vf x, vf if_positive) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), if_positive);
 }
+/* 0 where |x| < 2^-126 */
+INLINE vf v_flush(vf x) {
+    const __m512 least = _mm512_set1_ps(0x1p-126f);
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(_mm512_abs_ps(x), least, _CMP_NLT_UQ), x);
+}
 /* 2^(n>>1), or 2^(n - (n>>1)) */
 INLINE vf v_pow2_half(vf t, int second) {
     __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(v_set(KEXP_MAGIC)));
@@ -162,6 +167,12 @@ INLINE vf v_zero_unless_positive(vf x, vf y) {
     return (vf){ _mm256_and_ps(_mm256_cmp_ps(x.a, z, _CMP_GT_OQ), y.a),
                  _mm256_and_ps(_mm256_cmp_ps(x.b, z, _CMP_GT_OQ), y.b) };
 }
+INLINE __m256 v_flush8(__m256 x) {
+    const __m256 least = _mm256_set1_ps(0x1p-126f), sign = _mm256_set1_ps(-0.0f);
+    return _mm256_and_ps(_mm256_cmp_ps(_mm256_andnot_ps(sign, x), least, _CMP_NLT_UQ), x);
+}
+/* 0 where |x| < 2^-126 */
+INLINE vf v_flush(vf x) { return (vf){ v_flush8(x.a), v_flush8(x.b) }; }
 INLINE __m256 v_pow2_half8(__m256 t, int second) {
     __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t),
                                  _mm256_castps_si256(_mm256_set1_ps(KEXP_MAGIC)));
