@@ -5,6 +5,7 @@
 
 #if defined(__AVX512BF16__)
 #define QERL_MUL_BF16
+#include "kernels/simd/attn.h"
 #include "kernels/simd/gemm.h"
 
 void kern_avx512bf16_fill(struct kern *k) {
@@ -12,5 +13,7 @@ void kern_avx512bf16_fill(struct kern *k) {
     k->linear = simd_linear;
     k->linear_t = simd_linear_t;
     k->outer = simd_outer;
+    k->attn = simd_attn;
+    k->attn_bwd = simd_attn_bwd;
 }
 #endif

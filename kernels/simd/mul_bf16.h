@@ -246,21 +246,41 @@ static void rhs_rows(mul_t *to, const struct mul_source *s, int k, int cols) {
     }
 }
 
-static inline void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
-    for (int i = 0; i < MUL_K; i++)
-        for (int c = 0; c < MUL_COLS; c++) {
-            const size_t at = ((size_t)(i / 2) * s->ld + (size_t)c) * 2 + (size_t)(i % 2);
-            to[MUL_PLACE(i) / 2 * 32 + c * 2 + MUL_PLACE(i) % 2] =
-                i < k && c < cols ? ((const uint16_t *)s->from)[at] : 0;
+static void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
+    const uint16_t *from = s->from;
+    const __m512i high = _mm512_set1_epi32(-65536);
+    for (int i = 0; i < 8; i++) {
+        __m512i pair[2];                           /* k = 4i low, 4i + 1 high; the two after */
+        for (int j = 0; j < 2; j++) {
+            const int at = i * 4 + j * 2;
+            const __mmask32 want = at + 1 < k ? ~0u : at < k ? 0x55555555u : 0u;
+            pair[j] = _mm512_maskz_loadu_epi16(want & mul_mask(cols * 2),
+                                               from + (size_t)at * s->ld);
         }
+        /* even: the first's low half above the second's low half; odd: the same of high halves */
+        _mm512_storeu_si512(to + i * 32,
+                            _mm512_or_si512(_mm512_slli_epi32(pair[0], 16),
+                                            _mm512_andnot_si512(high, pair[1])));
+        _mm512_storeu_si512(to + (i + 8) * 32,
+                            _mm512_or_si512(_mm512_and_si512(high, pair[0]),
+                                            _mm512_srli_epi32(pair[1], 16)));
+    }
 }
 
-static inline void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) {
-    for (int i = 0; i < MUL_K; i++)
-        for (int c = 0; c < MUL_COLS; c++) {
-            const size_t at = ((size_t)(c / 2) * s->ld + (size_t)i) * 2 + (size_t)(c % 2);
-            to[MUL_PLACE(i) / 2 * 32 + c * 2 + MUL_PLACE(i) % 2] =
-                i < k && c < cols ? ((const uint16_t *)s->from)[at] : 0;
-        }
+static void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) {
+    /* row k as 16 columns, two in each float: what is transposed */
+    float row[MUL_K * 8];
+    if (k == MUL_K && cols == MUL_COLS) {
+        for (int i = 0; i < MUL_K; i += 8)
+            v_transpose8(row + i * 8, 8, (const float *)s->from + i, s->ld);
+    } else {
+        const uint16_t *from = s->from;
+        uint16_t *at = memset(row, 0, sizeof row);
+        for (int i = 0; i < k; i++)
+            for (int c = 0; c < cols; c++)
+                at[i * 16 + c] = from[((size_t)(c / 2) * s->ld + (size_t)i) * 2 + (size_t)(c % 2)];
+    }
+    for (int i = 0; i < 8; i++)
+        steps_put(to, i, _mm512_loadu_si512(row + i * 32), _mm512_loadu_si512(row + i * 32 + 16));
 }
 #endif

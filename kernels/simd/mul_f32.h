@@ -91,17 +91,38 @@ static void rhs_rows(mul_t *to, const struct mul_source *s, int k, int cols) {
     }
 }
 
-static inline void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
-    for (int i = 0; i < MUL_K; i++)
-        for (int c = 0; c < MUL_COLS; c++)
-            to[i * 16 + c] = i < k && c < cols
-                                 ? cpu_get((kptr){ (void *)(uintptr_t)s->from }, s->type,
-                                           ((size_t)(i / 2) * s->ld + (size_t)c) * 2 +
-                                               (size_t)(i % 2))
-                                 : 0.0f;
+/* k pairs of `cols` columns; a short row of pairs goes through memory. */
+INLINE void pairs_put(mul_t *to, const struct mul_source *s, const enum kern_type type, int k,
+                      int cols) {
+    const size_t size = type == KERN_F32 ? 4 : 2;
+    uint8_t part[128] = { 0 };
+    for (int i = 0; i < MUL_K; i += 2) {
+        vf pair[2] = { v_zero(), v_zero() };
+        if (i < k) {
+            const void *from = (const uint8_t *)s->from + (size_t)i * s->ld * size;
+            if (cols < MUL_COLS) from = memcpy(part, from, (size_t)cols * 2 * size);
+            if (type == KERN_F32) v_pairs(from, pair);
+            else v_pairs_h(from, pair);
+            if (i + 1 == k) pair[1] = v_zero();
+        }
+        v_store(to + i * 16, pair[0]);
+        v_store(to + (i + 1) * 16, pair[1]);
+    }
+}
+static void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
+    if (s->type == KERN_F32) pairs_put(to, s, KERN_F32, k, cols);
+    else pairs_put(to, s, KERN_BF16, k, cols);
 }
 
-static inline void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) {
+static void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) {
+    if (s->type == KERN_BF16 && k == MUL_K && cols == MUL_COLS) {
+        float pair[MUL_K * 8];                     /* [k][8]: two columns of bf16 in each */
+        for (int i = 0; i < MUL_K; i += 8)
+            v_transpose8(pair + i * 8, 8, (const float *)s->from + i, s->ld);
+        for (int i = 0; i < MUL_K; i++)
+            v_store(to + i * 16, v_load_h((const uint16_t *)(const void *)(pair + i * 8)));
+        return;
+    }
     for (int i = 0; i < MUL_K; i++)
         for (int c = 0; c < MUL_COLS; c++)
             to[i * 16 + c] = i < k && c < cols

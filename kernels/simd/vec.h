@@ -63,6 +63,19 @@ INLINE vf v_load_h(const uint16_t *p) { return v_widen(_mm256_loadu_si256((const
 INLINE vf v_load_h_n(const uint16_t *p, int n) {
     return n == 16 ? v_load_h(p) : v_widen(_mm256_maskz_loadu_epi16(v_mask(n), p));
 }
+/* 16 pairs of a type: their first elements, their second ones. */
+INLINE void v_pairs_h(const uint16_t *p, vf pair[2]) {
+    const __m512i u = _mm512_loadu_si512(p);
+    pair[0] = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
+    pair[1] = _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32(-65536)));
+}
+INLINE void v_pairs(const float *p, vf pair[2]) {
+    const __m512i first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28,
+                                            30);
+    const __m512i second = _mm512_or_si512(first, _mm512_set1_epi32(1));
+    pair[0] = _mm512_permutex2var_ps(v_load(p), first, v_load(p + 16));
+    pair[1] = _mm512_permutex2var_ps(v_load(p), second, v_load(p + 16));
+}
 INLINE __m512i v_round_bits(vf v) {
     __m512i u = _mm512_castps_si512(v), hi = _mm512_srli_epi32(u, 16);
     __m512i odd = _mm512_and_si512(hi, _mm512_set1_epi32(1));
@@ -195,6 +208,26 @@ INLINE vf v_load_h_n(const uint16_t *p, int n) {
     uint16_t h[16] = { 0 };
     for (int i = 0; i < n; i++) h[i] = p[i];
     return v_load_h(h);
+}
+INLINE void v_pairs8_h(const uint16_t *p, __m256 *first, __m256 *second) {
+    const __m256i u = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    *first = _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
+    *second = _mm256_castsi256_ps(_mm256_and_si256(u, _mm256_set1_epi32(-65536)));
+}
+INLINE void v_pairs8(const float *p, __m256 *first, __m256 *second) {
+    const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
+    const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+    *first = _mm256_shuffle_ps(low, high, 0x88);
+    *second = _mm256_shuffle_ps(low, high, 0xdd);
+}
+/* 16 pairs of a type: their first elements, their second ones. */
+INLINE void v_pairs_h(const uint16_t *p, vf pair[2]) {
+    v_pairs8_h(p, &pair[0].a, &pair[1].a);
+    v_pairs8_h(p + 16, &pair[0].b, &pair[1].b);
+}
+INLINE void v_pairs(const float *p, vf pair[2]) {
+    v_pairs8(p, &pair[0].a, &pair[1].a);
+    v_pairs8(p + 16, &pair[0].b, &pair[1].b);
 }
 INLINE __m256i v_round_bits8(__m256 v) {
     __m256i u = _mm256_castps_si256(v), hi = _mm256_srli_epi32(u, 16);
