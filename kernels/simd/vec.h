@@ -216,7 +216,8 @@ INLINE void v_pairs8_h(const uint16_t *p, __m256 *first, __m256 *second) {
 }
 INLINE void v_pairs8(const float *p, __m256 *first, __m256 *second) {
     const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
-    const __m256 low = _mm256_permute2f128_ps(a, b, 0x20), high = _mm256_permute2f128_ps(a, b, 0x31);
+    const __m256 low = _mm256_permute2f128_ps(a, b, 0x20),
+                 high = _mm256_permute2f128_ps(a, b, 0x31);
     *first = _mm256_shuffle_ps(low, high, 0x88);
     *second = _mm256_shuffle_ps(low, high, 0xdd);
 }
