@@ -16,7 +16,6 @@ enum {
     GEMM_ACC_BYTES = 384 * 1024,       /* sums of a part: another share */
     GEMM_PANELS = 6,                   /* unpacked together; even: a record transposed is two */
     GEMM_BLOCKS = 16 / (int)sizeof(mul_t),           /* so many blocks of them: L1 */
-    GEMM_AHEAD = 4,                    /* records fetched ahead: pages of 4 KiB stop the hardware */
     GEMM_PARTS = 4,                    /* of a thread: whoever is late has the others take over */
     GEMM_WAKE = 1 << 18,               /* products that are done sooner than a thread wakes */
 };
@@ -52,46 +51,60 @@ INLINE void record_fetch(const uint8_t *record, size_t bytes) {
         _mm_prefetch((const char *)record + i, _MM_HINT_T0);
 }
 
-/* Panels [p, p + count) of the weight, `blocks` blocks of k from block b, as [panel][block] at
- * `to`. */
-static void weight_get(mul_t *to, const struct kern_weight *w, bool across, int p, int count, int b,
-                       int blocks) {
+/* Where the records of a weight lie that a step of the work needs, and how many records further on
+ * those of the next step, which are fetched meanwhile: pages of 4 KiB stop the hardware. */
+struct records { const struct kern_weight *w; bool across; int panel, count, block, blocks; long next; };
+
+/* Panels [panel, panel + count), `blocks` blocks of k from `block`, as [panel][block] at `to`. */
+static void records_get(mul_t *to, const struct records *g) {
+    const struct kern_weight *w = g->w;
     const size_t bytes = kern_record_bytes(w->format), per_panel = (size_t)blocks_of(w->in),
-                 panel = (size_t)blocks * MUL_RHS;
+                 panel = (size_t)g->blocks * MUL_RHS;
+    const long next = g->next * (long)bytes;
     const uint8_t *data = w->data.p;
-    if (!across) {
-        for (int c = 0; c < count; c++)
-            for (int i = 0; i < blocks; i++) {
-                const uint8_t *record = data +
-                                        ((size_t)(p + c) * per_panel + (size_t)(b + i)) * bytes;
-                record_fetch(record + GEMM_AHEAD * bytes, bytes);
+    if (!g->across) {
+        for (int c = 0; c < g->count; c++)
+            for (int i = 0; i < g->blocks; i++) {
+                const uint8_t *record = data + ((size_t)(g->panel + c) * per_panel +
+                                                (size_t)(g->block + i)) * bytes;
+                record_fetch(record + next, bytes);
                 rhs_record(to + (size_t)c * panel + (size_t)i * MUL_RHS, record, w->format);
             }
         return;
     }
-    const int last = (w->out - 1) / KERN_OUT_BLOCK;      /* p is even */
-    for (int i = 0; i < blocks; i++)
-        for (int c = 0; c < count; c += 2) {
-            const int out = 2 * (b + i);
-            const uint8_t *record = data +
-                                    ((size_t)out * per_panel + (size_t)((p + c) / 2)) * bytes;
-            const uint8_t *next = out < last ? record + per_panel * bytes : NULL;
+    const int last = (w->out - 1) / KERN_OUT_BLOCK;         /* a record is two panels of inputs */
+    for (int i = 0; i < g->blocks; i++)
+        for (int c = 0; c < g->count; c += 2) {
+            const int out = 2 * (g->block + i);
+            const uint8_t *a = data + ((size_t)out * per_panel + (size_t)((g->panel + c) / 2)) *
+                                          bytes;
+            const uint8_t *b = out < last ? a + per_panel * bytes : NULL;
             mul_t *at = to + (size_t)c * panel + (size_t)i * MUL_RHS;
-            rhs_record_t(at, at + panel, record, next, w->format);
+            record_fetch(a + next, bytes);
+            record_fetch(a + (long)(per_panel * bytes) + next, bytes);
+            rhs_record_t(at, at + panel, a, b, w->format);
         }
 }
 
-/* acc += lhs blocks x the weight's panels, k blocks b .. b + blocks. */
+/* acc += lhs blocks x the weight's panels [panel, panel + count), k blocks [block, block + blocks).
+ * Afterwards come the panels that follow, from block `then`. */
 static void panels_sum(const mul_t *lhs, size_t lhs_block, mul_t *rhs, const struct kern_weight *w,
-                       bool across, float *acc, int rows, int p, int count, int b, int blocks) {
+                       bool across, float *acc, int rows, int panel, int count, int block,
+                       int blocks, int then) {
     struct mul m = { .lhs_row = MUL_LHS, .lhs_block = lhs_block, .rhs = rhs, .rhs_block = MUL_RHS,
                      .acc = acc, .acc_row = MUL_COLS, .acc_panel = (size_t)rows * MUL_COLS,
                      .rows = rows, .panels = count };
-    for (int i = 0; i < blocks; i += GEMM_BLOCKS) {
-        m.blocks = at_most(blocks - i, GEMM_BLOCKS);
-        m.rhs_panel = (size_t)m.blocks * MUL_RHS;
-        m.lhs = lhs + (size_t)i * lhs_block;
-        weight_get(rhs, w, across, p, count, b + i, m.blocks);
+    const long per_panel = blocks_of(w->in), block_step = across ? 2 * per_panel : 1,
+               panels_step = across ? GEMM_PANELS / 2 : GEMM_PANELS * per_panel;
+    const int steps = (blocks + GEMM_BLOCKS - 1) / GEMM_BLOCKS;
+    for (int i = 0; i < steps; i++) {
+        const int from = blocks * i / steps, n = blocks * (i + 1) / steps - from;
+        const long next = i + 1 < steps ? n * block_step
+                                        : panels_step + (then - block - from) * block_step;
+        records_get(rhs, &(struct records){ w, across, panel, count, block + from, n, next });
+        m.blocks = n;
+        m.rhs_panel = (size_t)n * MUL_RHS;
+        m.lhs = lhs + (size_t)from * lhs_block;
         mul_run(&m);
     }
 }
@@ -100,70 +113,87 @@ static void panels_sum(const mul_t *lhs, size_t lhs_block, mul_t *rhs, const str
 static void result_put(const struct gemm *g, const float *acc, const float *more, int r0, int rows,
                        int p0, int panels) {
     const vf scale = v_set(g->scale);
-    for (int c = 0; c < panels; c++) {
-        const int lane = (p0 + c) * 16, n = v_left(lane, g->lanes);
-        const vf bias = g->bias ? v_load_n(g->bias + lane, n) : v_zero();
-        for (int r = 0; r < rows; r++) {
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < panels; c++) {
+            const int lane = (p0 + c) * 16, n = v_left(lane, g->lanes);
             const size_t at = (size_t)(r0 + r) * g->y_ld + (size_t)lane,
                          sum = ((size_t)c * (size_t)rows + (size_t)r) * MUL_COLS;
             vf v = v_mul(v_load(acc + sum), scale);
-            if (g->bias) v = v_add(v, bias);
+            if (g->bias) v = v_add(v, v_load_n(g->bias + lane, n));
             if (g->accumulate) v = v_add(v, v_load_n((const float *)g->y.p + at, n));
             if (more) v = v_add(v, v_load(more + sum));
             v_put_n(g->y.p, g->y_type, at, v, n);
         }
-    }
 }
 
-/* A part's memory; floats and elements are both whole cache lines. */
-struct gemm_part { float *acc, *more; mul_t *lhs, *rhs; size_t lhs_block; int span; };
+/* A part's place in the result and its memory. All of its rows' lhs blocks lie there when they fit,
+ * and sums are held for a few panels at a time; else `span` blocks, and sums for all its panels. */
+struct gemm_part {
+    int r0, rows, p0, panels, blocks, span, more_blocks;
+    float *acc, *more;
+    mul_t *lhs, *rhs;
+    size_t lhs_block;
+};
 
-static struct gemm_part part_carve(const struct gemm *g, int rows, int panels) {
-    const size_t row = MUL_LHS * sizeof(mul_t), lhs_rows_n = (size_t)round_up(rows, MUL_ROWS);
-    const size_t acc = (size_t)rows * MUL_COLS * sizeof(float);
-    int blocks = blocks_of(g->k), extra = g->b ? blocks_of(g->b->in) : 0;
-    struct gemm_part t = { .lhs_block = lhs_rows_n * MUL_LHS };
-    t.span = at_most(blocks, (int)(GEMM_LHS_BYTES / (lhs_rows_n * row)) / GEMM_BLOCKS *
-                                 GEMM_BLOCKS);
-    const size_t lhs = (size_t)(t.span > extra ? t.span : extra) * lhs_rows_n * row;
-    const size_t sums = acc * (size_t)panels, more = extra ? acc * GEMM_PANELS : 0;
-    char *at = cpu_scratch(sums + more + lhs +
-                           GEMM_PANELS * GEMM_BLOCKS * MUL_RHS * sizeof(mul_t));
+static struct gemm_part part_carve(const struct gemm *g, int part) {
+    struct gemm_part t = { .r0 = part % g->row_parts * g->part_rows,
+                           .p0 = part / g->row_parts * g->part_panels,
+                           .blocks = blocks_of(g->k),
+                           .more_blocks = g->b ? blocks_of(g->b->in) : 0 };
+    t.rows = at_most(g->rows - t.r0, g->part_rows);
+    t.panels = at_most((g->lanes + 15) / 16 - t.p0, g->part_panels);
+    t.lhs_block = (size_t)round_up(t.rows, MUL_ROWS) * MUL_LHS;
+    const size_t block = t.lhs_block * sizeof(mul_t),
+                 sums = (size_t)t.rows * MUL_COLS * sizeof(float);
+    t.span = at_most(t.blocks, (int)(GEMM_LHS_BYTES / block) / GEMM_BLOCKS * GEMM_BLOCKS);
+    const size_t acc = sums * (size_t)(t.span < t.blocks ? t.panels : GEMM_PANELS),
+                 more = t.more_blocks ? sums * GEMM_PANELS : 0;
+    const size_t lhs = (size_t)(t.span + t.more_blocks) * block;
+    char *at = cpu_scratch(acc + more + lhs + GEMM_PANELS * GEMM_BLOCKS * MUL_RHS * sizeof(mul_t));
     t.acc = (float *)(void *)at;
-    t.more = extra ? (float *)(void *)(at + sums) : NULL;
-    t.lhs = (mul_t *)(void *)(at + sums + more);
-    t.rhs = (mul_t *)(void *)(at + sums + more + lhs);
+    t.more = more ? (float *)(void *)(at + acc) : NULL;
+    t.lhs = (mul_t *)(void *)(at + acc + more);
+    t.rhs = (mul_t *)(void *)(at + acc + more + lhs);
     return t;
 }
 
-static void gemm_part(const struct gemm *g, int part) {
-    const int all = (g->lanes + 15) / 16, r0 = part % g->row_parts * g->part_rows,
-              p0 = part / g->row_parts * g->part_panels, rows = at_most(g->rows - r0, g->part_rows),
-              panels = at_most(all - p0, g->part_panels), blocks = blocks_of(g->k);
-    const struct gemm_part t = part_carve(g, rows, panels);
-    const size_t sum = (size_t)rows * MUL_COLS;
-    memset(t.acc, 0, (size_t)panels * sum * sizeof *t.acc);
-    for (int b = 0; b < blocks; b += t.span) {
-        const int n = at_most(blocks - b, t.span), k0 = b * MUL_K;
-        const struct mul_source x = source_at(g->x, (size_t)r0, (size_t)k0);
-        lhs_rows(t.lhs, MUL_LHS, t.lhs_block, &x, rows, at_most(g->k - k0, n * MUL_K));
-        for (int c = 0; c < panels; c += GEMM_PANELS)
-            panels_sum(t.lhs, t.lhs_block, t.rhs, g->w, g->across, t.acc + (size_t)c * sum, rows,
-                       p0 + c, at_most(panels - c, GEMM_PANELS), b, n);
-    }
-    if (!g->b) {
-        result_put(g, t.acc, NULL, r0, rows, p0, panels);
-        return;
-    }
-    const struct mul_source u = source_at(g->u, (size_t)r0, 0);
-    lhs_rows(t.lhs, MUL_LHS, t.lhs_block, &u, rows, g->b->in);
+/* The sums of `panels` panels from p0 on are whole: the adapter's, and out. */
+static void part_put(const struct gemm *g, const struct gemm_part *t, int p0, int panels) {
+    const size_t sum = (size_t)t->rows * MUL_COLS;
     for (int c = 0; c < panels; c += GEMM_PANELS) {
         const int count = at_most(panels - c, GEMM_PANELS);
-        memset(t.more, 0, (size_t)count * sum * sizeof *t.more);
-        panels_sum(t.lhs, t.lhs_block, t.rhs, g->b, false, t.more, rows, p0 + c, count, 0,
-                   blocks_of(g->b->in));
-        result_put(g, t.acc + (size_t)c * sum, t.more, r0, rows, p0 + c, count);
+        if (t->more) {
+            memset(t->more, 0, (size_t)count * sum * sizeof *t->more);
+            panels_sum(t->lhs + (size_t)t->span * t->lhs_block, t->lhs_block, t->rhs, g->b, false,
+                       t->more, t->rows, p0 + c, count, 0, t->more_blocks, 0);
+        }
+        result_put(g, t->acc + (size_t)c * sum, t->more, t->r0, t->rows, p0 + c, count);
     }
+}
+
+static void gemm_part(const struct gemm *g, int part) {
+    const struct gemm_part t = part_carve(g, part);
+    const size_t sum = (size_t)t.rows * MUL_COLS;
+    const bool whole = t.span == t.blocks;
+    if (t.more) {
+        const struct mul_source u = source_at(g->u, (size_t)t.r0, 0);
+        lhs_rows(t.lhs + (size_t)t.span * t.lhs_block, MUL_LHS, t.lhs_block, &u, t.rows, g->b->in);
+    }
+    memset(t.acc, 0, (size_t)(whole ? 0 : t.panels) * sum * sizeof *t.acc);
+    for (int b = 0; b < t.blocks; b += t.span) {
+        const int n = at_most(t.blocks - b, t.span), k0 = b * MUL_K;
+        const struct mul_source x = source_at(g->x, (size_t)t.r0, (size_t)k0);
+        lhs_rows(t.lhs, MUL_LHS, t.lhs_block, &x, t.rows, at_most(g->k - k0, n * MUL_K));
+        for (int c = 0; c < t.panels; c += GEMM_PANELS) {
+            const int count = at_most(t.panels - c, GEMM_PANELS);
+            float *acc = t.acc + (whole ? 0 : (size_t)c * sum);
+            if (whole) memset(acc, 0, (size_t)count * sum * sizeof *acc);
+            panels_sum(t.lhs, t.lhs_block, t.rhs, g->w, g->across, acc, t.rows, t.p0 + c, count, b,
+                       n, b);
+            if (whole) part_put(g, &t, t.p0 + c, count);
+        }
+    }
+    if (!whole) part_put(g, &t, t.p0, t.panels);
 }
 _Static_assert(GEMM_LHS_BYTES / (GEMM_ROWS * MUL_LHS * sizeof(mul_t)) >= GEMM_BLOCKS,
                "some blocks of x fit");

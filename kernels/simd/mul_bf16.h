@@ -98,14 +98,8 @@ static void rhs_codes_slow(mul_t *to, const uint8_t *record, enum kern_format fo
     const bool mx = format == KERN_FORMAT_MXFP4;
     const vf table = v_e2m1_table();
     for (int i = 0; i < 8; i++) {
-        vf row[4], scale;
-        if (mx) {
-            scale = v_e8m0(record + 256);
-        } else {
-            float group[16];
-            for (int c = 0; c < 16; c++) group[c] = pack_e4m3(record[256 + i / 4 * 16 + c]);
-            scale = v_load(group);
-        }
+        const vf scale = mx ? v_e8m0(record + 256) : v_e4m3(record + 256 + i / 4 * 16);
+        vf row[4];
         for (int j = 0; j < 4; j++) row[j] = v_mul(v_e2m1(record + (i * 4 + j) * 8, table), scale);
         steps_put(to, i, joined(halves(row[0]), halves(row[1])),
                   joined(halves(row[2]), halves(row[3])));

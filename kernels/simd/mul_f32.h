@@ -52,9 +52,8 @@ static void rhs_record(mul_t *to, const uint8_t *record, enum kern_format format
         memcpy(to, record, 2048);
     } else {
         bool mx = format == KERN_FORMAT_MXFP4;
-        float scale[32];
-        for (int i = 0; i < (mx ? 0 : 32); i++) scale[i] = pack_e4m3(record[256 + i]);
-        vf s0 = mx ? v_e8m0(record + 256) : v_load(scale), s1 = mx ? s0 : v_load(scale + 16);
+        const vf s0 = mx ? v_e8m0(record + 256) : v_e4m3(record + 256),
+                 s1 = mx ? s0 : v_e4m3(record + 272);
         __typeof__(v_e2m1_table()) table = v_e2m1_table();
         for (int k = 0; k < 16; k++) v_store(to + k * 16, v_mul(v_e2m1(record + k * 8, table), s0));
         for (int k = 16; k < 32; k++)

@@ -8,14 +8,14 @@
 #define QERL_SIMD_MUL_TILE_H
 #include "kernels/simd/mul.h"
 
-/* MUL_SUMS vectors of sums fit the registers beside a step's operands. A tile of at most half as
- * many has both chains there, a larger one does its chains in turn, which reads each operand for
- * more sums. */
+/* The most of a tile: its sums of one chain fit the registers beside a step's operands. The chains
+ * take turns, so that each operand read serves more sums. */
 #if defined(__AVX512F__)
-enum { MUL_TILE_ROWS = 8, MUL_TILE_PANELS = 3, MUL_TILE_THIN = 6, MUL_SUMS = 24 };
+enum { MUL_TILE_PANELS = 3, MUL_TILE_THIN = 6 };
 #else
-enum { MUL_TILE_ROWS = 6, MUL_TILE_PANELS = 1, MUL_TILE_THIN = 3, MUL_SUMS = 6 };
+enum { MUL_TILE_PANELS = 1, MUL_TILE_THIN = 3 };           /* a panel is two registers */
 #endif
+enum { MUL_TILE_ROWS = 6, MUL_SUMS = MUL_TILE_ROWS * MUL_TILE_PANELS };
 enum { MUL_LANE = 4 / (int)sizeof(mul_t) };             /* elements in a lane's 32 bits */
 
 /* Subnormals as the tile instructions treat them: as zero, in and out. */
@@ -66,10 +66,6 @@ INLINE void mul_rows(const struct mul *m, size_t row, int rows, size_t panel, co
     case 4: mul_tile(m, row, panel, 4, C); break;
     case 5: mul_tile(m, row, panel, 5, C); break;
     case 6: mul_tile(m, row, panel, 6, C); break;
-#if defined(__AVX512F__)
-    case 7: mul_tile(m, row, panel, 7, C); break;
-    case 8: mul_tile(m, row, panel, 8, C); break;
-#endif
     default: assert(!"rows of a tile");
     }
 }

@@ -102,6 +102,17 @@ INLINE vf v_e8m0(const uint8_t *s) {
                               _mm512_set1_epi32(0x7fc00000));
     return _mm512_castsi512_ps(u);
 }
+/* pack_e4m3 of 16 scales: its exponent as float32's is 120 too low */
+INLINE vf v_e4m3(const uint8_t *s) {
+    const __m512i u = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)s)),
+                  size = _mm512_and_si512(u, _mm512_set1_epi32(0x7f));
+    const __mmask16 nan = _mm512_cmpeq_epi32_mask(size, _mm512_set1_epi32(0x7f));
+    vf v = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(size, 20)), v_set(0x1p120f));
+    v = _mm512_mask_mov_ps(v, nan, v_set(NAN));
+    return _mm512_castsi512_ps(
+        _mm512_or_si512(_mm512_castps_si512(v),
+                        _mm512_and_si512(u, _mm512_set1_epi32(INT32_MIN))));
+}
 INLINE vf v_e2m1_table(void) { return v_load(pack_e2m1); }
 /* 8 bytes: nibble i is lane i */
 INLINE vf v_e2m1(const uint8_t q[8], vf table) {
@@ -263,6 +274,18 @@ INLINE __m256 v_e8m0_8(const uint8_t *s) {
 }
 /* pack_e8m0 of 16 scales */
 INLINE vf v_e8m0(const uint8_t *s) { return (vf){ v_e8m0_8(s), v_e8m0_8(s + 8) }; }
+INLINE __m256 v_e4m3_8(const uint8_t *s) {
+    const __m256i u = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)s)),
+                  size = _mm256_and_si256(u, _mm256_set1_epi32(0x7f)),
+                  nan = _mm256_cmpeq_epi32(size, _mm256_set1_epi32(0x7f));
+    __m256 v = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(size, 20)),
+                             _mm256_set1_ps(0x1p120f));
+    v = _mm256_blendv_ps(v, _mm256_set1_ps(NAN), _mm256_castsi256_ps(nan));
+    return _mm256_or_ps(v, _mm256_castsi256_ps(
+                               _mm256_and_si256(u, _mm256_set1_epi32(INT32_MIN))));
+}
+/* pack_e4m3 of 16 scales: its exponent as float32's is 120 too low */
+INLINE vf v_e4m3(const uint8_t *s) { return (vf){ v_e4m3_8(s), v_e4m3_8(s + 8) }; }
 INLINE __m256 v_e2m1_table(void) { return _mm256_loadu_ps(pack_e2m1); }
 INLINE __m256 v_e2m1_8(const uint8_t q[4], __m256 table) {
     int32_t word;
