@@ -24,8 +24,8 @@ BIN     := bin$(if $(SAN),-san)
 
 LIB_SRC := $(wildcard lib/*/*.c kernels/*.c kernels/*/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(O)/%.o)
-PROGRAMS := qerl-rollout qerl-reward qerl-learner qerl-eval qerl-model qerl-pipe
-folder   = $(if $(filter qerl-pipe,$1),pipe,$(if $(filter qerl-model,$1),tools/model,stages/$(1:qerl-%=%)))
+PROGRAMS := qerl-rollout qerl-reward qerl-learner qerl-eval qerl-model qerl-bench qerl-pipe
+folder   = $(if $(filter qerl-pipe,$1),pipe,$(if $(filter qerl-model qerl-bench,$1),tools,stages)/$(1:qerl-%=%))
 
 .PHONY: all
 all: $(if $(PKG_LIBS),$(PROGRAMS:%=$(BIN)/%),without-libraries)
@@ -40,6 +40,7 @@ help:
 	@echo "make demo       install what is missing, build, run the quickstart on the embedded model (minutes)"
 	@echo "make check      the same set-up, then lint and every test; SAN=1 with ASan and UBSan"
 	@echo "make tests      build the tests only; then obj/tests/unit/run --list, --filter, ..."
+	@echo "make bench      the machine's limits and what the product reaches of them (minutes); JSON=FILE keeps the report"
 	@echo "make lint       include arrows, banned functions, lengths"
 	@echo "make install    programs, pipelines and the embedded model under PREFIX (default /usr/local)"
 	@echo "make clean      remove what was built"
@@ -62,6 +63,10 @@ check:
 lint:
 	$(Q)tools/lint
 
+.PHONY: bench
+bench: all
+	$(Q)bin/qerl-bench $(if $(JSON),--json $(JSON)) $(BENCH)
+
 .PHONY: install
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/qerl-pipe
@@ -80,6 +85,9 @@ $(O)/kernels/simd/avx512.o: ISA := $(AVX512)
 $(O)/kernels/simd/avx512bf16.o: ISA := $(AVX512) -mavx512vbmi -mavx512bf16
 # Tile instructions are inline assembly: the compiler itself must not know of them.
 $(O)/kernels/amx/amx.o $(O)/kernels/amx/emulated.o $(O)/tests/kernels/amx.o: ISA := $(AVX512) -mavx512vbmi
+$(O)/tools/bench/probe_avx2.o:   ISA := -mavx2 -mfma
+$(O)/tools/bench/probe_avx512.o: ISA := -mavx512f
+$(O)/tools/bench/probe_bf16.o:   ISA := -mavx512f -mavx512bf16
 
 $(O)/%.o: %.c
 	$(if $(V),,@echo "  CC    $<")

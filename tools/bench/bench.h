@@ -1,0 +1,66 @@
+/* bench.h - what the parts of qerl-bench share: settings, the machine's limits, one figure.
+ *
+ * A figure is named by a path, "decode/135m/head-bf16/n16", and its name is also how to repeat it:
+ * qerl-bench --only NAME. Times are of CLOCK_MONOTONIC; every figure is a median over repeats.
+ * Ownership: parts borrow the bench; nothing they open outlives their run.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_BENCH_H
+#define QERL_BENCH_H
+#include "kernels/kern.h"
+#include "lib/base/json.h"
+#include "tools/bench/limits.h"
+#include "tools/bench/shapes.h"
+#include "tools/bench/timing.h"
+
+enum { BENCH_ONLY_MAX = 64, BENCH_KEY_MAX = 96 };
+
+struct bench {
+    bool quick;
+    int threads;
+    const char *kernels;                 /* as asked for; NULL = auto */
+    const char *data;                    /* GSM8K lines for the real pipeline, or NULL */
+    bool model[SHAPE_COUNT];
+    const char *only[BENCH_ONLY_MAX];    /* paths or their beginnings; none = everything */
+    int onlys;
+    char root[1024], bin[1024];          /* the checkout; where the programs are */
+    struct pool *pool;
+    struct kern kern;
+    struct limits limits;                /* asked for through bench_limits */
+    bool limits_known;
+    struct synth *synth;                 /* the model in hand, or NULL */
+    double step_seconds;                 /* of a DAPO step on the smallest model measured, or 0 */
+    json_t *figures;
+};
+
+/* Is this figure asked for? Is anything below this path? */
+bool bench_wants(const struct bench *b, const char *key);
+bool bench_enters(const struct bench *b, const char *path);
+/* Probes the machine on first use: every figure is a share of limits of its own run. */
+const struct limits *bench_limits(struct bench *b);
+
+/* Makes b->synth the model of this shape. */
+int bench_synth(struct bench *b, enum shape m, struct err *e);
+
+/* What one figure says. limit 0 = none; a figure in seconds (unit "s", "ms", "us", "ns") is at best
+ * its limit and everything else at most. what: one line for the report's reader, or NULL. */
+struct figure {
+    const char *unit, *what;
+    struct spread s;                     /* in `unit` */
+    double limit;
+};
+void bench_report(struct bench *b, const char *key, const struct figure *f);
+/* A figure that this machine cannot give, and why. */
+void bench_absent(struct bench *b, const char *key, const char *why);
+
+/* The parts, in the order they run. -1 = could not run. */
+int part_machine(struct bench *b, struct err *e);
+int part_pool(struct bench *b, struct err *e);
+int part_kernels(struct bench *b, enum shape m, struct err *e);
+int part_decode(struct bench *b, enum shape m, struct err *e);
+int part_train(struct bench *b, enum shape m, struct err *e);
+int part_dapo(struct bench *b, enum shape m, struct err *e);
+int part_wire(struct bench *b, struct err *e);
+int part_start(struct bench *b, struct err *e);
+int part_turns(struct bench *b, struct err *e);
+int part_pipeline(struct bench *b, struct err *e);
+#endif

@@ -1,0 +1,175 @@
+/* decode.c - tokens a second of decoding and of prefill, through lib/model/net as gen runs it.
+ *
+ * n sequences in groups of 8 share the pages of a prompt of 100 tokens and have about 100 of their
+ * own; LoRA is active, tokens are drawn at temperature 1. Where a sequence stands is set up without
+ * computing its past (synth.h): time depends on how many keys there are, not on their values.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/base/clock.h"
+#include "lib/base/rng.h"
+#include "lib/base/str.h"
+#include "tools/bench/bench.h"
+#include "tools/bench/synth.h"
+
+enum { PROMPT = 100, OWN = 100, GROUP = 8, POSITIONS = 256, ROWS = 512, STEPS_MAX = 32 };
+
+struct batch {
+    struct net *net;
+    int n, own;                                      /* sequences; tokens each has beside the prompt */
+    int slot[64];
+    int32_t want[64], token[64];
+    float lp[64], lp_raw[64];
+    struct kern_sampler sampler[64];
+    struct net_row row[ROWS];
+};
+
+static int32_t any_token(const struct synth *s, int i) {
+    return (int32_t)(rng_mix64((uint64_t)i) % (uint64_t)s->model.conf.vocab);
+}
+
+/* Positions from .. to-1 of a slot, in calls of at most ROWS rows. */
+static int run_rows(struct batch *t, const struct synth *s, int slot, int from, int to,
+                    struct err *e) {
+    int rows = to - from;
+    for (int i = 0; i < rows; i++)
+        t->row[i] = (struct net_row){ any_token(s, from + i), slot, from + i };
+    return net_forward(t->net, t->row, rows, NULL, 0, e);
+}
+
+/* The sequences as they are OWN - steps / 2 tokens after the prompt. */
+static int set_up(struct batch *t, struct synth *s, int n, int own, struct err *e) {
+    struct kern kept;
+    int rc = 0;
+    synth_skip_begin(s, &kept);
+    for (int i = 0, base = -1; i < n && rc == 0; i++) {
+        if (i % GROUP == 0) {
+            base = net_slot_open(t->net);
+            rc = run_rows(t, s, base, 0, PROMPT, e);
+        }
+        if (rc == 0) t->slot[i] = net_slot_fork(t->net, base, PROMPT);
+        if (rc == 0) rc = run_rows(t, s, t->slot[i], PROMPT, PROMPT + own, e);
+        if (i % GROUP == GROUP - 1 || i == n - 1) net_slot_close(t->net, base);
+    }
+    synth_skip_end(s, &kept);
+    t->n = n;
+    t->own = own;
+    for (int i = 0; i < n; i++) t->token[i] = any_token(s, i), t->want[i] = i;
+    return rc;
+}
+
+static int step(struct batch *t, struct err *e) {
+    for (int i = 0; i < t->n; i++) {
+        t->row[i] = (struct net_row){ t->token[i], t->slot[i], PROMPT + t->own };
+        t->sampler[i] = (struct kern_sampler){
+            .temperature = 1, .top_p = 1,
+            .u = rng_unit((uint32_t)rng_mix64((uint64_t)(t->own * 64 + i)))
+        };
+    }
+    t->own++;
+    return net_forward(t->net, t->row, t->n, t->want, t->n, e) < 0
+               ? -1
+               : net_sample(t->net, t->sampler, t->token, t->lp, t->lp_raw, e);
+}
+
+/* Seconds of a step; the first one warms up. */
+static int time_steps(struct batch *t, double seconds, struct spread *out, struct err *e) {
+    double v[STEPS_MAX], spent = 0;
+    int n = 0;
+    if (step(t, e) < 0) return -1;
+    while (n < STEPS_MAX && (n < 3 || spent < seconds)) {
+        double begun = clock_seconds();
+        if (step(t, e) < 0) return -1;
+        v[n] = clock_seconds() - begun;
+        spent += v[n++];
+    }
+    *out = spread_of(v, n);
+    return 0;
+}
+
+static int one(struct bench *b, struct synth *s, int n, bool mxfp4, int rank, const char *key,
+               struct err *e) {
+    const double seconds = b->quick ? .3 : 2;
+    struct batch *t = mem_alloc(sizeof *t);
+    struct lora *l = synth_lora(s, rank);
+    struct net_opts o = { .rows_max = n > PROMPT + 1 ? n : PROMPT + 1, .slots_max = n + 1,
+                          .positions_max = POSITIONS, .lora = l->shape };
+    struct spread steps = { 0 };
+    synth_head(s, mxfp4);
+    int rc = net_create(&t->net, &s->model, &o, e);
+    if (rc == 0) rc = net_adopt(t->net, l, NULL, e);
+    if (rc == 0) rc = set_up(t, s, n, OWN - STEPS_MAX / 2, e);
+    if (rc == 0) rc = time_steps(t, seconds, &steps, e);
+    if (rc == 0) {
+        const struct shape_size size = shape_size(&s->model.conf, rank);
+        double limit = limits_decode(bench_limits(b), &size, n, n > 1 ? PROMPT : 0,
+                                     n > 1 ? OWN : PROMPT + OWN,
+                                     mxfp4 ? limits_mxfp4_bytes : 2);
+        bench_report(b, key, &(struct figure){ .unit = "tok/s", .s = spread_rate(steps, n),
+                                               .limit = n / limit });
+    }
+    net_destroy(&t->net);
+    lora_destroy(&l);
+    free(t);
+    synth_head(s, false);
+    return rc;
+}
+
+/* ---- prefill ---- */
+
+struct prefill { struct batch t; struct synth *s; struct err err; };
+
+/* Four prompts of 128 tokens in one call, logits of each one's last row. */
+static void prefill_call(void *arg) {
+    struct prefill *p = arg;
+    struct batch *t = &p->t;
+    for (int i = 0; i < 4; i++) {
+        t->slot[i] = net_slot_open(t->net);
+        t->want[i] = i * 128 + 127;
+        for (int j = 0; j < 128; j++)
+            t->row[i * 128 + j] = (struct net_row){ any_token(p->s, i * 128 + j), t->slot[i], j };
+    }
+    if (net_forward(t->net, t->row, 512, t->want, 4, &p->err) == 0)
+        net_sample(t->net, t->sampler, t->token, t->lp, t->lp_raw, &p->err);
+    for (int i = 0; i < 4; i++) net_slot_close(t->net, t->slot[i]);
+}
+
+static int prefill(struct bench *b, struct synth *s, const char *key, struct err *e) {
+    struct prefill *p = mem_alloc(sizeof *p);
+    struct lora *l = synth_lora(s, 32);
+    struct net_opts o = { .rows_max = 512, .slots_max = 4, .positions_max = 128,
+                          .lora = l->shape };
+    p->s = s;
+    for (int i = 0; i < 4; i++) p->t.sampler[i] = (struct kern_sampler){ 1, 0, 1, .5f };
+    int rc = net_create(&p->t.net, &s->model, &o, e);
+    if (rc == 0) rc = net_adopt(p->t.net, l, NULL, e);
+    if (rc == 0) {
+        struct spread t = timing_of(prefill_call, p, b->quick ? .3 : 1.5);
+        const struct shape_size size = shape_size(&s->model.conf, 32);
+        double limit = limits_prefill(bench_limits(b), &size, 512, 64, 4);
+        if (*p->err.text) rc = err_set(e, "%s", p->err.text);
+        else bench_report(b, key, &(struct figure){ .unit = "tok/s", .what = "4 prompts of 128",
+                                                    .s = spread_rate(t, 512),
+                                                    .limit = 512 / limit });
+    }
+    net_destroy(&p->t.net);
+    lora_destroy(&l);
+    free(p);
+    return rc;
+}
+
+int part_decode(struct bench *b, enum shape m, struct err *e) {
+    static const int N[] = { 1, 8, 16, 64 };
+    char key[BENCH_KEY_MAX];
+    for (int mx = 0; mx < 2; mx++)
+        for (size_t i = 0; i < COUNT_OF(N); i++) {
+            snprintf(key, sizeof key, "decode/%s/head-%s/n%d", shape_name[m], mx ? "mxfp4" : "bf16",
+                     N[i]);
+            if (!bench_wants(b, key)) continue;
+            if (bench_synth(b, m, e) < 0) return -1;
+            if (one(b, b->synth, N[i], mx, mx ? 16 : 32, key, e) < 0) return err_wrap(e, "%s", key);
+        }
+    snprintf(key, sizeof key, "prefill/%s", shape_name[m]);
+    if (!bench_wants(b, key)) return 0;
+    if (bench_synth(b, m, e) < 0 || prefill(b, b->synth, key, e) < 0)
+        return err_wrap(e, "%s", key);
+    return 0;
+}

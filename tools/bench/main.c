@@ -1,0 +1,208 @@
+/* main.c - qerl-bench: how fast this machine is, how fast the product is on it, and the share.
+ *
+ * Knows: the command line, the first lines, the order of the parts. Does not know how anything is
+ * measured.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "tools/bench/bench.h"
+
+#include <time.h>
+#include <unistd.h>
+
+#include "lib/base/fs.h"
+#include "lib/base/log.h"
+#include "tools/bench/host.h"
+#include "tools/bench/synth.h"
+
+static const char help[] =
+    "qerl-bench - the machine's limits, and what the product reaches of them\n\n"
+    "usage: qerl-bench [options]\n\n"
+    "  --only NAME,...    figures or their beginnings: machine, kernels, decode, prefill, train,\n"
+    "                     dapo, start, wire, turns, decode/135m/head-bf16/n16, ...\n"
+    "  --model NAME,...   shapes: 135m, 0.5b, 1.5b (default all; with --quick 135m)\n"
+    "  --kernels PATH     auto, ref, avx2, avx512, ... (default auto: the best of this CPU)\n"
+    "  --threads N        default: the cores this process may use\n"
+    "  --data FILE        GSM8K lines: with models/smollm2-135m-instruct there, the real pipeline\n"
+    "  --json FILE        the report as JSON too\n"
+    "  --quick            fewer and shorter repeats\n\n"
+    "Weights are synthetic (random, never zeros); 'dapo/pipeline', 'start' and 'turns' use real\n"
+    "stages. A figure is the median of its repeats; share = figure / limit, the limit computed\n"
+    "from this run's own probes (docs/benchmarks.md). The table goes to stdout, talk to stderr.\n\n"
+    "examples:\n"
+    "  qerl-bench --quick\n"
+    "  qerl-bench --only machine\n"
+    "  qerl-bench --only decode --model 0.5b --kernels avx2\n"
+    "  qerl-bench --only train/135m --threads 1 --json train.json\n\n"
+    "exit status: 0 done, 1 failed, 2 wrong command line, 4 the machine lacks something\n";
+
+static int usage(const char *what, const char *word) {
+    fprintf(stderr, "qerl-bench: %s '%s'; see 'qerl-bench --help'\n", what, word);
+    return -1;
+}
+
+static int parse_models(struct bench *b, char *text) {
+    for (char *word; (word = strsep(&text, ","));) {
+        int i = 0;
+        while (i < SHAPE_COUNT && strcmp(word, shape_name[i]) != 0) i++;
+        if (i == SHAPE_COUNT) return usage("no such model: 135m, 0.5b, 1.5b, not", word);
+        b->model[i] = true;
+    }
+    return 0;
+}
+
+static int parse_only(struct bench *b, char *text) {
+    static const char *const part[] = { "machine", "kernels", "decode", "prefill", "train",
+                                        "dapo",    "start",   "wire",   "turns" };
+    for (char *word; (word = strsep(&text, ","));) {
+        size_t i = 0;
+        while (i < COUNT_OF(part) && (!str_starts(word, part[i]) || (word[strlen(part[i])] != 0 &&
+                                                                     word[strlen(part[i])] != '/')))
+            i++;
+        if (i == COUNT_OF(part)) return usage("no such figure:", word);
+        if (b->onlys == BENCH_ONLY_MAX) return usage("too many figures at", word);
+        b->only[b->onlys++] = word;
+    }
+    return 0;
+}
+
+/* 1 go on, 0 help was printed, -1 wrong. */
+static int parse(struct bench *b, int argc, char **argv, const char **json) {
+    for (int i = 1; i < argc; i++) {
+        char *name = argv[i], *value = strchr(name, '=');
+        int64_t n = 0;
+        if (!strcmp(name, "--help") || !strcmp(name, "-h")) return printf("%s", help), 0;
+        if (!strcmp(name, "--quick")) {
+            b->quick = true;
+            continue;
+        }
+        if (value) *value++ = 0;
+        else if (i + 1 < argc) value = argv[++i];
+        else return usage("unknown option, or one without its value:", name);
+        if (!strcmp(name, "--only")) {
+            if (parse_only(b, value) < 0) return -1;
+        } else if (!strcmp(name, "--model")) {
+            if (parse_models(b, value) < 0) return -1;
+        } else if (!strcmp(name, "--threads")) {
+            if (!str_to_i64(value, &n) || n < 1 || n > POOL_THREADS_MAX)
+                return usage("--threads takes 1 to 256, not", value);
+            b->threads = (int)n;
+        } else if (!strcmp(name, "--kernels")) b->kernels = value;
+        else if (!strcmp(name, "--data")) b->data = value;
+        else if (!strcmp(name, "--json")) *json = value;
+        else return usage("unknown option", name);
+    }
+    bool any = false;
+    for (int i = 0; i < SHAPE_COUNT; i++) any |= b->model[i];
+    for (int i = 0; i < SHAPE_COUNT && !any; i++) b->model[i] = !b->quick || i == SHAPE_135M;
+    return 1;
+}
+
+/* A named figure of a model asks for that model. */
+static void models_of_only(struct bench *b) {
+    for (int i = 0; i < b->onlys; i++) {
+        const char *slash = strchr(b->only[i], '/');
+        for (int m = 0; slash && m < SHAPE_COUNT; m++) {
+            size_t n = strlen(shape_name[m]);
+            if (!strncmp(slash + 1, shape_name[m], n) && (!slash[n + 1] || slash[n + 1] == '/'))
+                b->model[m] = true;
+        }
+    }
+}
+
+static void find_root(struct bench *b) {
+    ssize_t n = readlink("/proc/self/exe", b->bin, sizeof b->bin - 1);
+    b->bin[n < 0 ? 0 : n] = 0;
+    char *slash = strrchr(b->bin, '/');
+    if (slash) *slash = 0;
+    memcpy(b->root, b->bin, sizeof b->root);
+    slash = strrchr(b->root, '/');
+    if (slash) *slash = 0;
+}
+
+static json_t *first_lines(const struct bench *b, const struct host_load *begun) {
+    struct str name, flags;
+    char date[32];
+    str_init(&name);
+    str_init(&flags);
+    host_cpu(&name, &flags);
+    host_date(date);
+    struct host_load now = host_load();
+    double others = host_others(begun, &now);
+    printf("cpu      %s, %d cores for this process, %d threads used, %.0f GB\n", name.s,
+           pool_cores(), b->threads, host_memory_bytes() / 1e9);
+    printf("flags    %s\n", flags.s);
+    printf("kernels  %s\n", b->kern.name);
+    printf("date     %s\n", date);
+    printf("load     others use %.0f %% of the CPUs\n\n", 100 * others);
+    fflush(stdout);
+    if (others > .05)
+        fprintf(stderr, "qerl-bench: the machine is not idle: figures will be too low and spread\n");
+    json_t *o = json_pack("{ss ss si si ss ss sf sb}", "cpu", name.s, "flags", flags.s, "cores",
+                          pool_cores(), "threads", b->threads, "kernels", b->kern.name, "date",
+                          date, "others_before", others, "quick", b->quick);
+    str_release(&name);
+    str_release(&flags);
+    return o;
+}
+
+int bench_synth(struct bench *b, enum shape m, struct err *e) {
+    if (b->synth && b->synth->shape == m) return 0;
+    synth_close(&b->synth);
+    bench_limits(b);                                 /* before memory gets tight */
+    return synth_open(&b->synth, m, &b->kern, e);
+}
+
+static int run_parts(struct bench *b, struct err *e) {
+    if (part_machine(b, e) < 0 || part_pool(b, e) < 0) return -1;
+    for (int m = 0; m < SHAPE_COUNT; m++) {
+        if (!b->model[m]) continue;
+        if (part_kernels(b, (enum shape)m, e) < 0 || part_decode(b, (enum shape)m, e) < 0 ||
+            part_train(b, (enum shape)m, e) < 0 || part_dapo(b, (enum shape)m, e) < 0)
+            return err_wrap(e, "model %s", shape_name[m]);
+        synth_close(&b->synth);
+    }
+    return part_wire(b, e) < 0 || part_start(b, e) < 0 || part_turns(b, e) < 0 ||
+                   part_pipeline(b, e) < 0 ? -1 : 0;
+}
+
+static int write_json(const char *path, json_t *machine, json_t *figures, struct err *e) {
+    json_t *o = json_pack("{sO sO}", "machine", machine, "figures", figures);
+    char *text = json_dumps(o, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
+    int rc = fs_replace(path, text, strlen(text), e);
+    free(text);
+    json_decref(o);
+    return rc;
+}
+
+int main(int argc, char **argv) {
+    struct bench b = { .threads = pool_cores() };
+    struct err e = { 0 };
+    const char *json = NULL;
+    log_open("qerl-bench", LOG_LEVEL_WARN);
+    int go = parse(&b, argc, argv, &json);
+    if (go <= 0) return go < 0 ? EXIT_USAGE : EXIT_DONE;
+    models_of_only(&b);
+    find_root(&b);
+    struct host_load begun = host_load();
+    nanosleep(&(struct timespec){ 0, 500000000 }, NULL);
+    b.pool = pool_create(b.threads);
+    b.figures = json_array();
+    int rc = kern_open(&b.kern, b.kernels, b.pool, &e);
+    json_t *machine = NULL;
+    if (rc == 0) {
+        machine = first_lines(&b, &begun);
+        begun = host_load();
+        rc = run_parts(&b, &e);
+        struct host_load ended = host_load();
+        double others = host_others(&begun, &ended);
+        printf("\nothers used %.0f %% of the CPUs meanwhile\n", 100 * others);
+        json_object_set_new(machine, "others_meanwhile", json_real(others));
+    }
+    if (rc == 0 && json) rc = write_json(json, machine, b.figures, &e);
+    if (rc < 0) fprintf(stderr, "qerl-bench: %s\n", e.text);
+    if (rc == 0 && (fflush(stdout) != 0 || ferror(stdout))) rc = -1;
+    synth_close(&b.synth);
+    json_decref(machine);
+    json_decref(b.figures);
+    pool_destroy(&b.pool);
+    return rc == 0 ? EXIT_DONE : e.code ? e.code : EXIT_FAILED;
+}

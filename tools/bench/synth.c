@@ -1,0 +1,193 @@
+/* synth.c - see synth.h.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "tools/bench/synth.h"
+
+#include <math.h>
+
+#include "kernels/pack.h"
+#include "lib/base/str.h"
+
+/* ---- random bits, 64 at a time ---- */
+
+static uint64_t mix(uint64_t *state) {               /* splitmix64 */
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+struct fill { uint8_t *at; size_t bytes; enum kern_format format; int exponent; uint64_t seed; };
+
+/* bf16: random sign and mantissa, magnitude between 2^e and 2^(e+1). */
+static void fill_bf16(uint8_t *at, size_t bytes, int exponent, uint64_t *state) {
+    const uint64_t e = (uint64_t)(127 + exponent) << 7, all = e | e << 16 | e << 32 | e << 48;
+    for (size_t i = 0; i < bytes; i += 8) {
+        uint64_t x = (mix(state) & 0x807f807f807f807fu) | all;
+        memcpy(at + i, &x, 8);
+    }
+}
+
+static void fill_mxfp4(uint8_t *at, size_t bytes, int exponent, uint64_t *state) {
+    for (size_t i = 0; i < bytes; i += sizeof(struct pack_mxfp4)) {
+        struct pack_mxfp4 *r = (struct pack_mxfp4 *)(at + i);
+        for (size_t j = 0; j < sizeof r->q; j += 8) {
+            uint64_t x = mix(state);
+            memcpy((uint8_t *)r->q + j, &x, 8);
+        }
+        uint64_t x = mix(state);
+        for (int j = 0; j < 16; j++)
+            r->scale[j] = (uint8_t)(127 + exponent - (int)(x >> j & 1));
+    }
+}
+
+static void fill_part(void *arg, int part, int parts) {
+    const struct fill *f = arg;
+    const size_t unit = f->format == KERN_FORMAT_MXFP4 ? sizeof(struct pack_mxfp4) : 8;
+    size_t units = f->bytes / unit, from = units * (size_t)part / (size_t)parts,
+           to = units * (size_t)(part + 1) / (size_t)parts;
+    uint64_t state = f->seed + (uint64_t)part * 0x1234567;
+    if (f->format == KERN_FORMAT_MXFP4)
+        fill_mxfp4(f->at + from * unit, (to - from) * unit, f->exponent, &state);
+    else fill_bf16(f->at + from * unit, (to - from) * unit, f->exponent, &state);
+}
+
+/* ---- the model ---- */
+
+struct layout { struct synth *s; uint8_t *base; size_t used; uint64_t seed; };
+
+static kptr place(struct layout *l, size_t bytes) {
+    kptr p = { l->base ? l->base + l->used : NULL };
+    l->used += (bytes + 63) & ~(size_t)63;
+    return p;
+}
+
+static struct kern_weight weight(struct layout *l, enum kern_format format, int out, int in) {
+    struct kern_weight w = { .format = format, .out = out, .in = in, .scale = 1 };
+    const size_t bytes = kern_weight_bytes(format, out, in);
+    w.data = place(l, bytes);
+    if (!l->base) return w;
+    /* rms of random codes, half of them at half the scale, and of bf16 in [1, 2); a product should
+     * keep the size of its input */
+    const double rms = format == KERN_FORMAT_MXFP4 ? 2.2 : 1.5;
+    struct fill f = { w.data.p, bytes, format, (int)lround(-log2(sqrt((double)in) * rms)),
+                      ++l->seed << 32 };
+    struct pool *p = l->s->kern.pool;
+    if (p) pool_run(p, 4 * pool_threads(p), fill_part, &f);
+    else fill_part(&f, 0, 1);
+    return w;
+}
+
+static kptr vector(struct layout *l, int n, float value) {
+    kptr p = place(l, (size_t)n * sizeof(float));
+    for (int i = 0; p.p && i < n; i++) ((float *)p.p)[i] = value + .01f * (float)(i % 7);
+    return p;
+}
+
+static size_t lay_out(struct synth *s, uint8_t *base) {
+    struct layout l = { s, base, 0, 0 };
+    struct model *m = &s->model;
+    const struct model_conf *c = &m->conf;
+    for (int i = 0; i < c->layers; i++) {
+        struct model_layer none, *layer = base ? &m->layer[i] : &none;
+        *layer = (struct model_layer){ .norm_in = vector(&l, c->dim, 1),
+                                       .norm_post = vector(&l, c->dim, 1) };
+        for (int p = 0; p < PROJ_COUNT; p++) {
+            int out, in;
+            model_proj_shape(c, (enum proj)p, &out, &in);
+            layer->w[p] = weight(&l, KERN_FORMAT_MXFP4, out, in);
+            if (p <= PROJ_V && c->qkv_bias) layer->bias[p] = vector(&l, out, .01f);
+        }
+    }
+    m->norm_final = vector(&l, c->dim, 1);
+    m->embed = s->head_bf16 = weight(&l, KERN_FORMAT_BF16, c->vocab, c->dim);
+    s->head_mxfp4 = weight(&l, KERN_FORMAT_MXFP4, c->vocab, c->dim);
+    return l.used;
+}
+
+/* Ordinary numbers, as bf16 pairs or as f32. */
+static int alloc_filled(struct kern *k, kptr *out, size_t bytes, struct err *e) {
+    void *p = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+    if (!p) return err_code(e, EXIT_ENV, "out of memory: %zu bytes", bytes);
+    struct fill f = { p, (bytes + 63) & ~(size_t)63, KERN_FORMAT_BF16, -1, 77 };
+    if (k->pool) pool_run(k->pool, 4 * pool_threads(k->pool), fill_part, &f);
+    else fill_part(&f, 0, 1);
+    out->p = p;
+    return 0;
+}
+static void free_filled(struct kern *k, kptr *p) {
+    (void)k;
+    free(p->p);
+    p->p = NULL;
+}
+
+int synth_open(struct synth **out, enum shape m, const struct kern *k, struct err *e) {
+    struct synth *s = mem_alloc(sizeof *s);
+    s->shape = m;
+    s->kern = *k;
+    s->kern.alloc = alloc_filled;
+    s->kern.free = free_filled;
+    s->model = (struct model){ .conf = shape_conf[m], .quant = MODEL_QUANT_MXFP4,
+                               .sha256 = "synthetic", .kern = &s->kern };
+    s->model.layer = mem_alloc((size_t)shape_conf[m].layers * sizeof *s->model.layer);
+    s->memory = aligned_alloc(4096, (lay_out(s, NULL) + 4095) & ~(size_t)4095);
+    if (!s->memory) {
+        synth_close(&s);
+        return err_code(e, EXIT_ENV, "out of memory for the weights of %s", shape_name[m]);
+    }
+    lay_out(s, s->memory);
+    s->model.head = s->head_bf16;
+    *out = s;
+    return 0;
+}
+
+void synth_close(struct synth **sp) {
+    struct synth *s = *sp;
+    if (!s) return;
+    free(s->model.layer);
+    free(s->memory);
+    free(s);
+    *sp = NULL;
+}
+
+void synth_head(struct synth *s, bool mxfp4) {
+    s->model.head = mxfp4 ? s->head_mxfp4 : s->head_bf16;
+}
+
+struct lora *synth_lora(const struct synth *s, int rank) {
+    struct lora_shape shape = shape_lora(rank);
+    struct lora *l = lora_create(&s->model.conf, &shape, 1);
+    uint64_t state = 5;
+    for (int i = 0; i < s->model.conf.layers; i++)
+        for (int p = 0; p < PROJ_COUNT; p++) {
+            size_t a, b;
+            int out, in;
+            model_proj_shape(&s->model.conf, (enum proj)p, &out, &in);
+            lora_offsets(l, i, (enum proj)p, &a, &b);
+            for (size_t j = 0; j < (size_t)out * (size_t)rank; j++)
+                l->value[b + j] = ((float)(mix(&state) >> 40) * 0x1p-23f - 1.f) * .02f;
+        }
+    return l;
+}
+
+/* ---- operations that do nothing ---- */
+
+#define SKIP(op) static void skip_##op(struct kern *k, const struct kern_##op *a) { (void)k, (void)a; }
+SKIP(embed) SKIP(rmsnorm) SKIP(rope) SKIP(kv_put) SKIP(attn) SKIP(swiglu) SKIP(add) SKIP(gather)
+static void skip_linear(struct kern *k, const struct kern_linear *a, int n) {
+    (void)k, (void)a, (void)n;
+}
+
+void synth_skip_begin(struct synth *s, struct kern *kept) {
+    *kept = s->kern;
+    s->kern.embed = skip_embed;
+    s->kern.rmsnorm = skip_rmsnorm;
+    s->kern.linear = skip_linear;
+    s->kern.rope = skip_rope;
+    s->kern.kv_put = skip_kv_put;
+    s->kern.attn = skip_attn;
+    s->kern.swiglu = skip_swiglu;
+    s->kern.add = skip_add;
+    s->kern.gather = skip_gather;
+}
+
+void synth_skip_end(struct synth *s, const struct kern *kept) { s->kern = *kept; }

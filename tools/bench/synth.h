@@ -1,0 +1,30 @@
+/* synth.h - a model of a given shape with random weights, made in memory in a moment.
+ *
+ * Weights are random codes and scales of the size that keeps activations near 1: never zeros,
+ * never subnormal. Memory that the table gives to a net is filled with ordinary numbers too, so
+ * that keys and values which were never computed are still fair to read.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_BENCH_SYNTH_H
+#define QERL_BENCH_SYNTH_H
+#include "lib/model/net.h"
+#include "tools/bench/shapes.h"
+
+struct synth {
+    enum shape shape;
+    struct model model;                  /* MXFP4 body, bf16 embedding and head */
+    struct kern_weight head_bf16, head_mxfp4;
+    struct kern kern;                    /* the bench's table with another alloc */
+    void *memory;
+};
+/* Takes threads and paths from `k`. */
+int synth_open(struct synth **out, enum shape m, const struct kern *k, struct err *e);
+void synth_close(struct synth **s);
+void synth_head(struct synth *s, bool mxfp4);
+/* An adapter whose A and B are both random. */
+struct lora *synth_lora(const struct synth *s, int rank);
+
+/* Between begin and end operations that compute do nothing: a net's slots get their positions, at
+ * the price of its bookkeeping. */
+void synth_skip_begin(struct synth *s, struct kern *kept);
+void synth_skip_end(struct synth *s, const struct kern *kept);
+#endif

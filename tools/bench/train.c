@@ -1,0 +1,240 @@
+/* train.c - the LoRA training step, and the whole DAPO step with it, on synthetic weights.
+ *
+ * Training: a micro-batch of 4 sequences of 300 tokens, 200 of them scored, LoRA r 32, head bf16.
+ * DAPO step: 2 prompts of 100 tokens x 8 answers of 200 through lib/gen, forward and backward of
+ * all of them, AdamW, the new adapter adopted; end-of-text is never drawn.
+ * Order: training, the step.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/base/clock.h"
+#include "lib/base/rng.h"
+#include "lib/gen/gen.h"
+#include "tools/bench/bench.h"
+#include "tools/bench/host.h"
+#include "tools/bench/synth.h"
+
+enum { RANK = 32, PROMPT = 100, ANSWER = 200, LENGTH = PROMPT + ANSWER, MICRO = 4,
+       GROUPS = 2, SAMPLES = 8, SEQS = GROUPS * SAMPLES };
+
+static struct net_opts train_opts(void) {
+    return (struct net_opts){ .rows_max = MICRO * LENGTH, .slots_max = MICRO,
+                              .positions_max = LENGTH, .train = true, .lora = shape_lora(RANK) };
+}
+
+struct training {
+    struct net *net;
+    struct lora *lora;
+    float *grad;
+    int32_t ids[SEQS][LENGTH];
+    struct net_seq seq[SEQS];
+    struct err err;
+};
+
+static void training_release(struct training *t) {
+    net_destroy(&t->net);
+    lora_destroy(&t->lora);
+    free(t->grad);
+}
+
+static int training_open(struct training *t, const struct synth *s, struct err *e) {
+    struct net_opts o = train_opts();
+    t->lora = synth_lora(s, RANK);
+    t->grad = mem_alloc(t->lora->params * sizeof(float));
+    for (int i = 0; i < SEQS; i++) {
+        for (int j = 0; j < LENGTH; j++)
+            t->ids[i][j] = (int32_t)(rng_mix64((uint64_t)(i * LENGTH + j)) %
+                                     (uint64_t)s->model.conf.vocab);
+        t->seq[i] = (struct net_seq){ t->ids[i], LENGTH, PROMPT };
+    }
+    return net_create(&t->net, &s->model, &o, e) < 0 ? -1 : net_adopt(t->net, t->lora, NULL, e);
+}
+
+/* A policy-gradient weight of ordinary size for each token; the answers alternate in sign. */
+static void slope(void *ud, int seq, int first, int count, const float *lp, const float *entropy,
+                  float *coef) {
+    (void)ud, (void)first, (void)lp, (void)entropy;
+    for (int i = 0; i < count; i++) coef[i] = (seq % 2 ? 1.f : -1.f) / (SEQS * ANSWER);
+}
+
+static void train_call(void *arg) {
+    struct training *t = arg;
+    net_train(t->net, t->seq, MICRO, 1, slope, NULL, t->grad, &t->err);
+}
+
+int part_train(struct bench *b, enum shape m, struct err *e) {
+    char key[BENCH_KEY_MAX], arena[BENCH_KEY_MAX];
+    snprintf(key, sizeof key, "train/%s/step", shape_name[m]);
+    snprintf(arena, sizeof arena, "train/%s/arena", shape_name[m]);
+    if (bench_wants(b, key)) {
+        if (bench_synth(b, m, e) < 0) return -1;
+        struct training *t = mem_alloc(sizeof *t);
+        int rc = training_open(t, b->synth, e);
+        if (rc == 0) {
+            struct spread s = timing_of(train_call, t, b->quick ? .5 : 3);
+            const struct shape_size size = shape_size(&b->synth->model.conf, RANK);
+            double flops = limits_train_flops(&size, LENGTH, ANSWER);
+            bench_report(b, key, &(struct figure){ .unit = "tok/s",
+                                                   .what = "4 x 300 tokens, forward and backward",
+                                                   .s = spread_rate(s, MICRO * LENGTH),
+                                                   .limit = bench_limits(b)->flops / flops });
+            if (*t->err.text) rc = err_set(e, "%s", t->err.text);
+        }
+        training_release(t);
+        free(t);
+        if (rc < 0) return err_wrap(e, "%s", key);
+    }
+    if (bench_wants(b, arena)) {
+        struct net_opts o = train_opts();
+        double bytes = (double)net_plan(&shape_conf[m], MODEL_QUANT_MXFP4, &o);
+        bench_report(b, arena, &(struct figure){ .unit = "MB", .what = "net_plan of that net",
+                                                 .s = { bytes / 1e6, bytes / 1e6, bytes / 1e6, 1 } });
+    }
+    return 0;
+}
+
+/* ---- the step ---- */
+
+struct dapo {
+    struct synth *s;
+    struct training t;
+    struct gen *gen;
+    kptr p, m, v, g;                                 /* AdamW's arrays */
+    double decode, train, update;                    /* seconds of the last step */
+};
+
+static void take(void *ud, const struct gen_sample *g) {
+    struct dapo *d = ud;
+    const int at = (int)g->tag * SAMPLES + g->k;
+    memcpy(d->t.ids[at] + PROMPT, g->ids, (size_t)g->n * sizeof(int32_t));
+    d->t.seq[at].n = PROMPT + g->n;
+}
+
+static int generate(struct dapo *d, int number, struct err *e) {
+    for (int i = 0; i < GROUPS; i++) {
+        for (int k = 1; k < SAMPLES; k++)
+            memcpy(d->t.ids[i * SAMPLES + k], d->t.ids[i * SAMPLES], PROMPT * sizeof(int32_t));
+        struct gen_request r = { .tag = (uint64_t)i, .prompt = d->t.ids[i * SAMPLES],
+                                 .prompt_n = PROMPT, .samples = SAMPLES, .new_max = ANSWER,
+                                 .temperature = 1, .top_p = 1, .prompt_uid = (uint64_t)i };
+        rng_key(r.key, 1, RNG_PURPOSE_SAMPLE, (uint64_t)number);
+        if (gen_submit(d->gen, &r, e) < 0) return -1;
+    }
+    while (!gen_idle(d->gen))
+        if (gen_step(d->gen, take, d, e) < 0) return -1;
+    return 0;
+}
+
+static int update(struct dapo *d, int number, struct err *e) {
+    struct kern *k = &d->s->kern;
+    struct lora *l = d->t.lora;
+    const size_t bytes = l->params * sizeof(float);
+    float scale = 1.f, b1 = 1, b2 = 1;
+    k->upload(k, d->p, l->value, bytes);
+    k->upload(k, d->g, d->t.grad, bytes);
+    if (k->sum_squares(k, d->g, l->params) > 1) scale = .5f;
+    for (int i = 0; i <= number; i++) b1 *= .9f, b2 *= .999f;
+    k->adamw(k, &(struct kern_adamw){ .p = d->p, .m = d->m, .v = d->v, .g = d->g,
+                                      .n = l->params, .lr = 1e-5f, .b1 = .9f, .b2 = .999f,
+                                      .eps = 1e-8f, .wd = .01f, .g_scale = scale,
+                                      .m_scale = 1 / (1 - b1), .v_scale = 1 / (1 - b2) });
+    k->download(k, l->value, d->p, bytes);
+    return net_adopt(d->t.net, l, NULL, e) < 0 ? -1 : gen_adopt(d->gen, l, NULL, e);
+}
+
+static int dapo_step(struct dapo *d, int number, struct err *e) {
+    double begun = clock_seconds();
+    if (generate(d, number, e) < 0) return -1;
+    double generated = clock_seconds();
+    memset(d->t.grad, 0, d->t.lora->params * sizeof(float));
+    if (net_train(d->t.net, d->t.seq, SEQS, 1, slope, NULL, d->t.grad, e) < 0) return -1;
+    double trained = clock_seconds();
+    if (update(d, number, e) < 0) return -1;
+    d->decode = generated - begun;
+    d->train = trained - generated;
+    d->update = clock_seconds() - trained;
+    return 0;
+}
+
+static int dapo_open(struct dapo *d, struct synth *s, struct err *e) {
+    struct kern *k = &s->kern;
+    struct gen_opts o = { .rows = SEQS, .positions_max = LENGTH, .lora = shape_lora(RANK) };
+    d->s = s;
+    if (training_open(&d->t, s, e) < 0 || gen_create(&d->gen, &s->model, NULL, &o, e) < 0 ||
+        gen_adopt(d->gen, d->t.lora, NULL, e) < 0)
+        return -1;
+    kptr *all[] = { &d->p, &d->m, &d->v, &d->g };
+    const size_t bytes = d->t.lora->params * sizeof(float);
+    for (size_t i = 0; i < COUNT_OF(all); i++) {
+        if (k->alloc(k, all[i], bytes, e) < 0) return -1;
+        k->zero(k, *all[i], bytes);
+    }
+    return 0;
+}
+
+static void dapo_close(struct dapo *d) {
+    kptr *all[] = { &d->p, &d->m, &d->v, &d->g };
+    for (size_t i = 0; i < COUNT_OF(all); i++)
+        if (all[i]->p) d->s->kern.free(&d->s->kern, all[i]);
+    gen_destroy(&d->gen);
+    training_release(&d->t);
+}
+
+/* Seconds at best: prompts, 200 decode steps of 16 with a growing past, training. */
+static double dapo_limit(const struct limits *l, const struct model_conf *c, double *decode,
+                         double *train) {
+    const struct shape_size size = shape_size(c, RANK);
+    *decode = limits_prefill(l, &size, GROUPS * PROMPT, PROMPT / 2, GROUPS);
+    for (int i = 1; i < ANSWER; i++) *decode += limits_decode(l, &size, SEQS, PROMPT, i, 2);
+    *train = SEQS * LENGTH * limits_train_flops(&size, LENGTH, ANSWER) / l->flops;
+    return *decode + *train;
+}
+
+enum { STEPS_MAX = 5 };
+
+static int dapo_run(struct bench *b, enum shape m, struct dapo *d, struct err *e) {
+    double all[STEPS_MAX], decode[STEPS_MAX], train[STEPS_MAX], rest[STEPS_MAX], spent = 0;
+    double limit[2];
+    int n = 0;
+    while (n < STEPS_MAX && (n == 0 || spent < (b->quick ? 0 : 8))) {
+        if (dapo_step(d, n, e) < 0) return -1;
+        decode[n] = d->decode;
+        train[n] = d->train;
+        rest[n] = d->update;
+        all[n] = d->decode + d->train + d->update;
+        spent += all[n++];
+    }
+    double best = dapo_limit(bench_limits(b), &d->s->model.conf, &limit[0], &limit[1]);
+    const struct { const char *name; double *v, limit; const char *what; } part[] = {
+        { "step", all, best, "2 prompts x 8 answers x 200 tokens" },
+        { "decode", decode, limit[0], "prompts and 200 tokens of each answer" },
+        { "train", train, limit[1], "forward and backward of 16 x 300 tokens" },
+        { "update", rest, 0, "AdamW, packing and adopting the adapter" },
+    };
+    char key[BENCH_KEY_MAX];
+    for (size_t i = 0; i < COUNT_OF(part); i++) {
+        struct spread s = spread_of(part[i].v, n);
+        if (i == 0 && b->step_seconds == 0) b->step_seconds = s.median;
+        snprintf(key, sizeof key, "dapo/%s/%s", shape_name[m], part[i].name);
+        if (bench_wants(b, key))
+            bench_report(b, key, &(struct figure){ .unit = "s", .what = part[i].what, .s = s,
+                                                   .limit = part[i].limit });
+    }
+    double bytes = (double)host_peak_bytes() / 1e6;
+    snprintf(key, sizeof key, "dapo/%s/memory", shape_name[m]);
+    if (bench_wants(b, key))
+        bench_report(b, key, &(struct figure){ .unit = "MB", .what = "peak of this process so far",
+                                               .s = { bytes, bytes, bytes, 1 } });
+    return 0;
+}
+
+int part_dapo(struct bench *b, enum shape m, struct err *e) {
+    char path[BENCH_KEY_MAX];
+    snprintf(path, sizeof path, "dapo/%s", shape_name[m]);
+    if (!bench_enters(b, path)) return 0;
+    if (bench_synth(b, m, e) < 0) return -1;
+    struct dapo *d = mem_alloc(sizeof *d);
+    int rc = dapo_open(d, b->synth, e);
+    if (rc == 0) rc = dapo_run(b, m, d, e);
+    dapo_close(d);
+    free(d);
+    return rc < 0 ? err_wrap(e, "%s", path) : 0;
+}
