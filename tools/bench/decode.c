@@ -14,7 +14,7 @@ enum { PROMPT = 100, OWN = 100, GROUP = 8, POSITIONS = 256, ROWS = 512, STEPS_MA
 
 struct batch {
     struct net *net;
-    int n, own;                                      /* sequences; tokens each has beside the prompt */
+    int n, own;                          /* sequences; tokens each has beside the prompt */
     int slot[64];
     int32_t want[64], token[64];
     float lp[64], lp_raw[64];

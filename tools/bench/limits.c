@@ -12,7 +12,8 @@ double limits_read(const struct limits *l, double bytes) {
     if (bytes <= l->read[0].bytes) return l->read[0].per_second;
     for (int i = 1; i < LIMITS_READ_COUNT; i++) {
         if (bytes > l->read[i].bytes) continue;
-        double at = log(bytes / l->read[i - 1].bytes) / log(l->read[i].bytes / l->read[i - 1].bytes);
+        double at = log(bytes / l->read[i - 1].bytes) /
+                    log(l->read[i].bytes / l->read[i - 1].bytes);
         return l->read[i - 1].per_second +
                at * (l->read[i].per_second - l->read[i - 1].per_second);
     }

@@ -8,14 +8,14 @@
 enum { LIMITS_READ_COUNT = 4 };
 struct limits {
     double hertz;                        /* one thread busy */
-    double flops;                        /* all threads, by the instruction the path multiplies with */
+    double flops;                        /* all threads, by what the path multiplies with */
     const char *by;                      /* that instruction: "VDPBF16PS", ... */
     int tile_rows;                       /* rows that cost as much as one: 16 with AMX, else 1 */
     int threads;
     struct { double bytes, per_second; } read[LIMITS_READ_COUNT];   /* all threads, by size */
 };
 
-/* Bytes a second for a working set of this size: between the probed sizes linear in its logarithm. */
+/* Bytes a second for a working set of this size: between probed sizes linear in its logarithm. */
 double limits_read(const struct limits *l, double bytes);
 /* 4-bit weights a second that can become bf16: 512 in 60 cycles on each thread. */
 double limits_unpack(const struct limits *l);

@@ -135,7 +135,7 @@ static json_t *first_lines(const struct bench *b, const struct host_load *begun)
     printf("load     others use %.0f %% of the CPUs\n\n", 100 * others);
     fflush(stdout);
     if (others > .05)
-        fprintf(stderr, "qerl-bench: the machine is not idle: figures will be too low and spread\n");
+        fprintf(stderr, "qerl-bench: the machine is not idle: figures will be too low\n");
     json_t *o = json_pack("{ss ss si si ss ss sf sb}", "cpu", name.s, "flags", flags.s, "cores",
                           pool_cores(), "threads", b->threads, "kernels", b->kern.name, "date",
                           date, "others_before", others, "quick", b->quick);

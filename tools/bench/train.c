@@ -86,7 +86,7 @@ int part_train(struct bench *b, enum shape m, struct err *e) {
         struct net_opts o = train_opts();
         double bytes = (double)net_plan(&shape_conf[m], MODEL_QUANT_MXFP4, &o);
         bench_report(b, arena, &(struct figure){ .unit = "MB", .what = "net_plan of that net",
-                                                 .s = { bytes / 1e6, bytes / 1e6, bytes / 1e6, 1 } });
+                                                 .s = spread_of(&(double){ bytes / 1e6 }, 1) });
     }
     return 0;
 }
