@@ -37,15 +37,19 @@ static inline float cpu_round(float v, bool round) {
     return round ? bf16_to_f32(f32_to_bf16(v)) : v;
 }
 
-/* First element of kv head h's K (or V) in the page of `slot` that holds position pos. */
-static inline size_t cpu_kv_page(const struct kern_kv *kv, int layer, int slot, int pos, int h,
-                                 int is_v) {
-    const int32_t *table = kv->table.p;
-    size_t page = (size_t)table[(size_t)slot * (size_t)kv->slot_pages + (size_t)(pos / KERN_PAGE)];
-    size_t head = ((page * (size_t)kv->layers + (size_t)layer) * 2 + (size_t)is_v) *
+/* First element of kv head h's K (or V) in a page; in the page of `slot` that holds position pos. */
+static inline size_t cpu_kv_in_page(const struct kern_kv *kv, int layer, int page, int h,
+                                    int is_v) {
+    size_t head = (((size_t)page * (size_t)kv->layers + (size_t)layer) * 2 + (size_t)is_v) *
                       (size_t)kv->kv_heads +
                   (size_t)h;
     return head * KERN_PAGE * (size_t)kv->head_dim;
+}
+static inline size_t cpu_kv_page(const struct kern_kv *kv, int layer, int slot, int pos, int h,
+                                 int is_v) {
+    const int32_t *table = kv->table.p;
+    int page = table[(size_t)slot * (size_t)kv->slot_pages + (size_t)(pos / KERN_PAGE)];
+    return cpu_kv_in_page(kv, layer, page, h, is_v);
 }
 /* Element i of position pos. */
 static inline size_t cpu_kv_at(const struct kern_kv *kv, int layer, int slot, int pos, int h,

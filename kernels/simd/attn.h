@@ -52,6 +52,7 @@ struct attn_block {
     mul_t *q, *p, *rhs;                  /* lhs [rows][k_blocks], lhs [rows], blocks of one page */
     float *s, *o;                        /* [rows][32], [rows][panels * 16] */
     int keys[ATTN_QUERIES];
+    const int32_t *table[ATTN_QUERIES];  /* the slot's pages */
     float m[ATTN_QUERIES], l[ATTN_QUERIES], fix[ATTN_QUERIES];
 };
 static size_t attn_plan(struct attn_block *b, char *base) {
@@ -76,32 +77,43 @@ INLINE int attn_seen(const struct attn_block *b, int i, int at) {
 }
 
 /* Queries [i, end) that read the page from position `at` at the same place. */
-struct attn_run { int i, end, slot, least, most; };          /* fewest and most keys seen */
+struct attn_run { int i, end, least, most; };                /* fewest and most keys seen */
 static bool attn_next(const struct attn_block *b, struct attn_run *r, int at) {
-    const int32_t *slots = b->a->slots.p, *table = b->a->kv.table.p;
-    const int page = at / KERN_PAGE, slot_pages = b->a->kv.slot_pages;
-    r->i = r->end;
-    while (r->i < b->count && !attn_seen(b, r->i, at)) r->i++;
-    if (r->i == b->count) return false;
-    r->slot = slots[attn_row(b, r->i)];
-    r->least = r->most = attn_seen(b, r->i, at);
-    for (r->end = r->i + 1; r->end < b->count; r->end++) {
-        const int n = attn_seen(b, r->end, at), slot = slots[attn_row(b, r->end)];
-        if (!n || (slot != r->slot && table[(size_t)slot * (size_t)slot_pages + (size_t)page] !=
-                                          table[(size_t)r->slot * (size_t)slot_pages +
-                                                (size_t)page]))
-            break;
-        if (n < r->least) r->least = n;
-        if (n > r->most) r->most = n;
+    const int page = at / KERN_PAGE;
+    int i = r->end;
+    while (i < b->count && b->keys[i] <= at) i++;
+    if (i == b->count) return false;
+    r->i = i;
+    r->least = r->most = b->keys[i];
+    const int32_t *table = b->table[i];
+    for (i++; i < b->count && b->keys[i] > at; i++) {
+        if (b->table[i] != table && b->table[i][page] != table[page]) break;
+        if (b->keys[i] < r->least) r->least = b->keys[i];
+        if (b->keys[i] > r->most) r->most = b->keys[i];
     }
+    r->end = i;
+    r->least = r->least - at < KERN_PAGE ? r->least - at : KERN_PAGE;
+    r->most = r->most - at < KERN_PAGE ? r->most - at : KERN_PAGE;
     return true;
+}
+/* The run's K or V from position `at`; whoever multiplies one asks for what comes next. */
+INLINE size_t attn_page(const struct attn_block *b, const struct attn_run *r, int at, int is_v) {
+    const struct kern_kv *kv = &b->a->kv;
+    return cpu_kv_in_page(kv, b->a->layer, b->table[r->i][at / KERN_PAGE], b->kvh, is_v);
+}
+INLINE void attn_ahead(const struct kern_kv *kv, size_t page) {
+    const size_t size = kv->type == KERN_F32 ? 4 : 2;
+    const char *at = (const char *)kv->pages.p + page * size;
+    for (size_t i = 0; i < (size_t)(KERN_PAGE * kv->head_dim) * size; i += 64)
+        _mm_prefetch(at + i, _MM_HINT_T0);
 }
 
 static void attn_scores(struct attn_block *b, const struct attn_run *r, int at) {
     const struct kern_attn *a = b->a;
     const int panels = (r->most + 15) / 16;
     const size_t q_row = (size_t)b->k_blocks * MUL_LHS;
-    keys_get(b->rhs, &a->kv, cpu_kv_page(&a->kv, a->layer, r->slot, at, b->kvh, 0), panels);
+    attn_ahead(&a->kv, attn_page(b, r, at, 1));
+    keys_get(b->rhs, &a->kv, attn_page(b, r, at, 0), panels);
     mul_run(&(struct mul){ .lhs = b->q + (size_t)r->i * q_row,
                            .lhs_row = q_row,
                            .lhs_block = MUL_LHS,
@@ -200,7 +212,8 @@ static void attn_values_of(struct attn_block *b, size_t page, int i, int end, in
 }
 static void attn_values(struct attn_block *b, const struct attn_run *r, int at) {
     const struct kern_attn *a = b->a;
-    const size_t page = cpu_kv_page(&a->kv, a->layer, r->slot, at, b->kvh, 1);
+    const size_t page = attn_page(b, r, at, 1);
+    if (b->keys[r->i] > at + KERN_PAGE) attn_ahead(&a->kv, attn_page(b, r, at + KERN_PAGE, 0));
     if (r->least == r->most || !values_wild(&a->kv, page, r->least, r->most)) {
         attn_values_of(b, page, r->i, r->end, r->most);
         return;
@@ -220,8 +233,11 @@ static void attn_block(struct attn_block *b) {
         const struct mul_source q = { (char *)a->q.p + attn_head(b, i) * dim * q_size, a->q_type,
                                       dim, 1.0f, false };
         lhs_rows(b->q + (size_t)i * q_row, q_row, MUL_LHS, &q, n, b->dim);
-        const int keys = ((const int32_t *)a->pos.p)[attn_row(b, i)] + 1;
-        for (int j = i; j < i + n; j++) b->keys[j] = keys;
+        const int row = attn_row(b, i), keys = ((const int32_t *)a->pos.p)[row] + 1;
+        const int32_t *table = (const int32_t *)a->kv.table.p +
+                               (size_t)((const int32_t *)a->slots.p)[row] *
+                                   (size_t)a->kv.slot_pages;
+        for (int j = i; j < i + n; j++) b->keys[j] = keys, b->table[j] = table;
         if (keys > most) most = keys;
     }
     for (int i = 0; i < ATTN_QUERIES; i++) b->m[i] = -INFINITY, b->l[i] = 0.0f;

@@ -240,25 +240,29 @@ static void rhs_rows(mul_t *to, const struct mul_source *s, int k, int cols) {
     }
 }
 
-static void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
-    const uint16_t *from = s->from;
+/* The pairs of k = at, at + 1 of a page's columns. */
+INLINE __m512i pairs_get(const struct mul_source *s, int at, const bool whole, int k, int cols) {
+    const uint16_t *from = (const uint16_t *)s->from + (size_t)at * s->ld;
+    if (whole) return _mm512_loadu_si512(from);
+    const __mmask32 want = at + 1 < k ? ~0u : at < k ? 0x55555555u : 0u;
+    return _mm512_maskz_loadu_epi16(want & mul_mask(cols * 2), from);
+}
+INLINE void pairs_put(mul_t *to, const struct mul_source *s, const bool whole, int k, int cols) {
     const __m512i high = _mm512_set1_epi32(-65536);
+#pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
-        __m512i pair[2];                           /* k = 4i low, 4i + 1 high; the two after */
-        for (int j = 0; j < 2; j++) {
-            const int at = i * 4 + j * 2;
-            const __mmask32 want = at + 1 < k ? ~0u : at < k ? 0x55555555u : 0u;
-            pair[j] = _mm512_maskz_loadu_epi16(want & mul_mask(cols * 2),
-                                               from + (size_t)at * s->ld);
-        }
+        const __m512i first = pairs_get(s, i * 4, whole, k, cols),
+                      second = pairs_get(s, i * 4 + 2, whole, k, cols);
         /* even: the first's low half above the second's low half; odd: the same of high halves */
-        _mm512_storeu_si512(to + i * 32,
-                            _mm512_or_si512(_mm512_slli_epi32(pair[0], 16),
-                                            _mm512_andnot_si512(high, pair[1])));
-        _mm512_storeu_si512(to + (i + 8) * 32,
-                            _mm512_or_si512(_mm512_and_si512(high, pair[0]),
-                                            _mm512_srli_epi32(pair[1], 16)));
+        _mm512_storeu_si512(to + i * 32, _mm512_or_si512(_mm512_slli_epi32(first, 16),
+                                                         _mm512_andnot_si512(high, second)));
+        _mm512_storeu_si512(to + (i + 8) * 32, _mm512_or_si512(_mm512_and_si512(high, first),
+                                                               _mm512_srli_epi32(second, 16)));
     }
+}
+static void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
+    if (k == MUL_K && cols == MUL_COLS) pairs_put(to, s, true, k, cols);
+    else pairs_put(to, s, false, k, cols);
 }
 
 static void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) {
@@ -274,6 +278,7 @@ static void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) 
             for (int c = 0; c < cols; c++)
                 at[i * 16 + c] = from[((size_t)(c / 2) * s->ld + (size_t)i) * 2 + (size_t)(c % 2)];
     }
+#pragma GCC unroll 8
     for (int i = 0; i < 8; i++)
         steps_put(to, i, _mm512_loadu_si512(row + i * 32), _mm512_loadu_si512(row + i * 32 + 16));
 }

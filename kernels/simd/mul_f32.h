@@ -95,18 +95,16 @@ INLINE void pairs_put(mul_t *to, const struct mul_source *s, const enum kern_typ
                       int cols) {
     const size_t size = type == KERN_F32 ? 4 : 2;
     uint8_t part[128] = { 0 };
-    for (int i = 0; i < MUL_K; i += 2) {
-        vf pair[2] = { v_zero(), v_zero() };
-        if (i < k) {
-            const void *from = (const uint8_t *)s->from + (size_t)i * s->ld * size;
-            if (cols < MUL_COLS) from = memcpy(part, from, (size_t)cols * 2 * size);
-            if (type == KERN_F32) v_pairs(from, pair);
-            else v_pairs_h(from, pair);
-            if (i + 1 == k) pair[1] = v_zero();
-        }
+    for (int i = 0; i < k; i += 2) {
+        vf pair[2];
+        const void *from = (const uint8_t *)s->from + (size_t)i * s->ld * size;
+        if (cols < MUL_COLS) from = memcpy(part, from, (size_t)cols * 2 * size);
+        if (type == KERN_F32) v_pairs(from, pair);
+        else v_pairs_h(from, pair);
         v_store(to + i * 16, pair[0]);
         v_store(to + (i + 1) * 16, pair[1]);
     }
+    memset(to + k * 16, 0, (size_t)(MUL_K - k) * 16 * sizeof *to);
 }
 static void rhs_pairs(mul_t *to, const struct mul_source *s, int k, int cols) {
     if (s->type == KERN_F32) pairs_put(to, s, KERN_F32, k, cols);
