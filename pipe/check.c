@@ -31,14 +31,17 @@ static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *
     fprintf(to, "\nstages\n");
     for (int i = 0; i < p->stages; i++) {
         const struct pipe_stage *s = &p->stage[i];
-        char place[500], memory[32] = "-";
-        int64_t bytes = 0;
+        char place[500], memory[32] = "-", pages[32];
+        int64_t bytes = 0, pages_bytes = 0;
         struct err e = { 0 };
         place_text(place, sizeof place, &s->place.choice[s->place.taken]);
         json_may_int(pl->of[i], "memory_bytes", &bytes, 0, INT64_MAX, "plan", &e);
+        json_may_int(pl->of[i], "pages_bytes", &pages_bytes, 0, INT64_MAX, "plan", &e);
         if (bytes) bytes_text(memory, sizeof memory, (double)bytes);
         fprintf(to, "  %-10s %-20s place %-10s (of: %s)  memory %s", s->name, s->exec_asked, place,
                 s->place_asked, memory);
+        bytes_text(pages, sizeof pages, (double)pages_bytes);
+        if (pages_bytes) fprintf(to, ", %s of it keys and values", pages);
         fprintf(to, s->replicas > 1 ? "  x %d replicas\n" : "\n", s->replicas);
     }
     for (int i = 0; i < p->lang.links; i++) {
@@ -77,6 +80,25 @@ static void print_sigma(const json_t *sigma, FILE *to) {
     }
 }
 
+/* One line for each packed file, however many stages map it; returns the bytes of all. */
+static int64_t print_weights(const struct plan *pl, const struct pipeline *p, FILE *to) {
+    int64_t all = 0;
+    for (int i = 0; i < p->stages; i++) {
+        const json_t *label = json_object_get(pl->of[i], "weights");
+        const int64_t bytes = json_integer_value(json_object_get(pl->of[i], "weights_bytes"));
+        char text[32];
+        bool told = !json_is_string(label);
+        for (int j = 0; j < i && !told; j++)
+            told = json_equal(label, json_object_get(pl->of[j], "weights"));
+        if (told) continue;
+        bytes_text(text, sizeof text, (double)bytes);
+        fprintf(to, "weights      %s as %s, mapped once for all stages\n", text,
+                json_string_value(label));
+        all += bytes;
+    }
+    return all;
+}
+
 static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *to) {
     char text[32], have[32];
     struct sysinfo si;
@@ -84,6 +106,7 @@ static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *t
     if (pl->prompts_least >= 0)
         fprintf(to, "prompts      at least %lld, at most %lld\n", (long long)pl->prompts_least,
                 (long long)pl->prompts_most);
+    const double needed = (double)(pl->memory_bytes + print_weights(pl, p, to));
     bytes_text(text, sizeof text, (double)pl->memory_bytes);
     if (pl->memory_bytes) {
         fprintf(to, "memory       %s in all stages together", text);
@@ -91,7 +114,7 @@ static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *t
             double total = (double)si.totalram * si.mem_unit;
             bytes_text(have, sizeof have, total);
             fprintf(to, "; the machine has %s%s", have,
-                    (double)pl->memory_bytes > total ? ": TOO LITTLE" : "");
+                    needed > total ? ": TOO LITTLE" : "");
         }
         fprintf(to, "\n");
     }

@@ -76,6 +76,11 @@ size_t gen_plan(const struct model_conf *c, enum model_quant q, const struct gen
            (size_t)o->rows * (size_t)o->positions_max * (sizeof(int32_t) + 2 * sizeof(float));
 }
 
+size_t gen_plan_pages(const struct model_conf *c, enum model_quant q, const struct gen_opts *o) {
+    struct net_opts n = net_opts_of(o);
+    return net_plan_pages(c, q, &n);
+}
+
 static void add_stop_id(struct gen *g, int32_t id) {
     for (int i = 0; i < g->stop_ids; i++)
         if (g->stop_id[i] == id) return;

@@ -43,6 +43,8 @@ struct gen_opts {
     struct lora_shape lora;                            /* rank 0 = base only */
 };
 size_t gen_plan(const struct model_conf *c, enum model_quant q, const struct gen_opts *o);
+/* of these, the KV pages */
+size_t gen_plan_pages(const struct model_conf *c, enum model_quant q, const struct gen_opts *o);
 int gen_create(struct gen **out, const struct model *m, const struct tok *t,
                const struct gen_opts *o, struct err *e);
 void gen_destroy(struct gen **g);

@@ -140,6 +140,14 @@ int model_sha256(const char *path, const char *packed_dir, char out[SHA256_HEX],
 
 /* --- opening --- */
 
+size_t model_plan(const struct model_conf *c, enum model_quant q) {
+    struct packed_plan p;
+    packed_plan_init(&p, c, q, MODEL_ROUNDING_OCP);
+    const size_t bytes = p.file_bytes;
+    packed_plan_release(&p);
+    return bytes;
+}
+
 static int make_file(struct model *m, struct packed_plan *p, const struct model_opts *o,
                      const char *path, struct err *e) {
     struct source *s;

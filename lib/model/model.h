@@ -68,6 +68,8 @@ const char *model_path_resolve(const char *path, char *buf);
 /* Shape only; reads config.json or GGUF metadata. EXIT_ENV when the model is absent, unsupported or
  * damaged. */
 int model_conf_load(struct model_conf *c, const char *path, struct err *e);
+/* Bytes of the packed file, which the stages of a host map: there once for all of them. */
+size_t model_plan(const struct model_conf *c, enum model_quant q);
 /* sha256 over the weight files (sorted by name), cached beside the packed files by path, size and
  * time. */
 int model_sha256(const char *path, const char *packed_dir, char out[SHA256_HEX], struct err *e);

@@ -83,6 +83,11 @@ static void carve_backward(struct net *n, const struct model_conf *m, struct car
     n->grad = carve(c, n->lora.params * sizeof(float));
 }
 
+static size_t pages_bytes(const struct net *n, const struct model_conf *m) {
+    return (size_t)n->pages_max * (size_t)m->layers * 2 * (size_t)n->kv_dim * KERN_PAGE *
+           net_type_bytes(n->type);
+}
+
 /* Lays everything out from `base`, or only counts where that is absent. */
 static size_t net_carve(struct net *n, const struct model_conf *m, kptr base) {
     struct carve c = { base, 0 };
@@ -108,8 +113,7 @@ static size_t net_carve(struct net *n, const struct model_conf *m, kptr base) {
     for (int l = 0; l < (n->o.train ? m->layers : 1); l++)
         carve_act(n, m, &c, n->act ? &n->act[l] : &none);
     n->kv.table = carve(&c, (size_t)n->o.slots_max * (size_t)n->slot_pages * sizeof(int32_t));
-    n->kv.pages = carve(&c, (size_t)n->pages_max * (size_t)m->layers * 2 * (size_t)n->kv_dim *
-                                KERN_PAGE * net_type_bytes(n->type));
+    n->kv.pages = carve(&c, pages_bytes(n, m));
     if (n->lora.shape.rank)
         for (int l = 0; l < m->layers; l++) carve_lora(n, m, &c, l);
     if (n->o.train) carve_backward(n, m, &c);
@@ -148,6 +152,12 @@ size_t net_plan(const struct model_conf *c, enum model_quant q, const struct net
     struct net n;
     net_shape(&n, c, q, o);
     return net_carve(&n, c, (kptr){ NULL });
+}
+
+size_t net_plan_pages(const struct model_conf *c, enum model_quant q, const struct net_opts *o) {
+    struct net n;
+    net_shape(&n, c, q, o);
+    return pages_bytes(&n, c);
 }
 
 int net_site_column(const struct net *n, enum proj p) {

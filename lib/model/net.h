@@ -23,6 +23,8 @@ struct net_opts {
 /* The bill that `check` prints, by the code that allocates: bytes of net_create with these
  * options. */
 size_t net_plan(const struct model_conf *c, enum model_quant q, const struct net_opts *o);
+/* of these, the KV pages */
+size_t net_plan_pages(const struct model_conf *c, enum model_quant q, const struct net_opts *o);
 int net_create(struct net **out, const struct model *m, const struct net_opts *o, struct err *e);
 void net_destroy(struct net **n);
 

@@ -150,6 +150,15 @@ void policy_plan_files(json_t *files, const struct shared *c) {
     plan_shards(files, model, path, get);
 }
 
+void policy_plan_memory(json_t *out, const struct shared *c, const struct model_conf *m,
+                        size_t bytes, size_t pages_bytes) {
+    const size_t weights = model_plan(m, (enum model_quant)c->quant.weights);
+    json_object_set_new(out, "memory_bytes", json_integer((json_int_t)bytes));
+    json_object_set_new(out, "pages_bytes", json_integer((json_int_t)pages_bytes));
+    json_object_set_new(out, "weights_bytes", json_integer((json_int_t)weights));
+    json_object_set_new(out, "weights", json_string(policy_quant_label(c)));
+}
+
 void policy_sample_key(uint32_t key[2], uint64_t seed, int64_t step) {
     rng_key(key, seed, RNG_PURPOSE_SAMPLE, (uint64_t)step);
 }

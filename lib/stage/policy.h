@@ -33,6 +33,9 @@ int policy_prompt(const struct policy *p, const struct shared *c, const char *qu
                   struct str *text, struct tok_ids *ids, struct err *e);
 /* The files of the model for --plan. */
 void policy_plan_files(json_t *files, const struct shared *c);
+/* The memory for --plan: what the stage makes, KV pages included, and the weights it maps. */
+void policy_plan_memory(json_t *out, const struct shared *c, const struct model_conf *m,
+                        size_t bytes, size_t pages_bytes);
 /* One key per sampled step: what rollout and offline replays use. */
 void policy_sample_key(uint32_t key[2], uint64_t seed, int64_t step);
 /* AQN key of a step. */

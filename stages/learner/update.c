@@ -57,6 +57,12 @@ size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
            (size_t)copies * sizeof(float) * lora_params(m, shape);
 }
 
+size_t updater_plan_pages(const struct learner_conf *c, const struct model_conf *m,
+                          const struct lora_shape *shape) {
+    struct net_opts o = train_opts(c, m, shape);
+    return net_plan_pages(m, (enum model_quant)c->shared.quant.weights, &o);
+}
+
 int updater_create(struct updater **out, const struct policy *p, const struct learner_conf *c,
                    struct err *e) {
     struct updater *u = mem_alloc(sizeof *u);

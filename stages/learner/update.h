@@ -31,6 +31,9 @@ int updater_create(struct updater **out, const struct policy *p, const struct le
 void updater_destroy(struct updater **u);
 size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
                     const struct lora_shape *shape);
+/* of these, the KV pages */
+size_t updater_plan_pages(const struct learner_conf *c, const struct model_conf *m,
+                          const struct lora_shape *shape);
 /* groups: at least one, sorted by id. On a non-finite gradient s is left as it was and
  * metrics->nonfinite set. */
 int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group,

@@ -83,6 +83,8 @@ Test(runs, check_prints_the_plan_and_starts_nothing) {
                                         "scored steps 2: 0, 3",
                                         "1 .. 2       0.05",
                                         "at least 6, at most 30",
+                                        "memory 1.0 MiB, 512 KiB of it keys and values",
+                                        "weights      3.0 MiB as mxfp4, mapped once for all stages",
                                         "memory       5.0 MiB",
                                         "disk         4.0 KiB",
                                         "1.50 s a step",
