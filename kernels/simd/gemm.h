@@ -34,10 +34,6 @@ struct gemms { struct gemm g[KERN_LINEARS_MAX]; int parts[KERN_LINEARS_MAX]; };
 INLINE int blocks_of(int k) { return (k + MUL_K - 1) / MUL_K; }
 INLINE int at_most(int n, int most) { return n < most ? n : most; }
 INLINE int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
-INLINE struct mul_source source_at(struct mul_source s, size_t row, size_t column) {
-    s.from = (const char *)s.from + (row * s.ld + column) * (s.type == KERN_F32 ? 4 : 2);
-    return s;
-}
 
 /* The work runs on this thread alone when it is over before another would have woken. */
 static void parts_run(struct kern *k, int parts, size_t work, void (*fn)(void *, int, int),
@@ -53,7 +49,11 @@ INLINE void record_fetch(const uint8_t *record, size_t bytes) {
 
 /* Where the records of a weight lie that a step of the work needs, and how many records further on
  * those of the next step, which are fetched meanwhile: pages of 4 KiB stop the hardware. */
-struct records { const struct kern_weight *w; bool across; int panel, count, block, blocks; long next; };
+struct records {
+    const struct kern_weight *w; bool across;
+    int panel, count, block, blocks;
+    long next;
+};
 
 /* Panels [panel, panel + count), `blocks` blocks of k from `block`, as [panel][block] at `to`. */
 static void records_get(mul_t *to, const struct records *g) {

@@ -36,6 +36,10 @@ enum { MUL_K = 32, MUL_COLS = 16, MUL_LHS = 32, MUL_RHS = 512 };
 
 /* from: f32 or bf16 by type, strides in elements */
 struct mul_source { const void *from; enum kern_type type; size_t ld; float scale; bool round; };
+INLINE struct mul_source source_at(struct mul_source s, size_t row, size_t column) {
+    s.from = (const char *)s.from + (row * s.ld + column) * (s.type == KERN_F32 ? 4 : 2);
+    return s;
+}
 #define MUL_RUN_ARGS(T)                                                                            \
     struct mul {                                                                                   \
         const T *lhs; size_t lhs_row, lhs_block;                                                   \

@@ -23,8 +23,6 @@ INLINE vf mul_w(const mul_t *w) { return v_load((const float *)(const void *)w);
 INLINE vf mul_fma(vf x, vf w, vf sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
 }
-#include "kernels/simd/mul_tile.h"
-
 /* Element k of a block's row in the order of the steps: place of k among 32. */
 #define MUL_PLACE(k) ((k) % 2 * 16 + (k) / 4 * 2 + ((k) / 2 + 1) % 2)
 /* which k lies at place p */
@@ -67,20 +65,6 @@ static void lhs_rows(mul_t *to, size_t to_row, size_t to_block, const struct mul
         }
 }
 
-static void lhs_cols(mul_t *to, size_t to_row, size_t to_block, const struct mul_source *s,
-                     int rows, int k) {
-    for (int i = 0; i < (k + MUL_K - 1) / MUL_K * MUL_K; i++)
-        for (int r = 0; r < rows; r += 32) {
-            uint16_t lane[32];
-            const int n = rows - r < 32 ? rows - r : 32;
-            _mm512_storeu_si512(lane, i < k ? mul_get(s, (size_t)i * s->ld + (size_t)r, n)
-                                            : _mm512_setzero_si512());
-            for (int j = 0; j < n; j++)
-                to[(size_t)(r + j) * to_row + (size_t)(i / 32) * to_block +
-                   MUL_PLACE((size_t)i % 32)] = lane[j];
-        }
-}
-
 /* Rows k of 16 columns as two registers each for four of them, to the steps that hold them. */
 INLINE void steps_put(mul_t *to, int i, __m512i row01, __m512i row23) {
     /* row01 is row 4i then 4i + 1, row23 the two after */
@@ -106,19 +90,14 @@ static void rhs_codes_slow(mul_t *to, const uint8_t *record, enum kern_format fo
     }
 }
 
-/* The code of column c of row 4i + 2 in the low nibble of word 2c, of row 4i in that of word
- * 2c + 1; from 32 bytes of codes to those of an even step, or of an odd one 8 bytes on. What is
- * above the nibble is left as it comes. */
-INLINE __m512i codes_of(__m512i q, __m512i where) {
-    const __m512i shift = _mm512_set1_epi64(0x0004000400000000);
-    return _mm512_srlv_epi16(_mm512_permutexvar_epi8(where, q), shift);
-}
-
+/* Where the codes of an even step lie in 32 bytes: of column c, row 4i + 2 for word 2c, row 4i for
+ * word 2c + 1, in the low nibble of a byte or in the high one. What else is in the word is not
+ * used: tables are there twice, as an index is five bits wide. */
 #define MUL_BYTE2(c) 16 + (c) / 2, 0, (c) / 2, 0
 #define MUL_BYTE8(c) MUL_BYTE2(c), MUL_BYTE2(c + 1), MUL_BYTE2(c + 2), MUL_BYTE2(c + 3)
 static const _Alignas(64) uint8_t mul_bytes[64] = { MUL_BYTE8(0), MUL_BYTE8(4), MUL_BYTE8(8),
                                                     MUL_BYTE8(12) };
-/* E2M1 as bf16 bits; twice, as the index is five bits wide */
+/* E2M1 as bf16 bits */
 #define MUL_E2M1                                                                                   \
     0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,        \
         0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0
@@ -129,73 +108,88 @@ static const _Alignas(64) uint16_t mul_e2m1[32] = { MUL_E2M1, MUL_E2M1 };
         0x8081, 0x8100, 0x8101, 0x8180, 0x8181
 static const _Alignas(64) uint16_t mul_e2m1_up[32] = { MUL_E2M1_UP, MUL_E2M1_UP };
 
-static void rhs_mxfp4(mul_t *to, const uint8_t *record) {
+/* 2 .. 252 all: the smallest product is normal, the largest finite */
+INLINE bool mxfp4_plain(const uint8_t *record) {
     const __m128i s = _mm_loadu_si128((const __m128i *)(record + 256));
-    /* 2 .. 252: the smallest product is normal, the largest finite */
-    const __m128i odd = _mm_subs_epu8(_mm_add_epi8(s, _mm_set1_epi8(-2)), _mm_set1_epi8((char)250));
-    if (!_mm_testz_si128(odd, odd)) {
+    const __m128i out = _mm_subs_epu8(_mm_add_epi8(s, _mm_set1_epi8(-2)), _mm_set1_epi8((char)250));
+    return _mm_testz_si128(out, out);
+}
+/* what a scale adds to an exponent, of 16 outputs */
+INLINE __m512i mxfp4_up(const uint8_t *record) {
+    const __m128i s = _mm_loadu_si128((const __m128i *)(record + 256));
+    return _mm512_slli_epi32(_mm512_sub_epi32(_mm512_cvtepu8_epi32(s), _mm512_set1_epi32(127)), 7);
+}
+INLINE __m512i mxfp4_value(__m512i code, __m512i table, __m512i up) {
+    const __mmask32 some = _mm512_test_epi16_mask(code, _mm512_set1_epi16(7));
+    const __m512i v = _mm512_permutexvar_epi16(code, table);
+    return _mm512_mask_add_epi16(v, some, v, up);
+}
+
+/* E4M3 scales with their exponent bits neither all zero (zero, subnormal) nor NaN */
+INLINE bool nvfp4_plain(const uint8_t *record) {
+    const __m256i s = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(record + 256)),
+                                       _mm256_set1_epi8(0x7f));
+    return !(_mm256_cmplt_epu8_mask(s, _mm256_set1_epi8(8)) |
+             _mm256_cmpeq_epu8_mask(s, _mm256_set1_epi8(0x7f)));
+}
+/* Half a scale as bf16, and 1.5 times that less the flag, which is added with the exponent; of 16
+ * outputs, in the low words of lanes. */
+struct nvfp4_base { __m512i plain, more; };
+INLINE struct nvfp4_base nvfp4_base(const uint8_t *scale) {
+    const vf half = v_mul(v_e4m3(scale), v_set(0.5f)), more = v_mul(half, v_set(1.5f));
+    return (struct nvfp4_base){
+        _mm512_srli_epi32(_mm512_castps_si512(half), 16),
+        _mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(more), 16), _mm512_set1_epi32(1)) };
+}
+INLINE __m512i nvfp4_value(__m512i code, __m512i table, __m512i plain, __m512i more) {
+    const __mmask32 some = _mm512_test_epi16_mask(code, _mm512_set1_epi16(7));
+    const __m512i up = _mm512_permutexvar_epi16(code, table);
+    const __mmask32 mantissa = _mm512_test_epi16_mask(up, _mm512_set1_epi16(1));
+    return _mm512_mask_add_epi16(up, some, up, _mm512_mask_blend_epi16(mantissa, plain, more));
+}
+
+INLINE __m512i both_words(__m512i low) {
+    return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_slli_epi32(low, 16));
+}
+
+/* The codes of 64 bytes are those of four steps: even, odd, and so the next. */
+INLINE __m512i codes_of(__m512i q, int j) {
+    const __m512i shift = _mm512_set1_epi64(0x0004000400000000);
+    const __m512i where = _mm512_add_epi8(_mm512_load_si512(mul_bytes),
+                                          _mm512_set1_epi8((char)(j % 2 * 8 + j / 2 * 32)));
+    return _mm512_srlv_epi16(_mm512_permutexvar_epi8(where, q), shift);
+}
+
+static void rhs_mxfp4(mul_t *to, const uint8_t *record) {
+    if (!mxfp4_plain(record)) {
         rhs_codes_slow(to, record, KERN_FORMAT_MXFP4);
         return;
     }
-    const __m512i byte = _mm512_load_si512(mul_bytes), table = _mm512_load_si512(mul_e2m1),
-                  where[4] = { byte, _mm512_add_epi8(byte, _mm512_set1_epi8(8)),
-                               _mm512_add_epi8(byte, _mm512_set1_epi8(32)),
-                               _mm512_add_epi8(byte, _mm512_set1_epi8(40)) };
-    const __m512i up = _mm512_slli_epi32(
-        _mm512_sub_epi32(_mm512_cvtepu8_epi32(s), _mm512_set1_epi32(127)), 7);
-    const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaau, up, _mm512_slli_epi32(up, 16));
+    const __m512i table = _mm512_load_si512(mul_e2m1), up = both_words(mxfp4_up(record));
     for (int i = 0; i < 8; i += 2) {
         const __m512i q = _mm512_loadu_si512(record + i * 32);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            const __m512i code = codes_of(q, where[j]);
-            const __mmask32 some = _mm512_test_epi16_mask(code, _mm512_set1_epi16(7));
-            const __m512i v = _mm512_permutexvar_epi16(code, table);
+        for (int j = 0; j < 4; j++)
             _mm512_storeu_si512(to + (i + j / 2 + j % 2 * 8) * 32,
-                                _mm512_mask_add_epi16(v, some, v, both));
-        }
+                                mxfp4_value(codes_of(q, j), table, up));
     }
 }
 
 static void rhs_nvfp4(mul_t *to, const uint8_t *record) {
-    /* E4M3 scales with their exponent bits neither all zero (zero, subnormal) nor NaN */
-    const __m256i s = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(record + 256)),
-                                       _mm256_set1_epi8(0x7f));
-    if (_mm256_cmplt_epu8_mask(s, _mm256_set1_epi8(8)) |
-        _mm256_cmpeq_epu8_mask(s, _mm256_set1_epi8(0x7f))) {
+    if (!nvfp4_plain(record)) {
         rhs_codes_slow(to, record, KERN_FORMAT_NVFP4);
         return;
     }
-    const __m512i byte = _mm512_load_si512(mul_bytes), table = _mm512_load_si512(mul_e2m1_up),
-                  where[4] = { byte, _mm512_add_epi8(byte, _mm512_set1_epi8(8)),
-                               _mm512_add_epi8(byte, _mm512_set1_epi8(32)),
-                               _mm512_add_epi8(byte, _mm512_set1_epi8(40)) };
+    const __m512i table = _mm512_load_si512(mul_e2m1_up);
     for (int group = 0; group < 2; group++) {
-        /* half the scale in float32: bias 127 instead of 7; and 1.5 times that */
-        const __m512i code = _mm512_cvtepi8_epi32(
-            _mm_loadu_si128((const __m128i *)(record + 256 + group * 16)));
-        const __m512i sign = _mm512_and_si512(code, _mm512_set1_epi32(INT32_MIN));
-        const __m512i size = _mm512_add_epi32(
-            _mm512_slli_epi32(_mm512_and_si512(code, _mm512_set1_epi32(0x7f)), 20),
-            _mm512_set1_epi32(119 << 23));
-        const __m512i one = _mm512_or_si512(size, sign);
-        const __m512i half = _mm512_castps_si512(v_mul(_mm512_castsi512_ps(one), v_set(1.5f)));
-        const __m512i plain = _mm512_or_si512(one, _mm512_srli_epi32(one, 16));
-        /* less the flag, which is added with the exponent */
-        const __m512i more = _mm512_sub_epi16(_mm512_or_si512(half, _mm512_srli_epi32(half, 16)),
-                                              _mm512_set1_epi16(1));
+        const struct nvfp4_base base = nvfp4_base(record + 256 + group * 16);
+        const __m512i plain = both_words(base.plain), more = both_words(base.more);
         for (int i = group * 4; i < group * 4 + 4; i += 2) {
             const __m512i q = _mm512_loadu_si512(record + i * 32);
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                const __m512i nibble = codes_of(q, where[j]);
-                const __mmask32 some = _mm512_test_epi16_mask(nibble, _mm512_set1_epi16(7));
-                const __m512i up = _mm512_permutexvar_epi16(nibble, table);
-                const __mmask32 mantissa = _mm512_test_epi16_mask(up, _mm512_set1_epi16(1));
-                const __m512i base = _mm512_mask_blend_epi16(mantissa, plain, more);
+            for (int j = 0; j < 4; j++)
                 _mm512_storeu_si512(to + (i + j / 2 + j % 2 * 8) * 32,
-                                    _mm512_mask_add_epi16(up, some, up, base));
-            }
+                                    nvfp4_value(codes_of(q, j), table, plain, more));
         }
     }
 }
@@ -213,31 +207,163 @@ static void rhs_record(mul_t *to, const uint8_t *record, enum kern_format format
     }
 }
 
-static void rhs_record_t(mul_t *to, mul_t *to2, const uint8_t *a, const uint8_t *b,
-                         enum kern_format format) {
-    /* as element (k, c) of record a is element (c, k) of the result; by elements, untuned */
-    mul_t flat[512];
+/* Transposed. Steps 4h to 4h + 3 of both chains come from the 16 outputs of record h; a word of
+ * them belongs to an input (column) and an output: 2, 0, 6, 4 .. of the even steps, 3, 1, 7, 5 ..
+ * of the odd ones. i counts the even steps, then the odd. */
+INLINE void step_t_put(mul_t *to, int h, int i, __m512i v) {
+    _mm512_storeu_si512(to + (h * 4 + i % 4 + i / 4 * 8) * 32, v);
+}
+
+/* Words of 16 outputs, from lanes, as the 8 steps need them: two a step. */
+struct step_words { uint16_t w[16]; };
+INLINE struct step_words step_words(__m512i low) {
+    static const _Alignas(32) uint16_t order[16] = { MUL_AT8(0), MUL_AT8(16) };
+    struct step_words s;
+    _mm256_storeu_si256((__m256i *)s.w, _mm256_permutexvar_epi16(
+                                            _mm256_load_si256((const __m256i *)order),
+                                            _mm512_cvtepi32_epi16(low)));
+    return s;
+}
+INLINE __m512i step_word(const struct step_words *s, int i) {
+    int32_t pair;
+    memcpy(&pair, s->w + 2 * i, sizeof pair);
+    return _mm512_set1_epi32(pair);
+}
+
+static void record_t_slow(mul_t *to, mul_t *to2, int h, const uint8_t *record,
+                          enum kern_format format) {
+    mul_t flat[MUL_RHS];
+    rhs_codes_slow(flat, record, format);
+    for (int in = 0; in < 32; in++)
+        for (int out = 0; out < 16; out++) {
+            const int p = MUL_PLACE(in), q = MUL_PLACE(h * 16 + out);
+            (in < 16 ? to : to2)[q / 2 * 32 + in % 16 * 2 + q % 2] =
+                flat[p / 2 * 32 + out * 2 + p % 2];
+        }
+}
+
+/* The codes of outputs 4i and 4i + 2 of 16 inputs in the low nibbles of words, those of 4i + 1 and
+ * 4i + 3 above them. */
+INLINE __m512i codes_t(const uint8_t *q, int i) {
+    static const _Alignas(64) uint8_t where[64] = {
+        1,  0, 0,  0, 9,  0, 8,  0, 17, 0, 16, 0, 25, 0, 24, 0, 33,  0, 32,  0, 41,  0,
+        40, 0, 49, 0, 48, 0, 57, 0, 56, 0, 65, 0, 64, 0, 73, 0, 72,  0, 81,  0, 80,  0,
+        89, 0, 88, 0, 97, 0, 96, 0, 105, 0, 104, 0, 113, 0, 112, 0, 121, 0, 120, 0 };
+    return _mm512_permutex2var_epi8(
+        _mm512_loadu_si512(q),
+        _mm512_add_epi8(_mm512_load_si512(where), _mm512_set1_epi16((short)(2 * i))),
+        _mm512_loadu_si512(q + 64));
+}
+
+static void mxfp4_t(mul_t *to, mul_t *to2, int h, const uint8_t *record) {
+    if (!mxfp4_plain(record)) {
+        record_t_slow(to, to2, h, record, KERN_FORMAT_MXFP4);
+        return;
+    }
+    const __m512i table = _mm512_load_si512(mul_e2m1);
+    const struct step_words up = step_words(mxfp4_up(record));
+    for (int half = 0; half < 2; half++)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            __m512i code = codes_t(record + half * 128, i);
+            for (int odd = 0; odd < 2; odd++, code = _mm512_srli_epi16(code, 4))
+                step_t_put(half ? to2 : to, h, i + odd * 4,
+                           mxfp4_value(code, table, step_word(&up, i + odd * 4)));
+        }
+}
+
+static void nvfp4_t(mul_t *to, mul_t *to2, int h, const uint8_t *record) {
+    if (!nvfp4_plain(record)) {
+        record_t_slow(to, to2, h, record, KERN_FORMAT_NVFP4);
+        return;
+    }
+    const __m512i table = _mm512_load_si512(mul_e2m1_up);
     for (int half = 0; half < 2; half++) {
-        if (half && !b) memset(flat, 0, sizeof flat);
-        else rhs_record(flat, half ? b : a, format);
-        for (int in = 0; in < 32; in++)
-            for (int out = 0; out < 16; out++) {
-                const int k = half * 16 + out;
-                const mul_t v = flat[MUL_PLACE(in) / 2 * 32 + out * 2 + MUL_PLACE(in) % 2];
-                (in < 16 ? to : to2)[MUL_PLACE(k) / 2 * 32 + in % 16 * 2 + MUL_PLACE(k) % 2] = v;
-            }
+        const struct nvfp4_base base = nvfp4_base(record + 256 + half * 16);
+        const struct step_words plain = step_words(base.plain), more = step_words(base.more);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            __m512i code = codes_t(record + half * 128, i);
+            for (int odd = 0; odd < 2; odd++, code = _mm512_srli_epi16(code, 4))
+                step_t_put(half ? to2 : to, h, i + odd * 4,
+                           nvfp4_value(code, table, step_word(&plain, i + odd * 4),
+                                       step_word(&more, i + odd * 4)));
+        }
     }
 }
 
-static void rhs_rows(mul_t *to, const struct mul_source *s, int k, int cols) {
+/* Four rows of 16 bf16 to [4 steps][4 rows] pairs, even steps; odd ones are one word on. */
+#define MUL_T4(i)                                                                                  \
+    4 * (i) + 2, 4 * (i), 4 * (i) + 18, 4 * (i) + 16, 4 * (i) + 34, 4 * (i) + 32, 4 * (i) + 50,    \
+        4 * (i) + 48
+static const _Alignas(64) uint16_t mul_four[32] = { MUL_T4(0), MUL_T4(1), MUL_T4(2), MUL_T4(3) };
+
+static void bf16_t(mul_t *to, mul_t *to2, int h, const uint8_t *record) {
+    const __m512i even = _mm512_load_si512(mul_four),
+                  odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
+    for (int half = 0; half < 2; half++)
+        for (int chain = 0; chain < 2; chain++) {
+            __m512i x[4], y[4];
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                const uint8_t *four = record + half * 512 + i * 128;
+                x[i] = _mm512_permutex2var_epi16(_mm512_loadu_si512(four), chain ? odd : even,
+                                                 _mm512_loadu_si512(four + 64));
+            }
+            y[0] = _mm512_shuffle_i64x2(x[0], x[1], 0x44);
+            y[1] = _mm512_shuffle_i64x2(x[2], x[3], 0x44);
+            y[2] = _mm512_shuffle_i64x2(x[0], x[1], 0xee);
+            y[3] = _mm512_shuffle_i64x2(x[2], x[3], 0xee);
+#pragma GCC unroll 2
+            for (int i = 0; i < 2; i++) {
+                step_t_put(half ? to2 : to, h, chain * 4 + i * 2,
+                           _mm512_shuffle_i64x2(y[i * 2], y[i * 2 + 1], 0x88));
+                step_t_put(half ? to2 : to, h, chain * 4 + i * 2 + 1,
+                           _mm512_shuffle_i64x2(y[i * 2], y[i * 2 + 1], 0xdd));
+            }
+        }
+}
+
+static void rhs_record_t(mul_t *to, mul_t *to2, const uint8_t *a, const uint8_t *b,
+                         enum kern_format format) {
+    for (int h = 0; h < 2; h++) {
+        const uint8_t *record = h ? b : a;
+        if (!record)
+            for (int i = 0; i < 8; i++) {
+                step_t_put(to, h, i, _mm512_setzero_si512());
+                step_t_put(to2, h, i, _mm512_setzero_si512());
+            }
+        else if (format == KERN_FORMAT_MXFP4) mxfp4_t(to, to2, h, record);
+        else if (format == KERN_FORMAT_NVFP4) nvfp4_t(to, to2, h, record);
+        else bf16_t(to, to2, h, record);
+    }
+}
+
+/* One row of 16 columns as bf16 in the low words of lanes. */
+INLINE __m512i words_get(const struct mul_source *s, const bool as_is, size_t at, int n) {
+    if (as_is)
+        return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(
+            v_mask(n), (const uint16_t *)s->from + at));
+    return v_round_bits(v_mul(v_set(s->scale), v_get_n(s->from, s->type, at, n)));
+}
+INLINE void rows_put(mul_t *to, const struct mul_source *s, const bool as_is, int k, int cols) {
     for (int i = 0; i < 8; i++) {
         __m512i row[4];
+#pragma GCC unroll 4
         for (int j = 0; j < 4; j++)
-            row[j] = i * 4 + j < k ? mul_get(s, (size_t)(i * 4 + j) * s->ld, cols)
+            row[j] = i * 4 + j < k ? words_get(s, as_is, (size_t)(i * 4 + j) * s->ld, cols)
                                    : _mm512_setzero_si512();
-        steps_put(to, i, joined(_mm512_castsi512_si256(row[0]), _mm512_castsi512_si256(row[1])),
-                  joined(_mm512_castsi512_si256(row[2]), _mm512_castsi512_si256(row[3])));
+        _mm512_storeu_si512(to + i * 32, _mm512_or_si512(_mm512_slli_epi32(row[0], 16), row[2]));
+        _mm512_storeu_si512(to + (i + 8) * 32,
+                            _mm512_or_si512(_mm512_slli_epi32(row[1], 16), row[3]));
     }
+}
+static void rhs_rows(mul_t *to, const struct mul_source *s, int k, int cols) {
+    const bool as_is = s->type == KERN_BF16 && s->scale == 1.0f, whole = k == 32 && cols == 16;
+    if (as_is && whole) rows_put(to, s, true, 32, 16);
+    else if (as_is) rows_put(to, s, true, k, cols);
+    else if (whole) rows_put(to, s, false, 32, 16);
+    else rows_put(to, s, false, k, cols);
 }
 
 /* The pairs of k = at, at + 1 of a page's columns. */
@@ -282,4 +408,6 @@ static void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) 
     for (int i = 0; i < 8; i++)
         steps_put(to, i, _mm512_loadu_si512(row + i * 32), _mm512_loadu_si512(row + i * 32 + 16));
 }
+
+#include "kernels/simd/mul_tile.h"
 #endif

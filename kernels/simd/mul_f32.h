@@ -13,8 +13,6 @@ MUL_RUN_ARGS(mul_t);
 INLINE vf mul_x(const mul_t *x) { return v_set(*x); }
 INLINE vf mul_w(const mul_t *w) { return v_load(w); }
 INLINE vf mul_fma(vf x, vf w, vf sum) { return v_fma(x, w, sum); }
-#include "kernels/simd/mul_tile.h"
-
 static void lhs_rows(mul_t *to, size_t to_row, size_t to_block, const struct mul_source *s,
                      int rows, int k) {
     const vf scale = v_set(s->scale);
@@ -25,22 +23,6 @@ static void lhs_rows(mul_t *to, size_t to_row, size_t to_block, const struct mul
             v = v_mul(scale, v);
             v_store(to + (size_t)r * to_row + (size_t)(i / 32) * to_block + i % 32,
                     s->round ? v_round(v) : v);
-        }
-}
-
-static void lhs_cols(mul_t *to, size_t to_row, size_t to_block, const struct mul_source *s,
-                     int rows, int k) {
-    const vf scale = v_set(s->scale);
-    for (int i = 0; i < (k + 31) / 32 * 32; i++)
-        for (int r = 0; r < rows; r += 16) {
-            float lane[16];
-            const int n = v_left(r, rows);
-            vf v = i < k ? v_mul(scale, v_get_n(s->from, s->type, (size_t)i * s->ld + (size_t)r, n))
-                         : v_zero();
-            v_store(lane, s->round ? v_round(v) : v);
-            for (int j = 0; j < n; j++)
-                to[(size_t)(r + j) * to_row + (size_t)(i / 32) * to_block + (size_t)(i % 32)] =
-                    lane[j];
         }
 }
 
@@ -128,4 +110,6 @@ static void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) 
                                                (size_t)(c % 2))
                                  : 0.0f;
 }
+
+#include "kernels/simd/mul_tile.h"
 #endif

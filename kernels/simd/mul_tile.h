@@ -1,8 +1,9 @@
-/* mul_tile.h - mul_run for the multipliers on vector registers: a tile of rows x panels at a time.
+/* mul_tile.h - for the multipliers on vector registers: mul_run, a tile of rows x panels at a time,
+ * and lhs_cols.
  *
- * A multiplier gives mul_x (one step of a row, in every lane), mul_w (that step of 16 columns) and
- * mul_fma. A block is MUL_STEPS steps of the even chain and as many of the odd one; step i of chain
- * j lies at i * MUL_STEP + j * MUL_CHAIN, in units of a lane's 32 bits.
+ * A multiplier gives rhs_rows, mul_x (one step of a row, in every lane), mul_w (that step of 16
+ * columns) and mul_fma. A block is MUL_STEPS steps of the even chain and as many of the odd one;
+ * step i of chain j lies at i * MUL_STEP + j * MUL_CHAIN, in units of a lane's 32 bits.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SIMD_MUL_TILE_H
 #define QERL_SIMD_MUL_TILE_H
@@ -91,5 +92,30 @@ static void mul_run(const struct mul *m) {
         c += left < MUL_TILE_PANELS ? left : MUL_TILE_PANELS;
     }
     _mm_setcsr(csr);
+}
+
+/* Rows of rhs are steps in lanes: transposed, they are rows of lhs. */
+static void lhs_cols(mul_t *to, size_t to_row, size_t to_block, const struct mul_source *s,
+                     int rows, int k) {
+    enum { STEPS = 2 * MUL_STEPS };
+    _Alignas(64) mul_t steps[MUL_RHS], out[MUL_RHS];
+    for (int i = 0; i < k; i += MUL_K)
+        for (int r = 0; r < rows; r += 16) {
+            const struct mul_source from = source_at(*s, (size_t)i, (size_t)r);
+            const int n = rows - r < 16 ? rows - r : 16;
+            rhs_rows(steps, &from, k - i < MUL_K ? k - i : MUL_K, n);
+            mul_t *at = to + (size_t)r * to_row + (size_t)(i / MUL_K) * to_block,
+                  *put = n == 16 ? at : out;
+            const size_t ld = n == 16 ? to_row : MUL_LHS;
+            for (int j = 0; j < STEPS; j += 8)
+                for (size_t c = 0; c < 16; c += 8)
+                    v_transpose8((float *)(void *)(put + c * ld + (size_t)(j * MUL_LANE)),
+                                 ld / MUL_LANE,
+                                 (const float *)(const void *)(steps + (size_t)(j * 16 + (int)c) *
+                                                                           MUL_LANE),
+                                 16);
+            for (int j = 0; put == out && j < n; j++)
+                memcpy(at + (size_t)j * to_row, out + j * MUL_LHS, MUL_LHS * sizeof *at);
+        }
 }
 #endif
