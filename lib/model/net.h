@@ -71,7 +71,8 @@ int net_logprobs(struct net *n, const struct net_seq *s, int seqs, float tempera
 typedef void net_loss(void *ud, int seq, int first, int count, const float *lp,
                       const float *entropy, float *coef);
 /* Forward and backward of all sequences in order; adds dL/d(lora value) to grad (host, lora->params
- * floats), or, where grad is NULL, leaves it in net_grad, from zero. Neither the micro-batch size nor the thread count changes a bit of the result. */
+ * floats), or, where grad is NULL, leaves it in net_grad, from zero. Neither the micro-batch size
+ * nor the thread count changes a bit of the result. */
 int net_train(struct net *n, const struct net_seq *s, int seqs, float temperature, net_loss *loss,
               void *ud, float *grad, struct err *e);
 /* The gradient of the last net_train on the backend: lora->params f32, lent until the next. */
