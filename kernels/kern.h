@@ -211,6 +211,7 @@ struct kern_adamw {
 
 struct kern {
     const char *name; /* "ref", "avx2", "avx512", "avx512bf16", "amx", "cuda:0" */
+    const char *bits;                                 /* tables of one name give the same bits */
     uint32_t abi;                                     /* KERN_ABI */
     struct pool *pool;                                /* CPU paths; lent */
     void *self;                                       /* the backend's own state */

@@ -90,6 +90,7 @@ void *cpu_scratch(size_t bytes) {
 
 const struct kern kern_ref_table = {
     .name = "ref",
+    .bits = "cpu-tiles",
     .abi = KERN_ABI,
     .alloc = cpu_alloc,
     .free = cpu_free,

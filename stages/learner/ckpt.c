@@ -11,7 +11,7 @@
 #include "lib/base/json.h"
 #include "lib/base/log.h"
 
-enum { CKPT_FORMAT = 1, CKPT_KEEP = 2, ENTRIES_MAX = 100000 };
+enum { CKPT_FORMAT = 2, CKPT_KEEP = 2, ENTRIES_MAX = 100000 };
 
 #define PROGRESS_FIELDS(X)                                                                         \
     X(step)                                                                                        \
@@ -63,7 +63,7 @@ static json_t *manifest_of(const struct progress *p, const struct update_state *
     json_object_set_new(o, "tokenizer_sha256", json_string(id->tokenizer_sha256));
     json_object_set_new(o, "data_sha256", json_string(id->data_sha256));
     json_object_set_new(o, "treatment", json_string(id->treatment));
-    json_object_set_new(o, "kernels", json_string(id->kernels));
+    json_object_set_new(o, "bits", json_string(id->bits));
     json_object_set_new(o, "settings", json_string(id->settings));
     return o;
 }
@@ -128,10 +128,10 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
     if (!m) return 0;
     int rc = 0;
     int64_t format = 0, params = 0, bytes = 0;
-    const char *want = "", *model = "", *tokenizer = "", *data = "", *treatment = "", *kernels = "",
+    const char *want = "", *model = "", *tokenizer = "", *data = "", *treatment = "", *bits = "",
                *settings = "";
     struct fs_map map = { 0 };
-    if (json_need_int(m, "format", &format, 1, CKPT_FORMAT, path, e) < 0) goto done;
+    if (json_need_int(m, "format", &format, CKPT_FORMAT, CKPT_FORMAT, path, e) < 0) goto done;
 #define GET(field) if (json_need_int(m, #field, &p->field, 0, INT64_MAX, path, e) < 0) goto done;
     PROGRESS_FIELDS(GET)
 #undef GET
@@ -144,7 +144,7 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
         json_need_str(m, "tokenizer_sha256", &tokenizer, path, e) < 0 ||
         json_need_str(m, "data_sha256", &data, path, e) < 0 ||
         json_need_str(m, "treatment", &treatment, path, e) < 0 ||
-        json_need_str(m, "kernels", &kernels, path, e) < 0 ||
+        json_need_str(m, "bits", &bits, path, e) < 0 ||
         json_need_str(m, "settings", &settings, path, e) < 0)
         goto done;
     const char *other = strcmp(model, id->model_sha256)           ? "another base model"
@@ -152,8 +152,7 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
                         : strcmp(data, id->data_sha256)           ? "other training questions"
                         : strcmp(treatment, id->treatment)
                             ? "another treatment (quantisation, adapter shape or noise)"
-                        : strcmp(kernels, id->kernels)
-                            ? "another kernel path (set run.kernels to it)"
+                        : strcmp(bits, id->bits) ? "kernels that give other bits (run.kernels)"
                         : (size_t)params != s->lora->params ? "another adapter shape"
                                                             : NULL;
     if (other) {

@@ -17,14 +17,14 @@ struct progress {                    /* committed counters */
     int64_t skipped_starved, skipped_nonfinite, nonfinite_in_a_row, updates_changed;
 };
 struct ckpt_identity {
-    const char *model_sha256, *tokenizer_sha256, *data_sha256, *treatment, *kernels;
+    const char *model_sha256, *tokenizer_sha256, *data_sha256, *treatment, *bits;
     const char *settings;            /* "key = value" lines of all that shapes the training */
 };
 
 int ckpt_save(const char *dir, const struct progress *p, const struct update_state *s,
               const struct ckpt_identity *id, struct err *e);
-/* 1 loaded, 0 there is none, -1 refused: made with another model, data, treatment or kernel path
- * (named). s->lora, m and v exist with their sizes. */
+/* 1 loaded, 0 there is none, -1 refused: made with another model, data, treatment or kernels of
+ * other bits (named). s->lora, m and v exist with their sizes. */
 int ckpt_load(const char *dir, struct progress *p, struct update_state *s,
               const struct ckpt_identity *id, struct err *e);
 

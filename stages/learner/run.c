@@ -115,7 +115,7 @@ static int open_state(struct run *r, struct err *e) {
     stage_settings(r->s, but, &r->settings);
     r->identity = (struct ckpt_identity){ r->policy.model->sha256, tok_sha256(r->policy.tok),
                                           r->train.sha256, r->policy.treatment,
-                                          r->policy.kern.name, r->settings.s };
+                                          r->policy.kern.bits, r->settings.s };
     int got = ckpt_load(c->run.dir, &r->done, s, &r->identity, e);
     if (got < 0) return -1;
     if (got) log_info("going on after step %lld", (long long)r->done.step);
