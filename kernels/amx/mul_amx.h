@@ -12,7 +12,7 @@
 #include "kernels/simd/mul.h"
 
 typedef uint16_t mul_t;
-enum { MUL_ROWS = AMX_TILE_ROWS, MUL_IS_BF16 = 1, MUL_PAIR = 2 * MUL_COLS };
+enum { MUL_ROWS = AMX_TILE_ROWS, MUL_IS_BF16 = 1, MUL_PANELS = 4, MUL_PAIR = 2 * MUL_COLS };
 MUL_RUN_ARGS(mul_t);
 
 /* Where the sums of one tile are while it is multiplied: in place, or, when it has rows that nobody
@@ -34,90 +34,150 @@ static void sums_close(const struct mul *m, int row, int panel, const float *spa
         v_store(acc + (size_t)r * m->acc_row, v_load(spare + r * MUL_COLS));
 }
 
-/* Two tiles of rows, one or two panels: four sums hide the latency, a load serves two products. */
-static void mul_2xn(const struct mul *m, int row, int panel, int n) {
-    const size_t a_row = m->lhs_row * sizeof(mul_t), a_tile = MUL_ROWS * m->lhs_row,
-                 a_block = m->lhs_block, b_panel = m->rhs_panel, b_block = m->rhs_block;
-    const mul_t *a = m->lhs + (size_t)row * m->lhs_row, *b = m->rhs + (size_t)panel * b_panel;
-    const struct mul_sums s0 = sums_open(m, row, panel, mul_spare[0]),
-                          s1 = sums_open(m, row + MUL_ROWS, panel, mul_spare[1]);
-    TILE_LOAD(0, s0.at, s0.stride);
-    TILE_LOAD(1, s1.at, s1.stride);
-    if (n == 1) {
-        for (int i = m->blocks; i > 0; i--, a += a_block, b += b_block) {
-            TILE_LOAD(6, b, 64);
-            TILE_LOAD(4, a, a_row);
-            TILE_PRODUCT(0, 4, 6);
-            TILE_LOAD(5, a + a_tile, a_row);
-            TILE_PRODUCT(1, 5, 6);
-        }
-    } else {
-        const struct mul_sums s2 = sums_open(m, row, panel + 1, mul_spare[2]),
-                              s3 = sums_open(m, row + MUL_ROWS, panel + 1, mul_spare[3]);
-        TILE_LOAD(2, s2.at, s2.stride);
-        TILE_LOAD(3, s3.at, s3.stride);
-        for (int i = m->blocks; i > 0; i--, a += a_block, b += b_block) {
-            TILE_LOAD(6, b, 64);
-            TILE_LOAD(4, a, a_row);
-            TILE_PRODUCT(0, 4, 6);
-            TILE_LOAD(5, a + a_tile, a_row);
-            TILE_PRODUCT(1, 5, 6);
-            TILE_LOAD(7, b + b_panel, 64);
-            TILE_PRODUCT(2, 4, 7);
-            TILE_PRODUCT(3, 5, 7);
-        }
-        TILE_STORE(2, s2.at, s2.stride);
-        TILE_STORE(3, s3.at, s3.stride);
-        sums_close(m, row, panel + 1, mul_spare[2]);
-        sums_close(m, row + MUL_ROWS, panel + 1, mul_spare[3]);
-    }
-    TILE_STORE(0, s0.at, s0.stride);
-    TILE_STORE(1, s1.at, s1.stride);
-    sums_close(m, row, panel, mul_spare[0]);
-    sums_close(m, row + MUL_ROWS, panel, mul_spare[1]);
-}
-
-/* One tile of rows, one to four panels: as many sums, five loads for four products. */
-static void mul_1xn(const struct mul *m, int row, int panel, int n) {
-    const size_t a_row = m->lhs_row * sizeof(mul_t), a_block = m->lhs_block,
-                 b_panel = m->rhs_panel, b_block = m->rhs_block;
-    const mul_t *a = m->lhs + (size_t)row * m->lhs_row, *b = m->rhs + (size_t)panel * b_panel;
-    struct mul_sums s[4];
-    for (int c = 0; c < n; c++) s[c] = sums_open(m, row, panel + c, mul_spare[c]);
+/* Tiles 0 .. 3 hold n <= 4 sums of R tiles of rows, 1, 2 or 4, times 4 / R panels: sum i is that of
+ * rows i % R and panel i / R. Four hide the latency; a step, which is one block, loads five tiles
+ * or four for its four products. */
+static void sums_load(const struct mul *m, int row, int panel, int R, int n, struct mul_sums s[4]) {
+    for (int i = 0; i < n; i++)
+        s[i] = sums_open(m, row + i % R * MUL_ROWS, panel + i / R, mul_spare[i]);
     TILE_LOAD(0, s[0].at, s[0].stride);
     if (n > 1) TILE_LOAD(1, s[1].at, s[1].stride);
     if (n > 2) TILE_LOAD(2, s[2].at, s[2].stride);
     if (n > 3) TILE_LOAD(3, s[3].at, s[3].stride);
-    for (int i = m->blocks; i > 0; i--, a += a_block, b += b_block) {
-        TILE_LOAD(4, a, a_row);
-        TILE_LOAD(5, b, 64);
-        TILE_PRODUCT(0, 4, 5);
-        if (n == 1) continue;
-        TILE_LOAD(6, b + b_panel, 64);
-        TILE_PRODUCT(1, 4, 6);
-        if (n == 2) continue;
-        TILE_LOAD(7, b + 2 * b_panel, 64);
-        TILE_PRODUCT(2, 4, 7);
-        if (n == 3) continue;
-        TILE_LOAD(5, b + 3 * b_panel, 64);
-        TILE_PRODUCT(3, 4, 5);
-    }
+}
+static void sums_store(const struct mul *m, int row, int panel, int R, int n,
+                       const struct mul_sums s[4]) {
     TILE_STORE(0, s[0].at, s[0].stride);
     if (n > 1) TILE_STORE(1, s[1].at, s[1].stride);
     if (n > 2) TILE_STORE(2, s[2].at, s[2].stride);
     if (n > 3) TILE_STORE(3, s[3].at, s[3].stride);
-    for (int c = 0; c < n; c++) sums_close(m, row, panel + c, mul_spare[c]);
+    for (int i = 0; i < n; i++)
+        sums_close(m, row + i % R * MUL_ROWS, panel + i / R, mul_spare[i]);
+}
+INLINE void sums_step(const struct mul *m, const mul_t *a, const mul_t *b, size_t b_panel,
+                      const int R, int n) {
+    const size_t a_row = m->lhs_row * sizeof(mul_t), a_tile = m->lhs_row * MUL_ROWS;
+    if (R == 1) {
+        TILE_LOAD(4, a, a_row);
+        TILE_LOAD(5, b, 64);
+        TILE_PRODUCT(0, 4, 5);
+        if (n == 1) return;
+        TILE_LOAD(6, b + b_panel, 64);
+        TILE_PRODUCT(1, 4, 6);
+        if (n == 2) return;
+        TILE_LOAD(7, b + 2 * b_panel, 64);
+        TILE_PRODUCT(2, 4, 7);
+        if (n == 3) return;
+        TILE_LOAD(5, b + 3 * b_panel, 64);
+        TILE_PRODUCT(3, 4, 5);
+    } else if (R == 2) {
+        TILE_LOAD(6, b, 64);
+        TILE_LOAD(4, a, a_row);
+        TILE_PRODUCT(0, 4, 6);
+        TILE_LOAD(5, a + a_tile, a_row);
+        TILE_PRODUCT(1, 5, 6);
+        if (n == 2) return;
+        TILE_LOAD(7, b + b_panel, 64);
+        TILE_PRODUCT(2, 4, 7);
+        TILE_PRODUCT(3, 5, 7);
+    } else {
+        TILE_LOAD(4, b, 64);
+        TILE_LOAD(5, a, a_row);
+        TILE_PRODUCT(0, 5, 4);
+        TILE_LOAD(6, a + a_tile, a_row);
+        TILE_PRODUCT(1, 6, 4);
+        TILE_LOAD(7, a + 2 * a_tile, a_row);
+        TILE_PRODUCT(2, 7, 4);
+        if (n == 3) return;
+        TILE_LOAD(5, a + 3 * a_tile, a_row);
+        TILE_PRODUCT(3, 5, 4);
+    }
 }
 
+INLINE void run_group(const struct mul *m, int row, int panel, const int R, int n) {
+    const mul_t *a = m->lhs + (size_t)row * m->lhs_row, *b = m->rhs + (size_t)panel * m->rhs_panel;
+    struct mul_sums s[4];
+    sums_load(m, row, panel, R, n, s);
+    for (int i = m->blocks; i > 0; i--, a += m->lhs_block, b += m->rhs_block)
+        sums_step(m, a, b, m->rhs_panel, R, n);
+    sums_store(m, row, panel, R, n, s);
+}
 static void mul_run(const struct mul *m) {
-    for (int row = 0; row < m->rows; row += 2 * MUL_ROWS) {
-        const bool two = m->rows - row > MUL_ROWS;
-        for (int panel = 0, n; panel < m->panels; panel += n) {
-            const int most = two ? 2 : 4;
-            n = m->panels - panel < most ? m->panels - panel : most;
-            if (two) mul_2xn(m, row, panel, n);
-            else mul_1xn(m, row, panel, n);
+    for (int row = 0; row < m->rows; row += 2 * MUL_ROWS)
+        if (m->rows - row > MUL_ROWS)
+            for (int panel = 0; panel < m->panels; panel += 2)
+                run_group(m, row, panel, 2, m->panels - panel > 1 ? 4 : 2);
+        else
+            for (int panel = 0; panel < m->panels; panel += 4)
+                run_group(m, row, panel, 1, m->panels - panel < 4 ? m->panels - panel : 4);
+}
+
+/* The rhs is made while what was made four blocks before is multiplied: by then it has left the
+ * stores' queue, from which a tile load cannot take it, and making and multiplying use different
+ * parts of the core. */
+typedef void mul_get(void *arg, mul_t *to, int panel, int count, int block);
+struct mul_maker { mul_get *get; void *arg; mul_t *slots; int block; };
+enum { MUL_SLOTS = 8 };                                 /* steps whose blocks are in memory */
+#define MUL_FUSED (4 * MUL_SLOTS)
+
+INLINE void fused_group(const struct mul *m, int panel, int count, const struct mul_maker *from,
+                        const int R, int n) {
+    const size_t slot = 4 / R * MUL_RHS;
+    struct mul_sums s[4];
+    sums_load(m, 0, panel, R, n, s);
+    for (int i = 0; i < m->blocks + R; i++) {
+        const int done = i - R;
+        if (i < m->blocks)
+            from->get(from->arg, from->slots + (size_t)(i % MUL_SLOTS) * slot, panel, count,
+                      from->block + i);
+        if (done >= 0)
+            sums_step(m, m->lhs + (size_t)done * m->lhs_block,
+                      from->slots + (size_t)(done % MUL_SLOTS) * slot, MUL_RHS, R, n);
+    }
+    sums_store(m, 0, panel, R, n, s);
+}
+
+/* More rows than four sums take: their blocks are made with the first rows and serve the others. */
+static void fused_rows(const struct mul *m, int panel, int count, struct mul_maker from,
+                       bool pairs) {
+    for (; from.block < m->blocks; from.block += MUL_SLOTS) {
+        struct mul first = *m, others;
+        const int left = m->blocks - from.block;
+        first.lhs += (size_t)from.block * m->lhs_block;
+        first.blocks = left < MUL_SLOTS ? left : MUL_SLOTS;
+        first.rows = (pairs ? 2 : 4) * MUL_ROWS;
+        others = first;
+        others.rhs = from.slots;
+        if (pairs) {
+            fused_group(&first, panel, count, &from, 2, 2 * count);
+            others.rhs_panel = MUL_RHS, others.rhs_block = 2 * MUL_RHS;
+        } else {
+            for (int c = 0; c < count; c++) {
+                struct mul_maker one = from;
+                one.slots += (size_t)c * MUL_SLOTS * MUL_RHS;
+                fused_group(&first, panel + c, 1, &one, 4, 4);
+            }
+            others.rhs_panel = MUL_SLOTS * MUL_RHS, others.rhs_block = MUL_RHS;
         }
+        others.lhs += (size_t)first.rows * m->lhs_row;
+        others.acc += (size_t)first.rows * m->acc_row + (size_t)panel * m->acc_panel;
+        others.rows = m->rows - first.rows;
+        others.panels = count;
+        mul_run(&others);
+    }
+}
+
+static void mul_fused(const struct mul *m, mul_t *rhs, mul_get *get, void *arg, bool pairs) {
+    const struct mul_maker from = { get, arg, rhs, 0 };
+    const int tiles = (m->rows + MUL_ROWS - 1) / MUL_ROWS;
+    for (int panel = 0, count; panel < m->panels; panel += count) {
+        const int left = m->panels - panel, most = tiles == 1 ? 4 : tiles > 2 && tiles < 5 && !pairs
+                                                                        ? 1 : 2;
+        count = left < most ? left : most;
+        if (tiles == 1) fused_group(m, panel, count, &from, 1, count);
+        else if (tiles == 2) fused_group(m, panel, count, &from, 2, 2 * count);
+        else if (most == 1) fused_group(m, panel, 1, &from, 4, tiles);
+        else fused_rows(m, panel, count, from, pairs);
     }
 }
 
@@ -236,22 +296,9 @@ INLINE bool scales_are_plain(__m128i scales) {
     return _mm_cmpgt_epu8_mask(_mm_sub_epi8(scales, _mm_set1_epi8(2)), _mm_set1_epi8((char)250)) ==
            0;
 }
-/* pack_e4m3 of 16 scales */
-INLINE vf e4m3(const uint8_t *scales) {
-    const __m512i s = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)scales)),
-                  size = _mm512_and_si512(s, _mm512_set1_epi32(0x7f)),
-                  sign = _mm512_slli_epi32(_mm512_sub_epi32(s, size), 24);
-    __m512i v = _mm512_slli_epi32(_mm512_add_epi32(size, _mm512_set1_epi32(120 << 3)), 20);
-    const vf tiny = v_mul(_mm512_cvtepi32_ps(size), v_set(0x1p-9f));
-    v = _mm512_mask_mov_epi32(v, _mm512_cmplt_epi32_mask(size, _mm512_set1_epi32(8)),
-                              _mm512_castps_si512(tiny));
-    v = _mm512_mask_mov_epi32(v, _mm512_cmpeq_epi32_mask(size, _mm512_set1_epi32(0x7f)),
-                              _mm512_set1_epi32(0x7fc00000));
-    return _mm512_castsi512_ps(_mm512_or_si512(v, sign));
-}
 /* scales of inputs 0 .. 15 (half 0) or 16 .. 31 */
 INLINE vf record_scales(const uint8_t *record, enum kern_format format, int half) {
-    return format == KERN_FORMAT_MXFP4 ? v_e8m0(record + 256) : e4m3(record + 256 + half * 16);
+    return format == KERN_FORMAT_MXFP4 ? v_e8m0(record + 256) : v_e4m3(record + 256 + half * 16);
 }
 /* low halves: the values, which are bf16 */
 INLINE __m512i exact_bits(vf v) { return _mm512_srli_epi32(_mm512_castps_si512(v), 16); }

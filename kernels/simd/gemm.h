@@ -14,7 +14,7 @@ enum {
     GEMM_ROWS = 192,                   /* rows of a part: reuse of unpacked weights */
     GEMM_LHS_BYTES = 384 * 1024,       /* lhs blocks of a part: a share of L2 */
     GEMM_ACC_BYTES = 384 * 1024,       /* sums of a part: another share */
-    GEMM_PANELS = 6,                   /* unpacked together; even: a record transposed is two */
+    GEMM_PANELS = MUL_PANELS,          /* unpacked together; even: a record transposed is two */
     GEMM_BLOCKS = 16 / (int)sizeof(mul_t),           /* so many blocks of them: L1 */
     GEMM_PARTS = 4,                    /* of a thread: whoever is late has the others take over */
     GEMM_WAKE = 1 << 18,               /* products that are done sooner than a thread wakes */
@@ -86,6 +86,14 @@ static void records_get(mul_t *to, const struct records *g) {
         }
 }
 
+#if defined(MUL_FUSED)
+static void records_step(void *arg, mul_t *to, int panel, int count, int block) {
+    struct records step = *(const struct records *)arg;
+    step.panel += panel, step.count = count, step.block += block;
+    records_get(to, &step);
+}
+#endif
+
 /* acc += lhs blocks x the weight's panels [panel, panel + count), k blocks [block, block + blocks).
  * Afterwards come the panels that follow, from block `then`. */
 static void panels_sum(const mul_t *lhs, size_t lhs_block, mul_t *rhs, const struct kern_weight *w,
@@ -94,8 +102,15 @@ static void panels_sum(const mul_t *lhs, size_t lhs_block, mul_t *rhs, const str
     struct mul m = { .lhs_row = MUL_LHS, .lhs_block = lhs_block, .rhs = rhs, .rhs_block = MUL_RHS,
                      .acc = acc, .acc_row = MUL_COLS, .acc_panel = (size_t)rows * MUL_COLS,
                      .rows = rows, .panels = count };
-    const long per_panel = blocks_of(w->in), block_step = across ? 2 * per_panel : 1,
-               panels_step = across ? GEMM_PANELS / 2 : GEMM_PANELS * per_panel;
+    const long per_panel = blocks_of(w->in), block_step = across ? 2 * per_panel : 1;
+#if defined(MUL_FUSED)
+    struct records first = { w, across, panel, count, block, 1, GEMM_BLOCKS * block_step };
+    (void)then;
+    m.blocks = blocks;
+    m.lhs = lhs;
+    mul_fused(&m, rhs, records_step, &first, across);
+#else
+    const long panels_step = across ? GEMM_PANELS / 2 : GEMM_PANELS * per_panel;
     const int steps = (blocks + GEMM_BLOCKS - 1) / GEMM_BLOCKS;
     for (int i = 0; i < steps; i++) {
         const int from = blocks * i / steps, n = blocks * (i + 1) / steps - from;
@@ -107,6 +122,7 @@ static void panels_sum(const mul_t *lhs, size_t lhs_block, mul_t *rhs, const str
         m.lhs = lhs + (size_t)from * lhs_block;
         mul_run(&m);
     }
+#endif
 }
 
 /* The result's rows and panels, from the sums of the product and of the adapter (or NULL). */
@@ -195,6 +211,9 @@ static void gemm_part(const struct gemm *g, int part) {
     }
     if (!whole) part_put(g, &t, t.p0, t.panels);
 }
+#if defined(MUL_FUSED)
+_Static_assert(GEMM_PANELS * GEMM_BLOCKS >= (int)MUL_FUSED, "what mul_fused makes has room");
+#endif
 _Static_assert(GEMM_LHS_BYTES / (GEMM_ROWS * MUL_LHS * sizeof(mul_t)) >= GEMM_BLOCKS,
                "some blocks of x fit");
 

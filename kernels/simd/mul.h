@@ -16,6 +16,10 @@
  *   mul_run      acc rows/panels by strides in floats; lhs and rhs by strides in elements. lhs must
  *                be readable up to the next multiple of MUL_ROWS rows; what stands there is not
  *                used
+ *   mul_fused    (where MUL_FUSED is defined) as mul_run, with blocks that get(arg, to, panel,
+ *                count, block) makes on the way, while those made before are multiplied: one block
+ *                of panels [panel, panel + count), one after another at `to`. rhs has room for
+ *                MUL_FUSED blocks. pairs: get makes two panels also where one is asked for
  *   lhs_rows     element (r, k) = scale * from[r * ld + k]
  *   lhs_cols     element (r, k) = scale * from[k * ld + r]
  *   rhs_record   k = the 32 inputs, columns = the 16 outputs of one packed record

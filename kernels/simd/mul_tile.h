@@ -17,6 +17,7 @@ enum { MUL_TILE_PANELS = 3, MUL_TILE_THIN = 6 };
 enum { MUL_TILE_PANELS = 1, MUL_TILE_THIN = 3 };           /* a panel is two registers */
 #endif
 enum { MUL_TILE_ROWS = 6, MUL_SUMS = MUL_TILE_ROWS * MUL_TILE_PANELS };
+enum { MUL_PANELS = 6 };                                /* a group of whole tiles */
 enum { MUL_LANE = 4 / (int)sizeof(mul_t) };             /* elements in a lane's 32 bits */
 
 /* Subnormals as the tile instructions treat them: as zero, in and out. */

@@ -129,6 +129,15 @@ Test(amx, opened_by_name_only) {
     cr_assert(strstr(e.text, "'amx'"), "%s", e.text);
 }
 
+/* Makes blocks by copying them; where pairs are made the one too many is nonsense. */
+struct copies { const mul_t *b; int blocks; bool pairs; };
+static void copy_get(void *arg, mul_t *to, int panel, int count, int block) {
+    const struct copies *from = arg;
+    for (int c = 0; c < count; c++, to += MUL_RHS)
+        memcpy(to, from->b + (size_t)((panel + c) * from->blocks + block) * MUL_RHS, 1024);
+    if (from->pairs && count % 2) memset(to, 0xff, 1024);
+}
+
 /* A lhs of blocks [block][row][32] and a rhs of [panel][block][16][32] with random values, their
  * sums in rows of `ld` floats with a margin that must stay as it is. */
 static void run_case(struct kt *t, int rows, int panels, int blocks, bool by_panel) {
@@ -159,19 +168,30 @@ static void run_case(struct kt *t, int rows, int panels, int blocks, bool by_pan
                     *acc = add_flush(*acc, add_flush(even, odd));
                 }
             }
+    float *other = kt_copy(t, got, n * 4);
     tiles_open();
     mul_run(&m);
     tiles_close();
     cr_assert(!memcmp(got, want, n * 4), "%d rows, %d panels, %d blocks", rows, panels, blocks);
+    struct copies from = { b, blocks, (rows + panels) % 2 };
+    m.acc = other;
+    tiles_open();
+    mul_fused(&m, kt_new(t, MUL_FUSED * 1024), copy_get, &from, from.pairs);
+    tiles_close();
+    cr_assert(!memcmp(other, want, n * 4), "fused: %d rows, %d panels, %d blocks", rows, panels,
+              blocks);
     kt_drop(t);
 }
 Test(amx, run_multiplies_every_shape) {
     SKIP_UNLESS_EMULATED();
     struct kt t = { .seed = 6 };
-    static const int rows[] = { 1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 70 };
+    static const int rows[] = { 1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 70, 97, 112 };
     for (size_t r = 0; r < COUNT_OF(rows); r++)
         for (int panels = 1; panels <= 7; panels++)
             run_case(&t, rows[r], panels, 1 + (rows[r] + panels) % 3, panels % 2);
+    for (size_t r = 0; r < COUNT_OF(rows); r++)
+        for (int panels = 1; panels <= 5; panels++)
+            run_case(&t, rows[r], panels, 7 + (panels * 5 + rows[r]) % 13, true);
     run_case(&t, 5, 3, 0, true);
 }
 
