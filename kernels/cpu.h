@@ -37,7 +37,7 @@ static inline float cpu_round(float v, bool round) {
     return round ? bf16_to_f32(f32_to_bf16(v)) : v;
 }
 
-/* First element of kv head h's K (or V) in a page; in the page of `slot` that holds position pos. */
+/* First element of kv head h's K (or V) in a page; in the one of `slot` that holds position pos. */
 static inline size_t cpu_kv_in_page(const struct kern_kv *kv, int layer, int page, int h,
                                     int is_v) {
     size_t head = (((size_t)page * (size_t)kv->layers + (size_t)layer) * 2 + (size_t)is_v) *

@@ -53,6 +53,9 @@ struct attn_block {
     float *s, *o;                        /* [rows][32], [rows][panels * 16] */
     int keys[ATTN_QUERIES];
     const int32_t *table[ATTN_QUERIES];  /* the slot's pages */
+    /* Queries [i, end) that read the page at hand at the same place; fewest and most keys seen. */
+    struct attn_run { int i, end, least, most; } run[ATTN_QUERIES];
+    int runs;
     float m[ATTN_QUERIES], l[ATTN_QUERIES], fix[ATTN_QUERIES];
 };
 static size_t attn_plan(struct attn_block *b, char *base) {
@@ -76,25 +79,26 @@ INLINE int attn_seen(const struct attn_block *b, int i, int at) {
     return n < 0 ? 0 : n < KERN_PAGE ? n : KERN_PAGE;
 }
 
-/* Queries [i, end) that read the page from position `at` at the same place. */
-struct attn_run { int i, end, least, most; };                /* fewest and most keys seen */
-static bool attn_next(const struct attn_block *b, struct attn_run *r, int at) {
+static void attn_runs(struct attn_block *b, int at) {
     const int page = at / KERN_PAGE;
-    int i = r->end;
-    while (i < b->count && b->keys[i] <= at) i++;
-    if (i == b->count) return false;
-    r->i = i;
-    r->least = r->most = b->keys[i];
-    const int32_t *table = b->table[i];
-    for (i++; i < b->count && b->keys[i] > at; i++) {
-        if (b->table[i] != table && b->table[i][page] != table[page]) break;
-        if (b->keys[i] < r->least) r->least = b->keys[i];
-        if (b->keys[i] > r->most) r->most = b->keys[i];
+    b->runs = 0;
+    for (int i = 0; i < b->count;) {
+        const int32_t *table = b->table[i];
+        if (b->keys[i] <= at) {
+            i++;
+            continue;
+        }
+        struct attn_run r = { .i = i, .least = b->keys[i], .most = b->keys[i] };
+        for (i++; i < b->count && b->keys[i] > at; i++) {
+            if (b->table[i] != table && b->table[i][page] != table[page]) break;
+            if (b->keys[i] < r.least) r.least = b->keys[i];
+            if (b->keys[i] > r.most) r.most = b->keys[i];
+        }
+        r.end = i;
+        r.least = r.least - at < KERN_PAGE ? r.least - at : KERN_PAGE;
+        r.most = r.most - at < KERN_PAGE ? r.most - at : KERN_PAGE;
+        b->run[b->runs++] = r;
     }
-    r->end = i;
-    r->least = r->least - at < KERN_PAGE ? r->least - at : KERN_PAGE;
-    r->most = r->most - at < KERN_PAGE ? r->most - at : KERN_PAGE;
-    return true;
 }
 /* The run's K or V from position `at`; whoever multiplies one asks for what comes next. */
 INLINE size_t attn_page(const struct attn_block *b, const struct attn_run *r, int at, int is_v) {
@@ -163,15 +167,12 @@ INLINE void attn_softmax16(struct attn_block *b, int i, const int rows, int at, 
     for (int r = rows; r < 16; r++) x[r] = zero;
     v_store(b->l + i, v_fma(v_load(b->l + i), fix, v_fold_all(x)));
 }
-static void attn_softmax(struct attn_block *b, int at) {
-    for (int i = 0; i < b->count; i += 16) {
+static void attn_softmax(struct attn_block *b, int from, int end, int at) {
+    for (int i = from / 16 * 16; i < end; i += 16) {
         const int rows = v_left(i, b->count);
-        int least = KERN_PAGE;
-        for (int r = i; r < i + rows; r++) {
-            const int n = attn_seen(b, r, at);
-            if (n < least) least = n;
-        }
-        if (rows == 16 && least == KERN_PAGE) attn_softmax16(b, i, 16, at, true);
+        int least = b->keys[i];
+        for (int r = i + 1; r < i + rows; r++) least = b->keys[r] < least ? b->keys[r] : least;
+        if (rows == 16 && least >= at + KERN_PAGE) attn_softmax16(b, i, 16, at, true);
         else attn_softmax16(b, i, rows, at, false);
     }
 }
@@ -242,13 +243,16 @@ static void attn_block(struct attn_block *b) {
     }
     for (int i = 0; i < ATTN_QUERIES; i++) b->m[i] = -INFINITY, b->l[i] = 0.0f;
     memset(b->o, 0, (size_t)b->count * ld * sizeof *b->o);
-    const struct mul_source p = { b->s, KERN_F32, KERN_PAGE, 1.0f, a->kv.type == KERN_BF16 };
+    struct mul_source p = { b->s, KERN_F32, KERN_PAGE, 1.0f, a->kv.type == KERN_BF16 };
     for (int at = 0; at < most; at += KERN_PAGE) {
-        memset(b->s, 0, (size_t)b->count * KERN_PAGE * sizeof *b->s);
-        for (struct attn_run r = { 0 }; attn_next(b, &r, at);) attn_scores(b, &r, at);
-        attn_softmax(b, at);
-        lhs_rows(b->p, MUL_LHS, MUL_LHS, &p, b->count, KERN_PAGE);
-        for (struct attn_run r = { 0 }; attn_next(b, &r, at);) attn_values(b, &r, at);
+        attn_runs(b, at);
+        const int from = b->run[0].i, end = b->run[b->runs - 1].end;
+        memset(b->s + from * KERN_PAGE, 0, (size_t)((end - from) * KERN_PAGE) * sizeof *b->s);
+        for (int i = 0; i < b->runs; i++) attn_scores(b, &b->run[i], at);
+        attn_softmax(b, from, end, at);
+        p.from = b->s + from * KERN_PAGE;
+        lhs_rows(b->p + from * MUL_LHS, MUL_LHS, MUL_LHS, &p, end - from, KERN_PAGE);
+        for (int i = 0; i < b->runs; i++) attn_values(b, &b->run[i], at);
     }
     for (int i = 0; i < b->count; i++) {
         const size_t head = attn_head(b, i);
@@ -267,12 +271,9 @@ static void attn_part(void *arg, int part, int parts) {
     const struct kern_kv *kv = &t->a->kv;
     const int row = part / kv->kv_heads * t->block_rows,
               rows = t->a->rows - row < t->block_rows ? t->a->rows - row : t->block_rows;
-    struct attn_block b = { .a = t->a,
-                            .kvh = part % kv->kv_heads,
-                            .group = t->group,
-                            .dim = kv->head_dim,
-                            .panels = (kv->head_dim + 15) / 16,
-                            .k_blocks = (kv->head_dim + MUL_K - 1) / MUL_K };
+    struct attn_block b;
+    b.a = t->a, b.kvh = part % kv->kv_heads, b.group = t->group, b.dim = kv->head_dim;
+    b.panels = (b.dim + 15) / 16, b.k_blocks = (b.dim + MUL_K - 1) / MUL_K;
     attn_plan(&b, cpu_scratch(attn_plan(&b, NULL)));
     for (int i = 0; i < rows * t->group; i += ATTN_QUERIES) {
         b.first = row * t->group + i;

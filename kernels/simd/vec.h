@@ -48,13 +48,10 @@ INLINE vf v_flush(vf x) {
     const __m512 least = _mm512_set1_ps(0x1p-126f);
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(_mm512_abs_ps(x), least, _CMP_NLT_UQ), x);
 }
-/* 2^(n>>1), or 2^(n - (n>>1)) */
-INLINE vf v_pow2_half(vf t, int second) {
-    __m512i n = _mm512_sub_epi32(_mm512_castps_si512(t), _mm512_castps_si512(v_set(KEXP_MAGIC)));
-    __m512i half = _mm512_srai_epi32(n, 1);
-    if (second) half = _mm512_sub_epi32(n, half);
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_add_epi32(half, _mm512_set1_epi32(127)), 23));
+/* p 2^n, rounded once; n = t - KEXP_MAGIC = k */
+INLINE vf v_times_pow2(vf p, vf t, vf k) {
+    (void)t;
+    return _mm512_scalef_ps(p, k);
 }
 INLINE vf v_widen(__m256i h) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
@@ -197,16 +194,18 @@ INLINE __m256 v_flush8(__m256 x) {
 }
 /* 0 where |x| < 2^-126 */
 INLINE vf v_flush(vf x) { return (vf){ v_flush8(x.a), v_flush8(x.b) }; }
-INLINE __m256 v_pow2_half8(__m256 t, int second) {
-    __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t),
-                                 _mm256_castps_si256(_mm256_set1_ps(KEXP_MAGIC)));
-    __m256i half = _mm256_srai_epi32(n, 1);
-    if (second) half = _mm256_sub_epi32(n, half);
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(half, _mm256_set1_epi32(127)), 23));
+/* p 2^n in two steps, of which only the last may round; n from the low bits of t */
+INLINE __m256 v_times_pow2_8(__m256 p, __m256 t) {
+    const __m256i n = _mm256_sub_epi32(_mm256_castps_si256(t),
+                                       _mm256_castps_si256(_mm256_set1_ps(KEXP_MAGIC)));
+    const __m256i half = _mm256_srai_epi32(n, 1), bias = _mm256_set1_epi32(127);
+    const __m256i a = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+    const __m256i b = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias), 23);
+    return _mm256_mul_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(a)), _mm256_castsi256_ps(b));
 }
-INLINE vf v_pow2_half(vf t, int second) {
-    return (vf){ v_pow2_half8(t.a, second), v_pow2_half8(t.b, second) };
+INLINE vf v_times_pow2(vf p, vf t, vf k) {
+    (void)k;
+    return (vf){ v_times_pow2_8(p.a, t.a), v_times_pow2_8(p.b, t.b) };
 }
 INLINE vf v_load_h(const uint16_t *p) {
     __m256i lo = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
@@ -355,7 +354,7 @@ INLINE vf v_exp(vf x) {                                                   /* ker
     p = v_fma(p, r, v_set(KEXP_P4));
     p = v_fma(p, r, v_set(KEXP_P5));
     p = v_add(v_fma(p, v_mul(r, r), r), v_set(1.0f));
-    return v_mul(v_mul(p, v_pow2_half(t, 0)), v_pow2_half(t, 1));
+    return v_times_pow2(p, t, k);
 }
 INLINE vf v_sigmoid(vf x) { return v_div(v_set(1.0f), v_add(v_set(1.0f), v_exp(v_neg(x)))); }
 
