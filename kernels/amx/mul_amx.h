@@ -9,6 +9,7 @@
 #ifndef QERL_MUL_AMX_H
 #define QERL_MUL_AMX_H
 #include "kernels/amx/tiles.h"
+#include "kernels/simd/codes.h"
 #include "kernels/simd/mul.h"
 
 typedef uint16_t mul_t;
@@ -270,61 +271,30 @@ static void lhs_cols(mul_t *to, size_t to_row, size_t to_block, const struct mul
         }
 }
 
-/* Records of 4 bits. A row of 16 nibbles is 8 bytes; 256 bytes of rows, then the scales. MXFP4's
- * scale is a power of two: nibbles become bf16 by a table of bytes, and the scale is added to the
- * exponent. NVFP4, and MXFP4 whose scales lead out of the normal numbers, are multiplied in f32;
- * both kinds' values have at most 6 significant bits, so that nothing is rounded. */
-
-/* low and high bytes of the 16 values as bf16 */
-static const _Alignas(64) uint8_t nibble_bf16[64] = {
-    0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0, 0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0,
-    0x00, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0,
-};
-/* words: their bytes both begin with the nibble that counts */
-INLINE __m512i nibbles_to_bf16(__m512i words, __m512i table) {
-    const __m512i index = _mm512_ternarylogic_epi32(words, _mm512_set1_epi16(0x0f0f),
-                                                    _mm512_set1_epi16(0x1000), 0xea);
-    return _mm512_permutexvar_epi8(index, table);
+/* Records of 4 bits: a row of 16 codes is 8 bytes. Where all scales are plain, codes become bf16 by
+ * tables and integer sums (codes.h), else by products in f32; values have at most 6 significant
+ * bits, so that neither rounds. */
+INLINE __m512i exact_bits(vf v) { return _mm512_srli_epi32(_mm512_castps_si512(v), 16); }
+INLINE bool record_plain(const uint8_t *record, enum kern_format format) {
+    return format == KERN_FORMAT_MXFP4 ? mxfp4_plain(record) : nvfp4_plain(record);
 }
-/* exponent: (scale - 127) << 7 of each word; zero stays zero */
-INLINE __m512i bf16_scale(__m512i v, __m512i exponent) {
-    return _mm512_mask_add_epi16(v, _mm512_test_epi16_mask(v, _mm512_set1_epi16(0x7fff)), v,
-                                 exponent);
-}
-/* 0.5 .. 6 times each of 16 scales is a normal bf16: scales 2 .. 252 */
-INLINE bool scales_are_plain(__m128i scales) {
-    return _mm_cmpgt_epu8_mask(_mm_sub_epi8(scales, _mm_set1_epi8(2)), _mm_set1_epi8((char)250)) ==
-           0;
-}
-/* scales of inputs 0 .. 15 (half 0) or 16 .. 31 */
+/* of inputs 0 .. 15 (half 0) or 16 .. 31 */
 INLINE vf record_scales(const uint8_t *record, enum kern_format format, int half) {
     return format == KERN_FORMAT_MXFP4 ? v_e8m0(record + 256) : v_e4m3(record + 256 + half * 16);
 }
-/* low halves: the values, which are bf16 */
-INLINE __m512i exact_bits(vf v) { return _mm512_srli_epi32(_mm512_castps_si512(v), 16); }
 
-static void record_mxfp4(mul_t *to, const uint8_t *record) {
-    /* word 2c + p from byte c / 2 of row p, shifted by 4 where c is odd */
+/* Codes of rows 2j and 2j + 1: word 2c + p from byte c / 2 of row 2j + p, by 4 where c is odd. */
+INLINE __m512i codes_of(const uint8_t *record, int j) {
     static const _Alignas(64) uint8_t from[64] = {
         0, 0, 8,  8,  0, 0, 8,  8,  1, 1, 9,  9,  1, 1, 9,  9,
         2, 2, 10, 10, 2, 2, 10, 10, 3, 3, 11, 11, 3, 3, 11, 11,
         4, 4, 12, 12, 4, 4, 12, 12, 5, 5, 13, 13, 5, 5, 13, 13,
         6, 6, 14, 14, 6, 6, 14, 14, 7, 7, 15, 15, 7, 7, 15, 15,
     };
-    const __m512i shift = _mm512_set1_epi64(0x0004000400000000), byte = load512(from),
-                  table = load512(nibble_bf16);
-    const __m512i e = _mm512_slli_epi32(
-        _mm512_sub_epi32(_mm512_cvtepu8_epi32(
-                             _mm_loadu_si128((const __m128i *)(const void *)(record + 256))),
-                         _mm512_set1_epi32(127)), 7);
-    const __m512i exponent = pair_of(_mm512_and_si512(e, _mm512_set1_epi32(0xffff)), e);
-#pragma GCC unroll 4
-    for (int j = 0; j < 16; j++) {
-        const __m512i rows = _mm512_broadcast_i32x4(
-            _mm_loadu_si128((const __m128i *)(const void *)(record + j * 16)));
-        const __m512i words = _mm512_srlv_epi16(_mm512_shuffle_epi8(rows, byte), shift);
-        store512(to + j * MUL_PAIR, bf16_scale(nibbles_to_bf16(words, table), exponent));
-    }
+    const __m512i rows = _mm512_broadcast_i32x4(
+        _mm_loadu_si128((const __m128i *)(const void *)(record + j * 16)));
+    return _mm512_srlv_epi16(_mm512_shuffle_epi8(rows, load512(from)),
+                             _mm512_set1_epi64(0x0004000400000000));
 }
 
 static void rhs_record(mul_t *to, const uint8_t *record, enum kern_format format) {
@@ -338,14 +308,24 @@ static void rhs_record(mul_t *to, const uint8_t *record, enum kern_format format
             store512(to + j * MUL_PAIR, _mm512_permutexvar_epi16(word, load512(record + j * 64)));
         return;
     }
-    if (format == KERN_FORMAT_MXFP4 &&
-        scales_are_plain(_mm_loadu_si128((const __m128i *)(const void *)(record + 256)))) {
-        record_mxfp4(to, record);
+    const bool plain = record_plain(record, format);
+    if (plain && format == KERN_FORMAT_MXFP4) {
+        const __m512i table = load512(mul_e2m1_bytes), up = both_words(mxfp4_up(record));
+#pragma GCC unroll 4
+        for (int j = 0; j < 16; j++)
+            store512(to + j * MUL_PAIR, mxfp4_value_by_bytes(codes_of(record, j), table, up));
         return;
     }
-    const vf table = v_e2m1_table();
     for (int half = 0; half < 2; half++) {
-        const vf scale = record_scales(record, format, half);
+        if (plain) {
+            const struct nvfp4_base base = nvfp4_base(record + 256 + half * 16);
+            const __m512i one = both_words(base.plain), more = both_words(base.more),
+                          table = load512(mul_e2m1_up);
+            for (int j = half * 8; j < half * 8 + 8; j++)
+                store512(to + j * MUL_PAIR, nvfp4_value(codes_of(record, j), table, one, more));
+            continue;
+        }
+        const vf scale = record_scales(record, format, half), table = v_e2m1_table();
         for (int j = half * 8; j < half * 8 + 8; j++)
             store512(to + j * MUL_PAIR,
                      pair_of(exact_bits(v_mul(v_e2m1(record + j * 16, table), scale)),
@@ -353,6 +333,10 @@ static void rhs_record(mul_t *to, const uint8_t *record, enum kern_format format
     }
 }
 
+/* The words of 16 outputs, two and two. */
+INLINE void pairs_put(int32_t to[8], __m512i low) {
+    _mm256_storeu_si256((__m256i *)(void *)to, _mm512_cvtepi32_epi16(low));
+}
 /* 8 rows of a rhs block from 16 inputs of a record of 4 bits: row j is column j of the bytes. */
 static void half_record_t(mul_t *to, const uint8_t *record, enum kern_format format, int half) {
     static const _Alignas(64) uint8_t across[64] = {
@@ -367,36 +351,44 @@ static void half_record_t(mul_t *to, const uint8_t *record, enum kern_format for
     _Alignas(64) uint8_t column[2][4][16];                   /* of bytes 2 i and 2 i + 1 */
     store512(column[0], _mm512_unpacklo_epi64(a, b));
     store512(column[1], _mm512_unpackhi_epi64(a, b));
-    const __m128i scales = _mm_loadu_si128((const __m128i *)(const void *)(record + 256));
-    if (format == KERN_FORMAT_MXFP4 && scales_are_plain(scales)) {
-        const __m512i table = load512(nibble_bf16), shift = _mm512_set1_epi32(0x00040000),
-                      fourfold = _mm512_setr_epi32(
-                          0x00000000, 0x01010101, 0x02020202, 0x03030303, 0x04040404, 0x05050505,
-                          0x06060606, 0x07070707, 0x08080808, 0x09090909, 0x0a0a0a0a, 0x0b0b0b0b,
-                          0x0c0c0c0c, 0x0d0d0d0d, 0x0e0e0e0e, 0x0f0f0f0f);
-        int32_t exponent[8];
-        _mm256_storeu_si256((__m256i *)(void *)exponent,
-                            _mm256_slli_epi16(_mm256_sub_epi16(_mm256_cvtepu8_epi16(scales),
-                                                               _mm256_set1_epi16(127)), 7));
+    if (!record_plain(record, format)) {
+        const vf table = v_e2m1_table();
+        float scale[16];
+        v_store(scale, record_scales(record, format, half));
         for (int j = 0; j < 8; j++) {
-            const __m512i bytes = _mm512_broadcast_i32x4(
+            const __m512i bytes = _mm512_cvtepu8_epi32(
                 _mm_load_si128((const __m128i *)(const void *)column[j % 2][j / 2]));
-            const __m512i words = _mm512_srlv_epi16(_mm512_shuffle_epi8(bytes, fourfold), shift);
-            store512(to + j * MUL_PAIR, bf16_scale(nibbles_to_bf16(words, table),
-                                                   _mm512_set1_epi32(exponent[j])));
+            const vf even = _mm512_permutexvar_ps(bytes, table),
+                     odd = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table);
+            store512(to + j * MUL_PAIR,
+                     pair_of(exact_bits(v_mul(even, v_set(scale[2 * j]))),
+                             exact_bits(v_mul(odd, v_set(scale[2 * j + 1])))));
         }
         return;
     }
-    const vf table = v_e2m1_table();
-    float scale[16];
-    v_store(scale, record_scales(record, format, half));
+    /* both codes of a byte, the odd output's shifted down */
+    const __m512i fourfold = _mm512_mullo_epi32(
+                      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                      _mm512_set1_epi32(0x01010101)),
+                  shift = _mm512_set1_epi32(0x00040000);
+    const bool mx = format == KERN_FORMAT_MXFP4;
+    const __m512i table = mx ? load512(mul_e2m1_bytes) : load512(mul_e2m1_up);
+    int32_t one[8], more[8] = { 0 };
+    if (mx) {
+        pairs_put(one, mxfp4_up(record));
+    } else {
+        const struct nvfp4_base base = nvfp4_base(record + 256 + half * 16);
+        pairs_put(one, base.plain);
+        pairs_put(more, base.more);
+    }
     for (int j = 0; j < 8; j++) {
-        const __m512i bytes = _mm512_cvtepu8_epi32(
+        const __m512i bytes = _mm512_broadcast_i32x4(
             _mm_load_si128((const __m128i *)(const void *)column[j % 2][j / 2]));
-        const vf even = _mm512_permutexvar_ps(bytes, table),
-                 odd = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), table);
-        store512(to + j * MUL_PAIR, pair_of(exact_bits(v_mul(even, v_set(scale[2 * j]))),
-                                            exact_bits(v_mul(odd, v_set(scale[2 * j + 1])))));
+        const __m512i code = _mm512_srlv_epi16(_mm512_shuffle_epi8(bytes, fourfold), shift),
+                      by = _mm512_set1_epi32(one[j]);
+        store512(to + j * MUL_PAIR,
+                 mx ? mxfp4_value_by_bytes(code, table, by)
+                    : nvfp4_value(code, table, by, _mm512_set1_epi32(more[j])));
     }
 }
 

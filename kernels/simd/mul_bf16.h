@@ -7,6 +7,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SIMD_MUL_BF16_H
 #define QERL_SIMD_MUL_BF16_H
+#include "kernels/simd/codes.h"
 #include "kernels/simd/mul.h"
 
 typedef uint16_t mul_t;
@@ -92,66 +93,11 @@ static void rhs_codes_slow(mul_t *to, const uint8_t *record, enum kern_format fo
 
 /* Where the codes of an even step lie in 32 bytes: of column c, row 4i + 2 for word 2c, row 4i for
  * word 2c + 1, in the low nibble of a byte or in the high one. What else is in the word is not
- * used: tables are there twice, as an index is five bits wide. */
+ * used. */
 #define MUL_BYTE2(c) 16 + (c) / 2, 0, (c) / 2, 0
 #define MUL_BYTE8(c) MUL_BYTE2(c), MUL_BYTE2(c + 1), MUL_BYTE2(c + 2), MUL_BYTE2(c + 3)
 static const _Alignas(64) uint8_t mul_bytes[64] = { MUL_BYTE8(0), MUL_BYTE8(4), MUL_BYTE8(8),
                                                     MUL_BYTE8(12) };
-/* E2M1 as bf16 bits */
-#define MUL_E2M1                                                                                   \
-    0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,        \
-        0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0
-static const _Alignas(64) uint16_t mul_e2m1[32] = { MUL_E2M1, MUL_E2M1 };
-/* Exponent over .5 and sign as bf16 bits; a mantissa of 1.5 is told by bit 0. */
-#define MUL_E2M1_UP                                                                                \
-    0x0000, 0x0000, 0x0080, 0x0081, 0x0100, 0x0101, 0x0180, 0x0181, 0x8000, 0x8000, 0x8080,        \
-        0x8081, 0x8100, 0x8101, 0x8180, 0x8181
-static const _Alignas(64) uint16_t mul_e2m1_up[32] = { MUL_E2M1_UP, MUL_E2M1_UP };
-
-/* 2 .. 252 all: the smallest product is normal, the largest finite */
-INLINE bool mxfp4_plain(const uint8_t *record) {
-    const __m128i s = _mm_loadu_si128((const __m128i *)(record + 256));
-    const __m128i out = _mm_subs_epu8(_mm_add_epi8(s, _mm_set1_epi8(-2)), _mm_set1_epi8((char)250));
-    return _mm_testz_si128(out, out);
-}
-/* what a scale adds to an exponent, of 16 outputs */
-INLINE __m512i mxfp4_up(const uint8_t *record) {
-    const __m128i s = _mm_loadu_si128((const __m128i *)(record + 256));
-    return _mm512_slli_epi32(_mm512_sub_epi32(_mm512_cvtepu8_epi32(s), _mm512_set1_epi32(127)), 7);
-}
-INLINE __m512i mxfp4_value(__m512i code, __m512i table, __m512i up) {
-    const __mmask32 some = _mm512_test_epi16_mask(code, _mm512_set1_epi16(7));
-    const __m512i v = _mm512_permutexvar_epi16(code, table);
-    return _mm512_mask_add_epi16(v, some, v, up);
-}
-
-/* E4M3 scales with their exponent bits neither all zero (zero, subnormal) nor NaN */
-INLINE bool nvfp4_plain(const uint8_t *record) {
-    const __m256i s = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(record + 256)),
-                                       _mm256_set1_epi8(0x7f));
-    return !(_mm256_cmplt_epu8_mask(s, _mm256_set1_epi8(8)) |
-             _mm256_cmpeq_epu8_mask(s, _mm256_set1_epi8(0x7f)));
-}
-/* Half a scale as bf16, and 1.5 times that less the flag, which is added with the exponent; of 16
- * outputs, in the low words of lanes. */
-struct nvfp4_base { __m512i plain, more; };
-INLINE struct nvfp4_base nvfp4_base(const uint8_t *scale) {
-    const vf half = v_mul(v_e4m3(scale), v_set(0.5f)), more = v_mul(half, v_set(1.5f));
-    return (struct nvfp4_base){
-        _mm512_srli_epi32(_mm512_castps_si512(half), 16),
-        _mm512_sub_epi32(_mm512_srli_epi32(_mm512_castps_si512(more), 16), _mm512_set1_epi32(1)) };
-}
-INLINE __m512i nvfp4_value(__m512i code, __m512i table, __m512i plain, __m512i more) {
-    const __mmask32 some = _mm512_test_epi16_mask(code, _mm512_set1_epi16(7));
-    const __m512i up = _mm512_permutexvar_epi16(code, table);
-    const __mmask32 mantissa = _mm512_test_epi16_mask(up, _mm512_set1_epi16(1));
-    return _mm512_mask_add_epi16(up, some, up, _mm512_mask_blend_epi16(mantissa, plain, more));
-}
-
-INLINE __m512i both_words(__m512i low) {
-    return _mm512_mask_blend_epi16(0xaaaaaaaau, low, _mm512_slli_epi32(low, 16));
-}
-
 /* The codes of 64 bytes are those of four steps: even, odd, and so the next. */
 INLINE __m512i codes_of(__m512i q, int j) {
     const __m512i shift = _mm512_set1_epi64(0x0004000400000000);

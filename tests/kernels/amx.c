@@ -303,6 +303,8 @@ Test(amx, records_are_decoded_exactly) {
                     /* half of the records: scales of every size; the others: plain ones */
                     if (f == KERN_FORMAT_MXFP4 && j >= 256 && round % 2)
                         rec[i][j] = (uint8_t)(2.0 + kt_unit(&t) * 251.0);
+                    if (f == KERN_FORMAT_NVFP4 && j >= 256 && round % 2)
+                        rec[i][j] = (uint8_t)(8.0 + kt_unit(&t) * 119.0);
                 }
             mul_t *to = kt_new(&t, 1024), *low = kt_new(&t, 1024), *high = kt_new(&t, 1024);
             rhs_record(to, rec[0], f);
