@@ -5,7 +5,7 @@
 #define QERL_BENCH_LIMITS_H
 #include "tools/bench/shapes.h"
 
-enum { LIMITS_READ_COUNT = 4 };
+enum { LIMITS_READ_COUNT = 5 };
 struct limits {
     double hertz;                        /* one thread busy */
     double flops;                        /* all threads, by what the path multiplies with */

@@ -140,6 +140,7 @@ static void reads(struct bench *b, bool show, const struct probe_cpu *cpu) {
         { "read/l2", l2 * (size_t)b->threads },
         { "read/16mb", 16000000 },
         { "read/64mb", 64000000 },
+        { "read/200mb", 200000000 },
         { "read/600mb", 600000000 },
     };
     struct reading r = { 0 };

@@ -197,6 +197,8 @@ int main(int argc, char **argv) {
         printf("\nothers used %.0f %% of the CPUs meanwhile\n", 100 * others);
         json_object_set_new(machine, "others_meanwhile", json_real(others));
     }
+    if (rc == 0 && json_array_size(b.figures) == 0)
+        rc = err_code(&e, EXIT_USAGE, "no figure has that name; see 'qerl-bench --help'");
     if (rc == 0 && json) rc = write_json(json, machine, b.figures, &e);
     if (rc < 0) fprintf(stderr, "qerl-bench: %s\n", e.text);
     if (rc == 0 && (fflush(stdout) != 0 || ferror(stdout))) rc = -1;

@@ -20,6 +20,10 @@ static struct net_opts train_opts(void) {
                               .positions_max = LENGTH, .train = true, .lora = shape_lora(RANK) };
 }
 
+static struct gen_opts gen_options(void) {
+    return (struct gen_opts){ .rows = SEQS, .positions_max = LENGTH, .lora = shape_lora(RANK) };
+}
+
 struct training {
     struct net *net;
     struct lora *lora;
@@ -156,7 +160,7 @@ static int dapo_step(struct dapo *d, int number, struct err *e) {
 
 static int dapo_open(struct dapo *d, struct synth *s, struct err *e) {
     struct kern *k = &s->kern;
-    struct gen_opts o = { .rows = SEQS, .positions_max = LENGTH, .lora = shape_lora(RANK) };
+    struct gen_opts o = gen_options();
     d->s = s;
     if (training_open(&d->t, s, e) < 0 || gen_create(&d->gen, &s->model, NULL, &o, e) < 0 ||
         gen_adopt(d->gen, d->t.lora, NULL, e) < 0)
@@ -226,10 +230,37 @@ static int dapo_run(struct bench *b, enum shape m, struct dapo *d, struct err *e
     return 0;
 }
 
+/* Weights, both nets and AdamW, by the code that allocates them. */
+static void dapo_plan(struct bench *b, enum shape m, const char *key) {
+    const struct model_conf *c = &shape_conf[m];
+    struct net_opts o = train_opts();
+    struct gen_opts g = gen_options();
+    double bytes = (double)net_plan(c, MODEL_QUANT_MXFP4, &o) +
+                   (double)gen_plan(c, MODEL_QUANT_MXFP4, &g) +
+                   5. * sizeof(float) * (double)lora_params(c, &o.lora) +
+                   (double)kern_weight_bytes(KERN_FORMAT_BF16, c->vocab, c->dim);
+    for (int p = 0; p < PROJ_COUNT; p++) {
+        int out, in;
+        model_proj_shape(c, (enum proj)p, &out, &in);
+        bytes += c->layers * (double)kern_weight_bytes(KERN_FORMAT_MXFP4, out, in);
+    }
+    bench_report(b, key, &(struct figure){ .unit = "MB",
+                                           .what = "planned: weights, both nets, AdamW",
+                                           .s = spread_of(&(double){ bytes / 1e6 }, 1) });
+}
+
 int part_dapo(struct bench *b, enum shape m, struct err *e) {
+    static const char *const timed[] = { "step", "decode", "train", "update", "memory" };
     char path[BENCH_KEY_MAX];
+    bool any = false;
+    snprintf(path, sizeof path, "dapo/%s/plan", shape_name[m]);
+    if (bench_wants(b, path)) dapo_plan(b, m, path);
+    for (size_t i = 0; i < COUNT_OF(timed); i++) {
+        snprintf(path, sizeof path, "dapo/%s/%s", shape_name[m], timed[i]);
+        any |= bench_wants(b, path);
+    }
     snprintf(path, sizeof path, "dapo/%s", shape_name[m]);
-    if (!bench_enters(b, path)) return 0;
+    if (!any) return 0;
     if (bench_synth(b, m, e) < 0) return -1;
     struct dapo *d = mem_alloc(sizeof *d);
     int rc = dapo_open(d, b->synth, e);
