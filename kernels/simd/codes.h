@@ -35,8 +35,8 @@ INLINE __m512i mxfp4_value(__m512i code, __m512i table, __m512i up) {
     return _mm512_mask_add_epi16(v, some, v, up);
 }
 
-/* The same by bytes, for codes that lie so in both bytes of their word: where a permutation of words
- * is two instructions inside, one of bytes is one. */
+/* The same by bytes, for codes that lie so in both bytes of their word: where a permutation of
+ * words is two instructions inside, one of bytes is one. */
 static const _Alignas(64) uint8_t mul_e2m1_bytes[64] = {
     0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0, 0x00, 0x00, 0x80, 0xc0, 0x00, 0x40, 0x80, 0xc0,
     0x00, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x80, 0xbf, 0xbf, 0xbf, 0xc0, 0xc0, 0xc0, 0xc0,
