@@ -21,6 +21,11 @@ INLINE void *carve(char *base, size_t *used, size_t count, size_t size) {
     return at;
 }
 
+/* Asks for memory that is read soon: rows and pages lie apart, which no prefetcher foresees. */
+INLINE void ahead(const void *from, size_t bytes) {
+    for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)from + i, _MM_HINT_T0);
+}
+
 /* The page of K as 32 k = dims, columns = positions: [2][k_blocks] blocks. */
 INLINE void keys_get(mul_t *to, const struct kern_kv *kv, size_t at, int panels) {
     const size_t size = kv->type == KERN_F32 ? 4 : 2;
@@ -107,9 +112,7 @@ INLINE size_t attn_page(const struct attn_block *b, const struct attn_run *r, in
 }
 INLINE void attn_ahead(const struct kern_kv *kv, size_t page) {
     const size_t size = kv->type == KERN_F32 ? 4 : 2;
-    const char *at = (const char *)kv->pages.p + page * size;
-    for (size_t i = 0; i < (size_t)(KERN_PAGE * kv->head_dim) * size; i += 64)
-        _mm_prefetch(at + i, _MM_HINT_T0);
+    ahead((const char *)kv->pages.p + page * size, (size_t)(KERN_PAGE * kv->head_dim) * size);
 }
 
 static void attn_scores(struct attn_block *b, const struct attn_run *r, int at) {
@@ -228,6 +231,9 @@ static void attn_block(struct attn_block *b) {
     const size_t ld = (size_t)b->panels * 16, q_row = (size_t)b->k_blocks * MUL_LHS,
                  dim = (size_t)b->dim, q_size = a->q_type == KERN_F32 ? 4 : 2;
     int most = 0;
+    for (int i = 0; i < b->count; i += b->group)
+        ahead((const char *)a->q.p + attn_head(b, i) * dim * q_size,
+              (size_t)b->group * dim * q_size);
     for (int i = 0, n; i < b->count; i += n) {               /* a row's heads are neighbours */
         n = b->group - (b->first + i) % b->group;
         if (n > b->count - i) n = b->count - i;
@@ -357,6 +363,8 @@ static void bwd_forms(const struct bwd *b, mul_t *rows, mul_t *ks, kptr from, en
                       bool round, int i, int n) {
     const size_t bytes = (size_t)b->dim * (type == KERN_F32 ? 4 : 2),
                  row = (size_t)b->k_blocks * MUL_LHS;
+    for (int r = i + MUL_K; r < i + 2 * MUL_K && r < b->queries; r++)
+        ahead((const char *)from.p + bwd_head(b, r) * bytes, bytes);
     for (int r = 0; r < n; r++)
         memcpy((char *)b->some + (size_t)r * bytes, (char *)from.p + bwd_head(b, i + r) * bytes,
                bytes);
