@@ -310,7 +310,7 @@ static void simd_attn(struct kern *k, const struct kern_attn *a) {
     cpu_run(k, (a->rows + t.block_rows - 1) / t.block_rows * a->kv.kv_heads, attn_part, &t);
 }
 
-enum { BWD_BLOCKS = 2, BWD_QUERIES = BWD_BLOCKS * MUL_K };   /* queries at a time */
+enum { BWD_BLOCKS = 4, BWD_QUERIES = BWD_BLOCKS * MUL_K };   /* queries at a time */
 
 /* One sequence and kv head, and its scratch. The forms of q and dy are made once and serve every
  * page; those of a page serve every query. */
@@ -363,8 +363,6 @@ static void bwd_forms(const struct bwd *b, mul_t *rows, mul_t *ks, kptr from, en
                       bool round, int i, int n) {
     const size_t bytes = (size_t)b->dim * (type == KERN_F32 ? 4 : 2),
                  row = (size_t)b->k_blocks * MUL_LHS;
-    for (int r = i + MUL_K; r < i + 2 * MUL_K && r < b->queries; r++)
-        ahead((const char *)from.p + bwd_head(b, r) * bytes, bytes);
     for (int r = 0; r < n; r++)
         memcpy((char *)b->some + (size_t)r * bytes, (char *)from.p + bwd_head(b, i + r) * bytes,
                bytes);
@@ -376,24 +374,36 @@ static void bwd_forms(const struct bwd *b, mul_t *rows, mul_t *ks, kptr from, en
                  v_left(c * 16, b->dim));
     }
 }
+static float bwd_delta(const struct bwd *b, size_t at) {
+    const struct kern_attn_bwd *a = b->a;
+    vf acc = v_zero();
+    for (int c = 0; c < b->dim; c += 16) {
+        const int n = v_left(c, b->dim);
+        acc = v_fma_n(v_load_n((const float *)a->dy.p + at + c, n),
+                      v_get_n(a->y.p, a->y_type, at + (size_t)c, n), acc, n);
+    }
+    return v_fold(acc);
+}
 
 static void bwd_queries(struct bwd *b) {
     const struct kern_attn_bwd *a = b->a;
+    const size_t dim = (size_t)b->dim, q_bytes = dim * (a->q_type == KERN_F32 ? 4 : 2),
+                 y_bytes = dim * (a->y_type == KERN_F32 ? 4 : 2);
     for (int i = 0; i < b->queries; i += MUL_K) {
         const int n = b->queries - i < MUL_K ? b->queries - i : MUL_K;
+        for (int r = i + MUL_K; r < i + 2 * MUL_K && r < b->queries; r++) {
+            const size_t head = bwd_head(b, r);
+            ahead((const char *)a->q.p + head * q_bytes, q_bytes);
+            ahead((const char *)a->y.p + head * y_bytes, y_bytes);
+            ahead((const float *)a->dy.p + head * dim, dim * sizeof(float));
+        }
         bwd_forms(b, b->q, b->q_k, a->q, a->q_type, false, i, n);
         bwd_forms(b, b->dy, b->dy_k, a->dy, KERN_F32, b->round, i, n);
-    }
-    for (int i = 0; i < b->queries; i++) {
-        const size_t head = bwd_head(b, i), at = head * (size_t)b->dim;
-        vf acc = v_zero();
-        for (int c = 0; c < b->dim; c += 16) {
-            const int n = v_left(c, b->dim);
-            acc = v_fma_n(v_load_n((const float *)a->dy.p + at + c, n),
-                          v_get_n(a->y.p, a->y_type, at + (size_t)c, n), acc, n);
+        for (int r = i; r < i + n; r++) {
+            const size_t head = bwd_head(b, r);
+            b->delta[r] = bwd_delta(b, head * dim);
+            b->lse[r] = ((const float *)a->lse.p)[head];
         }
-        b->delta[i] = v_fold(acc);
-        b->lse[i] = ((const float *)a->lse.p)[head];
     }
     memset(b->dq, 0, (size_t)b->queries * (size_t)b->panels * 16 * sizeof *b->dq);
 }
