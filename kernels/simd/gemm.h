@@ -12,8 +12,13 @@
 
 enum {
     GEMM_ROWS = 192,                   /* rows of a part: reuse of unpacked weights */
-    GEMM_LHS_BYTES = 2 << 20,          /* lhs blocks of a part: read in a stream, from L2 or L3 */
-    GEMM_ACC_BYTES = 1 << 20,          /* sums of a part: another share of them */
+#if defined(MUL_FUSED)
+    GEMM_LHS_BYTES = 384 * 1024,       /* lhs blocks of a part: tiles wait for whatever is not L2 */
+    GEMM_ACC_BYTES = 384 * 1024,       /* sums of a part: another share of it */
+#else
+    GEMM_LHS_BYTES = 2 << 20,          /* the registers' loops can wait for L3 */
+    GEMM_ACC_BYTES = 1 << 20,
+#endif
     GEMM_PANELS = MUL_PANELS,          /* unpacked together; even: a record transposed is two */
     GEMM_BLOCKS = 16 / (int)sizeof(mul_t),           /* so many blocks of them: L1 */
     GEMM_PARTS = 4,                    /* of a thread: whoever is late has the others take over */
