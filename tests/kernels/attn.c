@@ -57,6 +57,11 @@ static struct bench bench_make(struct kt *t, int heads, int kv_heads, int dim,
     return bench_mixed(t, heads, kv_heads, dim, type, type, 1.0);
 }
 
+/* Each path on each pool, but ref, which knows no threads, once. */
+#define EACH_ONCE(t, k)                                                                            \
+    KT_EACH(t, k)                                                                                  \
+    if (strcmp(k->name, "ref") || k->pool == (t)->pool[0])
+
 static struct kern_attn attn_of(const struct bench *b, void *y, float *lse) {
     return (struct kern_attn){ kt_p(b->q), b->type,        b->kv,
                                LAYER,      kt_p(b->slots), kt_p(b->pos),
@@ -196,8 +201,7 @@ Test(attn, same_bits_at_once_in_chunks_or_row_by_row_in_any_order) {
             t.ref.attn(&t.ref, &a);
             int order[ROWS];
             for (int i = 0; i < ROWS; i++) order[i] = i * 50 % ROWS; /* slots and positions mixed */
-            KT_EACH(&t, k) {
-                if (k->pool == t.pool[0] && !strcmp(k->name, "ref")) continue;   /* itself */
+            EACH_ONCE(&t, k) {
                 memset(got, 0, bytes);
                 a = attn_of(&b, got, l);
                 k->attn(k, &a);
@@ -243,14 +247,14 @@ Test(attn, same_bits_with_a_shared_page_or_a_copy_of_it) {
             struct kern_attn a = attn_of(&b, want, NULL);
             t.ref.attn(&t.ref, &a);
             a.y = kt_p(got);
-            KT_EACH(&t, k) {
+            EACH_ONCE(&t, k) {
                 k->attn(k, &a);
                 KT_SAME(k, got, want, bytes, "attn own copies, heads of %d", b.kv.head_dim);
             }
             for (int slot = 0; slot < 3; slot++)
                 for (int j = 0; j < shared; j++)
                     table[slot * SLOT_PAGES + j] = table[3 * SLOT_PAGES + j];
-            KT_EACH(&t, k) {
+            EACH_ONCE(&t, k) {
                 k->attn(k, &a);
                 KT_SAME(k, got, want, bytes, "attn %d shared pages, heads of %d", shared,
                         b.kv.head_dim);
@@ -278,7 +282,7 @@ Test(attn, same_bits_where_products_vanish) {
             struct kern_attn a = attn_of(&b, want, NULL);
             t.ref.attn(&t.ref, &a);
             a.y = kt_p(got);
-            KT_EACH(&t, k) {
+            EACH_ONCE(&t, k) {
                 k->attn(k, &a);
                 KT_SAME(k, got, want, bytes, "attn of tiny values, heads of %d", b.kv.head_dim);
             }
@@ -319,7 +323,7 @@ Test(attn, a_nan_reaches_the_rows_that_see_it) {
                 b.v[(size_t)bad * kv_row + i] = i % 2 ? NAN : INFINITY;
             put(&t, &b);
             a.y = kt_p(got);
-            KT_EACH(&t, k) {
+            EACH_ONCE(&t, k) {
                 k->attn(k, &a);
                 for (int r = 0; r < ROWS; r++) {
                     bool sees = what / 2 == 0 ? r == bad : r >= bad;
@@ -369,8 +373,7 @@ Test(attn_bwd, same_bits_for_any_threads_and_split) {
             struct kern_attn_bwd a = bwd_of(&b, y, lse, want);
             t.ref.attn_bwd(&t.ref, &a);
             a = bwd_of(&b, y, lse, got);
-            KT_EACH(&t, k) {
-                if (!strcmp(k->name, "ref") && k->pool != t.pool[1]) continue;
+            EACH_ONCE(&t, k) {
                 memset(got.dq, 0, b.q_size * 4);
                 for (int from = 0; from < SEQS; from += a.seqs) {        /* 1 and 3 of them */
                     a.seqs = from ? SEQS - 1 : 1, a.seq_start = seq_start + from;
@@ -410,7 +413,7 @@ Test(attn_bwd, a_nan_stays_in_its_sequence) {
         put(&t, &b);
         t.ref.attn(&t.ref, &f);
         a = bwd_of(&b, y, lse, got);
-        KT_EACH(&t, k) {
+        EACH_ONCE(&t, k) {
             k->attn_bwd(k, &a);
             bool nan = false;
             for (size_t i = 0; i < 33 * kv_row; i++) nan |= isnan(got.dk[kv_row + i]);
