@@ -3,7 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/kernels/kt.h"
 
-static const int rows_of[] = { 1, 2, 3, 5, 6, 7, 8, 9, 13, 16, 17, 25, 70, 0 };
+static const int rows_of[] = { 1, 2, 3, 5, 6, 7, 8, 9, 13, 16, 17, 25, 33, 70, 0 };
 static const struct { int out, in;
 } shape[] = {
     { 1, 1 },   { 7, 9 },    { 16, 32 },   { 17, 33 },  { 15, 31 },  { 48, 160 },
@@ -148,6 +148,268 @@ Test(linear, more_rows_than_a_part_takes) {
     kt_close(&t);
 }
 
+/* Any NaN is as good as another. */
+static void one_nan(void *p, enum kern_type type, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (isnan(kt_get(p, type, i))) cpu_put(kt_p(p), type, i, NAN);
+}
+
+Test(linear, adapter_and_several_at_once) {
+    struct kt t;
+    kt_open(&t);
+    enum { IN = 96, LD = 2 * IN };
+    static const int out_of[] = { 48, 17, 130 }, rank_of[] = { 8, 32, 40 };
+    static const enum kern_format w_of[] = { KERN_FORMAT_MXFP4, KERN_FORMAT_BF16,
+                                             KERN_FORMAT_NVFP4, KERN_FORMAT_F32 };
+    for (int i = 0; rows_of[i]; i++)
+        for (int variant = 0; variant < 8; variant++) {
+            const enum kern_type xt = variant & 1 ? KERN_F32 : KERN_BF16;
+            const int rows = rows_of[i], n = 1 + (i + variant) % 3;
+            struct kern_linear a[3];
+            void *y0[3], *want[3];
+            size_t bytes[3];
+            for (int j = 0; j < n; j++) {
+                const int out = out_of[j], rank = rank_of[(i + j) % 3], ld = out + j;
+                const bool lora = j != 1 || variant & 2;
+                bytes[j] = (size_t)rows * (size_t)ld * 4;
+                y0[j] = kt_f32(&t, (size_t)rows * (size_t)ld, 1.0);
+                a[j] = (struct kern_linear){
+                    .x = kt_p(kt_typed(&t, xt, (size_t)rows * LD, 1.0)), .x_type = xt, .x_ld = LD,
+                    .w = kt_weight(&t, w_of[(variant + j) % 4], out, IN), .scale = 0.7f,
+                    .bias = kt_p(j ? kt_f32(&t, (size_t)out, 1.0) : NULL),
+                    .accumulate = variant & 4,
+                    .u = kt_p(kt_typed(&t, xt, (size_t)(rows * (rank + j)), 1.0)),
+                    .u_ld = rank + j, .y = kt_p(kt_copy(&t, y0[j], bytes[j])),
+                    .y_type = KERN_F32, .y_ld = ld, .rows = rows };
+                if (lora)
+                    a[j].b = kt_weight(&t, variant & 2 ? KERN_FORMAT_BF16 : KERN_FORMAT_F32, out,
+                                       rank);
+                /* by two calls: first v, then what the adapter adds */
+                want[j] = kt_copy(&t, y0[j], bytes[j]);
+                struct kern_linear one = a[j];
+                one.b.out = 0;
+                one.y = kt_p(want[j]);
+                t.ref.linear(&t.ref, &one, 1);
+                one.x = a[j].u, one.x_ld = a[j].u_ld, one.w = a[j].b, one.scale = 1.0f;
+                one.bias.p = NULL;
+                one.accumulate = true;
+                if (lora) t.ref.linear(&t.ref, &one, 1);
+            }
+            t.ref.linear(&t.ref, a, n);
+            for (int j = 0; j < n; j++)
+                KT_SAME(&t.ref, (float *)a[j].y.p, (float *)want[j], bytes[j],
+                        "%d linears, the adapter of %d beside it", n, j);
+            KT_EACH(&t, k) {
+                for (int j = 0; j < n; j++) memcpy(a[j].y.p, y0[j], bytes[j]);
+                k->linear(k, a, n);
+                for (int j = 0; j < n; j++)
+                    KT_SAME(k, (float *)a[j].y.p, (float *)want[j], bytes[j],
+                            "%d of %d linears, variant %d, rows %d", j, n, variant, rows);
+            }
+            /* rounded once, at the end */
+            struct kern_linear *last = &a[n - 1];
+            const size_t count = (size_t)rows * (size_t)last->y_ld;
+            uint16_t *half = kt_new(&t, count * 2);
+            for (size_t e = 0; e < count; e++) half[e] = f32_to_bf16(((float *)want[n - 1])[e]);
+            last->y = kt_p(kt_new(&t, count * 2));
+            last->y_type = KERN_BF16;
+            KT_EACH(&t, k) {
+                if (last->accumulate) break;
+                k->linear(k, last, 1);
+                for (int r = 0; r < rows; r++)
+                    KT_SAME(k, (uint16_t *)last->y.p + r * last->y_ld, half + r * last->y_ld,
+                            (size_t)last->w.out * 2, "adapter rounded once, row %d", r);
+            }
+            kt_drop(&t);
+        }
+    kt_close(&t);
+}
+
+/* Numbers at one end of the range or the other: what underflows with zeros of both signs, or what
+ * overflows, now and then infinite itself. */
+enum end { TINY, MIXED, HUGE_NOW_AND_THEN, INFINITE, ENDS };
+static float extreme(struct kt *t, enum end end) {
+    static const float size[] = { 1.0f,      0x1p-127f, 0x1p-133f, 0x1p-126f, 0x1p-64f, 0x1p-62f,
+                                  0x1p-60f,  0.0f,      1.0f,      0x1p62f,   0x1p64f,  0x1p126f };
+    const float sign = kt_unit(t) < 0.5 ? -1.0f : 1.0f, x = 1.0f + (float)kt_unit(t);
+    const double pick = kt_unit(t);
+    if (end == TINY) return sign * x * size[1 + (int)(pick * 7)];
+    if (end == MIXED) return sign * x * size[(int)(pick * 10)];
+    if (end == INFINITE && pick < 0.002) return sign * INFINITY;
+    return sign * x * (pick < 0.02 ? size[9 + (int)(kt_unit(t) * 3)] : size[(int)(pick * 8)]);
+}
+static void *extremes(struct kt *t, enum kern_type type, size_t n, enum end end) {
+    void *p = kt_new(t, kt_bytes(type, n));
+    for (size_t i = 0; i < n; i++) cpu_put(kt_p(p), type, i, extreme(t, end));
+    return p;
+}
+/* All codes, and all scales there are: of one kind in a weight, so that plain ones are met too. */
+static struct kern_weight extreme_weight(struct kt *t, enum kern_format f, int out, int in,
+                                         enum end kind) {
+    struct kern_weight w = { .format = f, .out = out, .in = in, .scale = 1.0f };
+    const size_t n = (size_t)out * (size_t)in;
+    w.data.p = kt_new(t, kern_weight_bytes(f, out, in));
+    if (f == KERN_FORMAT_F32 || f == KERN_FORMAT_BF16) {
+        pack_f32(w.data.p, f, extremes(t, KERN_F32, n, (enum end)kind), out, in);
+        return w;
+    }
+    static const uint8_t edge[] = { 0, 1, 2, 3, 251, 252, 253, 254 };
+    const bool mx = f == KERN_FORMAT_MXFP4;
+    const size_t scales_n = (size_t)out * (size_t)((in + (mx ? 31 : 15)) / (mx ? 32 : 16));
+    uint8_t *codes = kt_new(t, n), *scales = kt_new(t, scales_n);
+    for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)(kt_unit(t) * 16);
+    for (size_t i = 0; i < scales_n; i++)
+        scales[i] = (uint8_t)(kind == TINY    ? kt_unit(t) * (mx ? 70 : 16)
+                              : kind == MIXED ? 2 + kt_unit(t) * (mx ? 200 : 124)
+                              : kind == HUGE_NOW_AND_THEN && kt_unit(t) < 0.5 ? 120
+                              : kind == INFINITE ? kt_unit(t) * 256
+                                                 : edge[(int)(kt_unit(t) * 8)]);
+    pack_codes(w.data.p, f, codes, scales, out, in);
+    return w;
+}
+
+Test(linear, ends_of_the_range) {
+    struct kt t;
+    kt_open(&t);
+    enum { OUT = 48, IN = 96, ROWS = 19 };
+    for (enum kern_format f = KERN_FORMAT_F32; f <= KERN_FORMAT_NVFP4; f++)
+        for (int round = 0; round < 2 * ENDS * ENDS; round++) {
+            const enum kern_type xt = round & 16 ? KERN_F32 : KERN_BF16;
+            float *want = kt_new(&t, ROWS * OUT * 4), *back = kt_new(&t, ROWS * IN * 4);
+            struct kern_linear a = {
+                .x = kt_p(extremes(&t, xt, ROWS * IN, round / 4 % ENDS)), .x_type = xt, .x_ld = IN,
+                .w = extreme_weight(&t, f, OUT, IN, round % ENDS), .scale = 1.0f, .y = kt_p(want),
+                .y_type = KERN_F32, .y_ld = OUT, .rows = ROWS };
+            struct kern_linear_t b = { .dy = kt_p(extremes(&t, KERN_F32, ROWS * OUT,
+                                                             round / 4 % ENDS)),
+                                       .dy_ld = OUT, .w = a.w, .scale = 1.0f, .round = !(round & 16),
+                                       .dx = kt_p(back), .dx_ld = IN, .rows = ROWS };
+            t.ref.linear(&t.ref, &a, 1);
+            t.ref.linear_t(&t.ref, &b);
+            one_nan(want, KERN_F32, ROWS * OUT);
+            one_nan(back, KERN_F32, ROWS * IN);
+            KT_EACH(&t, k) {
+                float *y = kt_new(&t, ROWS * OUT * 4), *dx = kt_new(&t, ROWS * IN * 4);
+                a.y = kt_p(y);
+                b.dx = kt_p(dx);
+                k->linear(k, &a, 1);
+                k->linear_t(k, &b);
+                one_nan(y, KERN_F32, ROWS * OUT);
+                one_nan(dx, KERN_F32, ROWS * IN);
+                KT_SAME(k, y, want, ROWS * OUT * 4, "linear %s round %d", format_name[f], round);
+                KT_SAME(k, dx, back, ROWS * IN * 4, "linear_t %s round %d", format_name[f], round);
+            }
+            kt_drop(&t);
+        }
+    kt_close(&t);
+}
+
+/* x = 1: y is the weight itself, to the last bit of it but that subnormals are zero; where there is
+ * an infinity among what is summed, it is no number. */
+Test(linear, every_scale_of_a_record) {
+    struct kt t;
+    kt_open(&t);
+    enum { OUT = 16, IN = 32 };
+    for (enum kern_format f = KERN_FORMAT_MXFP4; f <= KERN_FORMAT_NVFP4; f++)
+        for (int scale = 0; scale < 256; scale++) {
+            uint8_t codes[OUT * IN], scales[OUT * 2], record[512];
+            uint16_t x[IN * IN];
+            float dy[OUT * OUT], y[IN * OUT], dx[OUT * IN];
+            bool finite = true;
+            for (int i = 0; i < IN * IN; i++) x[i] = i / IN == i % IN ? 0x3f80 : 0;
+            for (int i = 0; i < OUT * OUT; i++) dy[i] = i / OUT == i % OUT ? 1.0f : 0.0f;
+            for (int i = 0; i < OUT * IN; i++) codes[i] = (uint8_t)((i / IN * 5 + i % IN) % 16);
+            memset(scales, scale, sizeof scales);
+            const struct kern_weight w = { kt_p(record), f, OUT, IN, 1.0f };
+            pack_codes(record, f, codes, scales, OUT, IN);
+            for (int i = 0; i < OUT * IN; i++) finite &= isfinite(kt_at(&w, i / IN, i % IN)) != 0;
+            const struct kern_linear a = { .x = kt_p(x), .x_type = KERN_BF16, .x_ld = IN, .w = w,
+                                           .scale = 1.0f, .y = kt_p(y), .y_type = KERN_F32,
+                                           .y_ld = OUT, .rows = IN };
+            const struct kern_linear_t b = { .dy = kt_p(dy), .dy_ld = OUT, .w = w, .scale = 1.0f,
+                                             .round = true, .dx = kt_p(dx), .dx_ld = IN,
+                                             .rows = OUT };
+            KT_EACH(&t, k) {
+                k->linear(k, &a, 1);
+                k->linear_t(k, &b);
+                for (int i = 0; i < OUT * IN; i++) {
+                    const float v = kern_flushf(kt_at(&w, i / IN, i % IN)), to = y[i % IN * OUT + i / IN];
+                    cr_assert(finite ? to == v && dx[i] == v : !isfinite(to) && !isfinite(dx[i]),
+                              "%s, %s scale %d code %d: %g and %g, wanted %g", k->name,
+                              format_name[f], scale, codes[i], (double)to, (double)dx[i], (double)v);
+                }
+            }
+        }
+    kt_close(&t);
+}
+
+Test(linear, nan_stays_in_its_row) {
+    struct kt t;
+    kt_open(&t);
+    enum { OUT = 70, IN = 160, ROWS = 21 };
+    for (enum kern_format f = KERN_FORMAT_F32; f <= KERN_FORMAT_NVFP4; f++)
+        for (int bad = 0; bad < ROWS; bad += 4) {
+            uint16_t *x = kt_bf16(&t, ROWS * IN, 1.0);
+            float *dy = kt_f32(&t, ROWS * OUT, 1.0), *y = kt_new(&t, ROWS * OUT * 4),
+                  *dx = kt_new(&t, ROWS * IN * 4);
+            x[bad * IN + 37] = 0x7fc0;
+            dy[bad * OUT + 33] = NAN;
+            struct kern_linear a = { .x = kt_p(x), .x_type = KERN_BF16, .x_ld = IN,
+                                     .w = kt_weight(&t, f, OUT, IN), .scale = 1.0f, .y = kt_p(y),
+                                     .y_type = KERN_F32, .y_ld = OUT, .rows = ROWS };
+            struct kern_linear_t b = { .dy = kt_p(dy), .dy_ld = OUT, .w = a.w, .scale = 1.0f,
+                                       .round = true, .dx = kt_p(dx), .dx_ld = IN, .rows = ROWS };
+            KT_EACH(&t, k) {
+                k->linear(k, &a, 1);
+                k->linear_t(k, &b);
+                for (int i = 0; i < ROWS * OUT; i++)
+                    cr_assert(isnan(y[i]) == (i / OUT == bad), "%s: NaN of row %d, element %d",
+                              k->name, bad, i);
+                for (int i = 0; i < ROWS * IN; i++)
+                    cr_assert(isnan(dx[i]) == (i / IN == bad), "%s: NaN of row %d back, element %d",
+                              k->name, bad, i);
+            }
+            kt_drop(&t);
+        }
+    kt_close(&t);
+}
+
+Test(linear, k_longer_than_a_part_holds) {
+    struct kt t;
+    kt_open(&t);
+    enum { LONG = 5600, SHORT = 20, ROWS = 190 };
+    uint16_t *x = kt_bf16(&t, ROWS * LONG, 1.0);
+    float *dy = kt_f32(&t, ROWS * LONG, 1.0), *want = kt_new(&t, ROWS * SHORT * 4),
+          *back = kt_new(&t, ROWS * SHORT * 4);
+    struct kern_linear a = { .x = kt_p(x), .x_type = KERN_BF16, .x_ld = LONG,
+                             .w = kt_weight(&t, KERN_FORMAT_MXFP4, SHORT, LONG), .scale = 1.0f,
+                             .u = kt_p(x), .u_ld = LONG,
+                             .b = kt_weight(&t, KERN_FORMAT_BF16, SHORT, 33), .y = kt_p(want),
+                             .y_type = KERN_F32, .y_ld = SHORT, .rows = ROWS };
+    struct kern_linear_t b = { .dy = kt_p(dy), .dy_ld = LONG,
+                               .w = kt_weight(&t, KERN_FORMAT_MXFP4, LONG, SHORT), .scale = 1.0f,
+                               .round = true, .dx = kt_p(back), .dx_ld = SHORT, .rows = ROWS };
+    t.ref.linear(&t.ref, &a, 1);
+    t.ref.linear_t(&t.ref, &b);
+    KT_EACH(&t, k) {
+        float *y = kt_new(&t, ROWS * SHORT * 4), *dx = kt_new(&t, ROWS * SHORT * 4);
+        a.y = kt_p(y);
+        b.dx = kt_p(dx);
+        k->linear(k, &a, 1);
+        k->linear_t(k, &b);
+        KT_SAME(k, y, want, ROWS * SHORT * 4, "linear of %d inputs", LONG);
+        KT_SAME(k, dx, back, ROWS * SHORT * 4, "linear_t of %d outputs", LONG);
+    }
+    kt_close(&t);
+}
+
+/* A product of a sum over k passes through at most 16 roundings in its chain, one where the chains
+ * meet, one a block, and `more` after that: each is off by 2^-24 of what it rounds. */
+static double gamma_of(int k, int more) {
+    const double n = 17 + (k + 31) / 32 + more, u = 0x1p-24;
+    return n * u / (1.0 - n * u);
+}
+
 Test(linear, ref_is_near_double) {
     struct kt t;
     kt_open(&t);
@@ -170,8 +432,9 @@ Test(linear, ref_is_near_double) {
                     sum += (double)x[r * IN + i] * (double)kt_at(&w, o, i);
                     size += fabs((double)x[r * IN + i] * (double)kt_at(&w, o, i));
                 }
-                KT_NEAR((double)y[r * OUT + o], 0.5 * sum + (double)bias[o], size * 1e-5 + 1e-6,
-                        "%s row %d out %d", format_name[f], r, o);
+                size = 0.5 * size + fabs((double)bias[o]);
+                KT_NEAR((double)y[r * OUT + o], 0.5 * sum + (double)bias[o],
+                        size * gamma_of(IN, 2), "%s row %d out %d", format_name[f], r, o);
             }
             for (int i = 0; i < IN; i++) {
                 double sum = 0.0, size = 0.0;
@@ -179,8 +442,8 @@ Test(linear, ref_is_near_double) {
                     sum += (double)dy[r * OUT + o] * (double)kt_at(&w, o, i);
                     size += fabs((double)dy[r * OUT + o] * (double)kt_at(&w, o, i));
                 }
-                KT_NEAR((double)dx[r * IN + i], 0.5 * sum, size * 1e-5 + 1e-6, "%s row %d in %d",
-                        format_name[f], r, i);
+                KT_NEAR((double)dx[r * IN + i], 0.5 * sum, 0.5 * size * gamma_of(OUT, 1),
+                        "%s row %d in %d", format_name[f], r, i);
             }
         }
         kt_drop(&t);
@@ -239,6 +502,32 @@ Test(outer, same_bits_however_sequences_are_split) {
                 }
             kt_drop(&t);
         }
+    kt_close(&t);
+}
+
+Test(outer, ends_of_the_range) {
+    struct kt t;
+    kt_open(&t);
+    static const int32_t start[] = { 0, 3, 40, 75 };
+    enum { ROWS = 75, M = 35, N = 50 };
+    for (int round = 0; round < 4 * ENDS * ENDS; round++) {
+        const enum kern_type bt = round & 1 ? KERN_F32 : KERN_BF16;
+        float *want = kt_f32(&t, M * N, 1.0), *g0 = kt_copy(&t, want, M * N * 4);
+        struct kern_outer o = { .a = kt_p(extremes(&t, KERN_F32, ROWS * M, round / 4 % ENDS)), .a_ld = M,
+                                .b = kt_p(extremes(&t, bt, ROWS * N, round / 16)), .b_type = bt,
+                                .b_ld = N, .scale = 0.6f, .round = !(round & 2), .g = kt_p(want),
+                                .m = M, .n = N, .seq_start = start, .seqs = 3 };
+        t.ref.outer(&t.ref, &o);
+        one_nan(want, KERN_F32, M * N);
+        KT_EACH(&t, k) {
+            float *got = kt_copy(&t, g0, M * N * 4);
+            o.g = kt_p(got);
+            k->outer(k, &o);
+            one_nan(got, KERN_F32, M * N);
+            KT_SAME(k, got, want, M * N * 4, "outer round %d", round);
+        }
+        kt_drop(&t);
+    }
     kt_close(&t);
 }
 
