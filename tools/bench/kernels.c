@@ -26,7 +26,7 @@ struct room {
     kptr adam[4];
     int turn;                            /* which layer is next */
     /* the operation in hand */
-    int group, rows, vocab_rows;
+    int group, rows;
     bool transposed;
     struct kern_weight head;
     int32_t seq_start[SEQS + 1];

@@ -23,22 +23,22 @@ struct loop {
     const char *set[24];                 /* settings beside the common ones */
     int sets, steps;
     char dir[64], run[96], log[96];
-    double step[STEPS_MAX], update[STEPS_MAX], tokens;
+    double step[STEPS_MAX], tokens;      /* of the run: seconds; tokens of an answer */
     double learner[STEPS_MAX];           /* alone, of each step */
     double rollout;                      /* alone, of steps 2 .. */
 };
 
 /* ---- the run ---- */
 
-/* Fields of each line of a metrics.jsonl. */
-static int read_metrics(const char *run, struct loop *l, double *step, double *gather,
+/* Seconds of each step of a run, and of its waiting for groups; tokens of an answer in the mean. */
+static int read_metrics(const char *run, int steps, double *step, double *gather, double *tokens,
                         struct err *e) {
     char path[PATH_ROOM];
     struct str text;
     str_init(&text);
     snprintf(path, sizeof path, "%s/metrics.jsonl", run);
     int rc = fs_read(&text, path, 64 << 20, e), n = 0;
-    for (char *at = text.s; rc == 0 && at && *at && n < l->steps; n++) {
+    for (char *at = text.s; rc == 0 && at && *at && n < steps; n++) {
         char *end = strchr(at, '\n');
         json_t *o = json_parse(at, end ? (size_t)(end - at) : strlen(at), path, e);
         if (!o || json_need_num(o, "timing_s/step", &step[n], path, e) < 0 ||
@@ -46,12 +46,12 @@ static int read_metrics(const char *run, struct loop *l, double *step, double *g
             rc = -1;
         double mean = 0;
         if (rc == 0 && json_may_num(o, "response_length/mean", &mean, path, e) < 0) rc = -1;
-        if (n > 0) l->tokens += mean / (l->steps - 1);
+        *tokens += mean / steps;
         json_decref(o);
         at = end ? end + 1 : NULL;
     }
-    if (rc == 0 && n != l->steps)
-        rc = err_set(e, "'%s' has %d lines instead of %d", path, n, l->steps);
+    if (rc == 0 && n != steps)
+        rc = err_set(e, "'%s' has %d lines instead of %d", path, n, steps);
     str_release(&text);
     return rc;
 }
@@ -77,7 +77,8 @@ static int run_pipeline(struct loop *l, struct err *e) {
         child_arg(&a, "--set"), child_arg(&a, common[i]);
     for (int i = 0; i < l->sets; i++) child_arg(&a, "--set"), child_arg(&a, l->set[i]);
     snprintf(l->run, sizeof l->run, "%s/bench-0001", l->dir);
-    return child_run(&a, l->log, e) < 0 ? -1 : read_metrics(l->run, l, l->step, gather, e);
+    if (child_run(&a, l->log, e) < 0) return -1;
+    return read_metrics(l->run, l->steps, l->step, gather, &l->tokens, e);
 }
 
 /* ---- alone ---- */
@@ -93,10 +94,11 @@ static int learner_alone(struct loop *l, struct err *e) {
     snprintf(set, sizeof set, "run.dir=%s", dir);
     const char *const v[] = { program, "-c", conf, "--in", tape, "--set", set };
     for (size_t i = 0; i < COUNT_OF(v); i++) child_arg(&a, v[i]);
-    double tokens = l->tokens;
-    if (child_run(&a, l->log, e) < 0 || read_metrics(dir, l, l->learner, gather, e) < 0) return -1;
+    double tokens = 0;
+    if (child_run(&a, l->log, e) < 0 ||
+        read_metrics(dir, l->steps, l->learner, gather, &tokens, e) < 0)
+        return -1;
     for (int i = 0; i < l->steps; i++) l->learner[i] -= gather[i];
-    l->tokens = tokens;
     return 0;
 }
 
@@ -176,13 +178,15 @@ static int rollout_alone(struct loop *l, struct err *e) {
 
 /* ---- parts ---- */
 
-static int measure(struct loop *l, const char *step_key, const char *turns_key, struct err *e) {
+static void show(const struct loop *l, const char *step_key, const char *turns_key) {
     char what[128];
-    double alone = l->rollout, together = 0, *step = l->step + 1;
+    double alone = l->rollout, together = 0, step[STEPS_MAX];
     const int n = l->steps - 1;
-    for (int i = 1; i < l->steps; i++) alone += l->learner[i], together += l->step[i];
+    for (int i = 1; i < l->steps; i++) {
+        alone += l->learner[i];
+        together += step[i - 1] = l->step[i];
+    }
     double ratio = together / alone;
-    (void)e;
     if (turns_key && bench_wants(l->b, turns_key)) {
         snprintf(what, sizeof what, "step %.3f s; rollout alone %.3f, learner alone %.3f",
                  together / n, l->rollout / n, (alone - l->rollout) / n);
@@ -194,7 +198,6 @@ static int measure(struct loop *l, const char *step_key, const char *turns_key, 
         bench_report(l->b, step_key, &(struct figure){ .unit = "s", .what = what,
                                                        .s = spread_of(step, n) });
     }
-    return 0;
 }
 
 static int loop_run(struct loop *l, const char *step_key, const char *turns_key, struct err *e) {
@@ -204,7 +207,7 @@ static int loop_run(struct loop *l, const char *step_key, const char *turns_key,
     if (!mkdtemp(l->dir)) return err_code(e, EXIT_ENV, "cannot make a folder in /tmp");
     snprintf(l->log, sizeof l->log, "%s/log", l->dir);
     int rc = run_pipeline(l, e) < 0 || learner_alone(l, e) < 0 || rollout_alone(l, e) < 0 ? -1 : 0;
-    if (rc == 0) rc = measure(l, step_key, turns_key, e);
+    if (rc == 0) show(l, step_key, turns_key);
     fs_remove_tree(l->dir, NULL);
     return rc;
 }

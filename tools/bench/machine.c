@@ -208,6 +208,10 @@ static void probe_all(struct bench *b, bool show) {
         if (strcmp(path, uses[i].path) == 0)
             l->flops = uses[i].flops, l->by = uses[i].by, l->tile_rows = uses[i].rows;
     b->limits_known = true;
+    if (show && bench_wants(b, "machine/peak"))
+        bench_report(b, "machine/peak",
+                     &(struct figure){ .unit = "GFLOP/s", .what = l->by,
+                                       .s = spread_of(&(double){ l->flops * 1e-9 }, 1) });
 }
 
 const struct limits *bench_limits(struct bench *b) {
