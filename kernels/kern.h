@@ -135,9 +135,11 @@ struct kern_kv_put {
  * * kv_heads / heads. Keys are visited in pages of 32 from position 0, the running maximum and sum
  * are corrected once a page: m' = max(m, page's scores), fix = exp(m - m'), p = exp(score - m') (0
  * where the row does not see the key), l = fma(l, fix, row sum of p), o = o * fix + (even + odd
- * over the page's 32 keys of p v). Neighbouring rows whose tables name the same page read it once.
- * q [rows, heads * head_dim] of q_type; y of y_type; lse f32 [rows, heads] or absent: log of the
- * sum of exp(score). */
+ * over the page's 32 keys of p v), where an o * fix smaller than 2^-126 is +0: then not even the
+ * sign of a zero depends on keys that the row does not see. Neighbouring rows whose tables name the
+ * same page read it once; a NaN in a key or value reaches only rows that see it. q [rows, heads *
+ * head_dim] of q_type; y of y_type; lse f32 [rows, heads] or absent: log of the sum of
+ * exp(score). */
 struct kern_attn {
     kptr q; enum kern_type q_type; struct kern_kv kv; int layer; kptr slots, pos;
     kptr y; enum kern_type y_type; kptr lse; int rows, heads; float scale;
