@@ -107,7 +107,7 @@ static void rope_part(void *arg, int part, int parts) {
 ROWS_OP(rope, a->rows, a->heads * a->head_dim)
 
 /* One head's k and v into its places of a page, 16 elements at a time: rounded as one vector, then
- * spread. `page` has the position's offset in it already. */
+ * spread. page_k and page_v are where the position's element 0 goes. */
 INLINE void kv_put_head(const struct kern_kv_put *a, size_t from, size_t page_k, size_t page_v,
                         const enum kern_type type) {
     const size_t size = type == KERN_F32 ? 4 : 2, dim = (size_t)a->kv.head_dim;
