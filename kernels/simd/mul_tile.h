@@ -104,6 +104,8 @@ static void lhs_cols(mul_t *to, size_t to_row, size_t to_block, const struct mul
         for (int r = 0; r < rows; r += 16) {
             const struct mul_source from = source_at(*s, (size_t)i, (size_t)r);
             const int n = rows - r < 16 ? rows - r : 16;
+            for (size_t j = MUL_K; j < 2 * MUL_K; j++)      /* each in a page of its own */
+                _mm_prefetch((const char *)source_at(from, j, 0).from, _MM_HINT_T0);
             rhs_rows(steps, &from, k - i < MUL_K ? k - i : MUL_K, n);
             mul_t *at = to + (size_t)r * to_row + (size_t)(i / MUL_K) * to_block,
                   *put = n == 16 ? at : out;
