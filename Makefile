@@ -79,8 +79,10 @@ install: all
 clean:
 	rm -rf obj obj-san bin-san $(PROGRAMS:%=bin/%)
 
-$(O)/kernels/simd/avx2.o:   ISA := -mavx2 -mfma -mf16c
+# Elsewhere these files are empty.
+ifneq ($(findstring x86_64,$(shell $(CC) -dumpmachine)),)
 AVX512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512
+$(O)/kernels/simd/avx2.o:   ISA := -mavx2 -mfma
 $(O)/kernels/simd/avx512.o: ISA := $(AVX512)
 $(O)/kernels/simd/avx512bf16.o: ISA := $(AVX512) -mavx512vbmi -mavx512bf16
 # Tile instructions are inline assembly: the compiler itself must not know of them.
@@ -88,6 +90,7 @@ $(O)/kernels/amx/amx.o $(O)/kernels/amx/emulated.o $(O)/tests/kernels/amx.o: ISA
 $(O)/tools/bench/probe_avx2.o:   ISA := -mavx2 -mfma
 $(O)/tools/bench/probe_avx512.o: ISA := -mavx512f
 $(O)/tools/bench/probe_bf16.o:   ISA := -mavx512f -mavx512bf16
+endif
 
 $(O)/%.o: %.c
 	$(if $(V),,@echo "  CC    $<")

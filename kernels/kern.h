@@ -14,7 +14,7 @@
  *                      which
  *       is that of AMX's TDPBF16PS. acc = 0; for blocks of 32 k ascending (the last one padded with
  *       zeros): acc += even + odd, where even and odd are the chains of fma(x[k], w[k], chain) over
- *       the block's even and odd k ascending, each from +0. In these sums, and only there,
+ *       the block's even and odd k ascending, each from +0. In these sums, and in attention's o,
  *       subnormal operands and results are taken as zero.
  *   row sums           norms, softmax, delta of attention: 16 lanes, lane i takes elements i, i+16,
  *       ... by fma or add in ascending order, then the lanes are folded 8, 4, 2, 1 (lane i += lane
@@ -39,7 +39,7 @@
 #include "lib/base/err.h"
 #include "lib/base/pool.h"
 
-enum { KERN_ABI = 1, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
+enum { KERN_ABI = 2, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
 enum kern_type { KERN_F32, KERN_BF16 };
 enum kern_format { KERN_FORMAT_F32, KERN_FORMAT_BF16, KERN_FORMAT_MXFP4, KERN_FORMAT_NVFP4 };
 

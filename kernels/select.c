@@ -1,8 +1,9 @@
-/* select.c - which path this CPU can run, by its feature bits (never by its model name) and by what
- * the system saves.
+/* select.c - which path this CPU can run, by its feature bits (never by its model name), by what
+ * the system saves, and by a known answer of the instructions whose inner order matters.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "kernels/amx/amx.h"
@@ -26,9 +27,16 @@ static bool have_avx512(void) {
     return have_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+static bool has_avx512bf16(void) {
+    return amx_emulates() && have_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+static bool bf16_agrees;
+static pthread_once_t bf16_once = PTHREAD_ONCE_INIT;
+static void bf16_check(void) { bf16_agrees = amx_agrees(avx512bf16_product); }
 static bool have_avx512bf16(void) {
-    return have_avx512() && __builtin_cpu_supports("avx512bf16") &&
-           __builtin_cpu_supports("avx512vbmi");
+    if (!has_avx512bf16()) return false;
+    pthread_once(&bf16_once, bf16_check);
+    return bf16_agrees;
 }
 /* Intel's VDPBF16PS does half as many products a cycle as its float32 FMA, AMD's twice as many:
  * the one thing that no feature bit tells. The bits of the results are the same. */
@@ -36,16 +44,19 @@ static bool likes_avx512bf16(void) { return __builtin_cpu_is("amd"); }
 static bool have_amx(void) { return have_avx512() && amx_use() == AMX_USE_READY; }
 static bool have_amx_emulated(void) { return have_avx512() && amx_emulates(); }
 
-/* Why a CPU that has AMX does not use it; NULL where there is nothing to say. */
-static const char *amx_trouble(void) {
-    switch (amx_use()) {
-    case AMX_USE_REFUSED: return "the kernel refuses this process the state of AMX tiles";
-    case AMX_USE_WRONG: return "this CPU's TDPBF16PS does not give the bits of its description";
-    default: return NULL;
-    }
+/* Why a path that this CPU seems to have is not used; NULL where there is nothing to say. */
+static const char *trouble(const char *name) {
+    const bool any = !strcmp(name, "auto");
+    if ((any || !strcmp(name, "amx")) && amx_use() == AMX_USE_REFUSED)
+        return "the kernel refuses this process the state of AMX tiles";
+    if ((any || !strcmp(name, "amx")) && amx_use() == AMX_USE_WRONG)
+        return "this CPU's TDPBF16PS does not give the bits of its description";
+    if ((any || !strcmp(name, "avx512bf16")) && has_avx512bf16() && !have_avx512bf16())
+        return "this CPU's VDPBF16PS does not give the bits of its description";
+    return NULL;
 }
 #else
-static const char *amx_trouble(void) { return NULL; }
+static const char *trouble(const char *name) { (void)name; return NULL; }
 #endif
 static bool always(void) { return true; }
 static void ref_fill(struct kern *k) { (void)k; }
@@ -72,7 +83,7 @@ int kern_paths(const char *names[8]) {
 int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e) {
     const struct path *best = NULL;
     bool any = !name || !strcmp(name, "auto");
-    const char *why = any || !strcmp(name, "amx") ? amx_trouble() : NULL;
+    const char *why = trouble(any ? "auto" : name);
     for (size_t i = 0; i < COUNT_OF(path); i++) {
         bool asked = any ? path[i].likes && path[i].likes() : !strcmp(name, path[i].name);
         if (asked && path[i].have()) best = &path[i];
@@ -88,7 +99,7 @@ int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e
     }
     static atomic_flag said = ATOMIC_FLAG_INIT;
     if (why && !atomic_flag_test_and_set(&said))
-        log_warn("kernels: no 'amx', but '%s': %s", best->name, why);
+        log_warn("kernels: '%s', not the fastest: %s", best->name, why);
     *k = kern_ref_table;
     k->name = best->name;
     k->pool = pool;

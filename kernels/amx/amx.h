@@ -17,6 +17,8 @@ typedef void amx_product(float *c, const uint16_t *a, const uint16_t *b);
 void amx_emulated_product(float *c, const uint16_t *a, const uint16_t *b);
 /* By the instruction. Needs AMX_USE_READY or, before that is known, the kernel's permission. */
 void amx_tile_product(float *c, const uint16_t *a, const uint16_t *b);
+/* The same by VDPBF16PS: what the path avx512bf16 multiplies with. */
+void avx512bf16_product(float *c, const uint16_t *a, const uint16_t *b);
 /* Does `product` give the bits of the emulated one? Random tiles, among them subnormals, zeros of
  * both signs and sums that vanish; a fraction of a millisecond. */
 bool amx_agrees(amx_product *product);

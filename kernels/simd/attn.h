@@ -296,9 +296,7 @@ static void simd_attn(struct kern *k, const struct kern_attn *a) {
         return;
     }
     if (MUL_IS_BF16 && (a->q_type != KERN_BF16 || a->kv.type != KERN_BF16)) {
-        struct kern wide;
-        kern_avx512_fill(&wide);
-        wide.attn(k, a);
+        mul_wide().attn(k, a);
         return;
     }
     struct attn t = { a, 1, a->heads / a->kv.kv_heads };
@@ -557,9 +555,7 @@ static void simd_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
         return;
     }
     if (MUL_IS_BF16 && (a->q_type != KERN_BF16 || a->kv.type != KERN_BF16)) {
-        struct kern wide;
-        kern_avx512_fill(&wide);
-        wide.attn_bwd(k, a);
+        mul_wide().attn_bwd(k, a);
         return;
     }
     struct kern_attn_bwd copy = *a;

@@ -270,9 +270,7 @@ static void simd_linear(struct kern *k, const struct kern_linear *a, int n) {
     for (int i = 0; i < n; i++) {
         const struct kern_linear *l = &a[i];
         if (MUL_IS_BF16 && !linear_is_bf16(l)) {
-            struct kern wide;
-            kern_avx512_fill(&wide);
-            wide.linear(k, a, n);
+            mul_wide().linear(k, a, n);
             return;
         }
         all.g[i] = (struct gemm){
@@ -287,9 +285,7 @@ static void simd_linear(struct kern *k, const struct kern_linear *a, int n) {
 
 static void simd_linear_t(struct kern *k, const struct kern_linear_t *a) {
     if (MUL_IS_BF16 && (!a->round || a->w.format == KERN_FORMAT_F32)) {
-        struct kern wide;
-        kern_avx512_fill(&wide);
-        wide.linear_t(k, a);
+        mul_wide().linear_t(k, a);
         return;
     }
     struct gemms all = { .g = { {
@@ -349,9 +345,7 @@ static void outer_part(void *arg, int part, int parts) {
 
 static void simd_outer(struct kern *k, const struct kern_outer *a) {
     if (MUL_IS_BF16 && (!a->round || a->b_type != KERN_BF16)) {
-        struct kern wide;
-        kern_avx512_fill(&wide);
-        wide.outer(k, a);
+        mul_wide().outer(k, a);
         return;
     }
     if (a->m <= 0 || a->n <= 0 || a->seqs <= 0) return;

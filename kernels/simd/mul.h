@@ -59,4 +59,11 @@ INLINE struct mul_source source_at(struct mul_source s, size_t row, size_t colum
 #else
 #include "kernels/simd/mul_f32.h"
 #endif
+
+/* The path that takes the operands a bf16 multiplier does not. */
+INLINE struct kern mul_wide(void) {
+    struct kern wide = { 0 };
+    kern_avx512_fill(&wide);
+    return wide;
+}
 #endif

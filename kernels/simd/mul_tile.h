@@ -75,7 +75,9 @@ INLINE void mul_rows(const struct mul *m, size_t row, int rows, size_t panel, co
 static void mul_run(const struct mul *m) {
     const unsigned csr = _mm_getcsr();
     const int tiles = (m->rows + MUL_TILE_ROWS - 1) / MUL_TILE_ROWS;
+    /* no compiler may move sums over a change of MXCSR, which it does not see in them */
     _mm_setcsr(csr | MUL_FLUSH);
+    __asm__ volatile("" : : : "memory");
     for (int c = 0; c < m->panels;) {
         const int left = m->panels - c;
         if (m->rows == 1 && left >= MUL_TILE_THIN) {
@@ -92,6 +94,7 @@ static void mul_run(const struct mul *m) {
         }
         c += left < MUL_TILE_PANELS ? left : MUL_TILE_PANELS;
     }
+    __asm__ volatile("" : : : "memory");
     _mm_setcsr(csr);
 }
 

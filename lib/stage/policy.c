@@ -62,6 +62,7 @@ static int require_files(const struct shared *c, struct err *e) {
 }
 
 int policy_open(struct policy *p, const struct shared *c, struct err *e) {
+    char path[32];
     *p = (struct policy){ 0 };
     if (policy_lora_shape(&p->shape, c, e) < 0 || require_files(c, e) < 0) return -1;
     const int cores = pool_cores(), asked = (int)c->run.threads;
@@ -72,7 +73,7 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     struct model_opts o = { .path = c->model.path, .quant = (enum model_quant)c->quant.weights,
                             .rounding = (enum model_rounding)c->quant.parity,
                             .packed_dir = *c->model.packed_dir ? c->model.packed_dir : NULL };
-    if (kern_open(&p->kern, shared_kernels[c->run.kernels], p->pool, e) < 0 ||
+    if (kern_open(&p->kern, shared_kernels(c->run.kernels, path, sizeof path), p->pool, e) < 0 ||
         model_open(&p->model, &p->kern, &o, e) < 0 || tok_open(&p->tok, c->model.path, e) < 0) {
         policy_close(p);
         return -1;

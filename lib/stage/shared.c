@@ -9,6 +9,15 @@
 
 #define AT(field) offsetof(struct shared, field)
 
+static const char shared_kernel_choices[] = "auto|ref|avx2|avx512|avx512bf16|amx|amx-emulated";
+
+const char *shared_kernels(int choice, char *buf, size_t bytes) {
+    const char *at = shared_kernel_choices;
+    for (; choice > 0; choice--) at = strchr(at, '|') + 1;
+    snprintf(buf, bytes, "%.*s", (int)strcspn(at, "|"), at);
+    return buf;
+}
+
 const struct stage_key shared_run_keys[] = {
     { "run.dir", KEY_TEXT, AT(run.dir), "", 0, 0, NULL, "run folder, written by the launcher" },
     { "run.id", KEY_TEXT, AT(run.id), "alone", 0, 0, NULL, "run id, carried by every record" },
@@ -18,14 +27,12 @@ const struct stage_key shared_run_keys[] = {
     { "run.score_every", KEY_INT, AT(run.score_every), "20", 1, 1e9, NULL,
       "steps between scores; step 0 and the last are always scored" },
     { "run.kernels", KEY_CHOICE, AT(run.kernels), "auto", 0, 0,
-      "auto|ref|avx2|avx512|avx512bf16|amx|amx-emulated",
+      shared_kernel_choices,
       "kernel path; all give the same bits, auto is the fastest this CPU has" },
     { "run.threads", KEY_INT, AT(run.threads), "0", 0, 256, NULL,
       "threads of a stage; 0 = the cores it was given" },
     { 0 },
 };
-const char *const shared_kernels[] = { "auto", "ref",        "avx2",
-                                       "avx512", "avx512bf16", "amx", "amx-emulated" };
 const struct stage_key shared_model_keys[] = {
     { "model.path", KEY_TEXT, AT(model.path), "", 0, 0, NULL,
       "model folder (Hugging Face layout) or GGUF file" },
@@ -37,8 +44,8 @@ const struct stage_key shared_model_keys[] = {
 };
 const struct stage_key shared_quant_keys[] = {
     { "quant.weights", KEY_CHOICE, AT(quant.weights), "mxfp4", 0, 0, "bf16|mxfp4|nvfp4|f32",
-      "base weights of the seven projections; head and embeddings stay bf16 (f32: reference "
-      "kernels only)" },
+      "base weights of the seven projections; head and embeddings stay bf16 (f32: for "
+      "comparisons, slow)" },
     { "quant.parity", KEY_CHOICE, AT(quant.parity), "ocp", 0, 0, "ocp|seed",
       "rounding: OCP standard, or the earlier system's" },
     { 0 },

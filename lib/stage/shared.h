@@ -13,7 +13,7 @@ struct shared {
     struct {
         char *dir, *id;
         int64_t seed, steps, score_every;
-        int kernels;                 /* of shared_kernels */
+        int kernels;                 /* see shared_kernels */
         int64_t threads;
     } run;
     struct { char *path, *packed_dir, *chat; } model;
@@ -24,7 +24,8 @@ struct shared {
     struct { char *train, *test; int64_t prompt_max; } data;
     struct { int64_t n, new_max, top_k; double temperature, top_p; } sample;
 };
-extern const char *const shared_kernels[];          /* names that kern_open takes */
+/* The name that kern_open takes for a value of run.kernels, in buf. */
+const char *shared_kernels(int choice, char *buf, size_t bytes);
 extern const struct stage_key shared_run_keys[], shared_model_keys[], shared_quant_keys[],
     shared_lora_keys[], shared_aqn_keys[], shared_data_keys[], shared_sample_keys[];
 

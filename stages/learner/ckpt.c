@@ -131,7 +131,14 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
     const char *want = "", *model = "", *tokenizer = "", *data = "", *treatment = "", *bits = "",
                *settings = "";
     struct fs_map map = { 0 };
-    if (json_need_int(m, "format", &format, CKPT_FORMAT, CKPT_FORMAT, path, e) < 0) goto done;
+    if (json_need_int(m, "format", &format, 1, INT64_MAX, path, e) < 0) goto done;
+    if (format != CKPT_FORMAT) {
+        rc = err_set(e,
+                     "checkpoint '%s' has format %lld, this program writes %d: start a new run, or "
+                     "use the version that made it",
+                     dir, (long long)format, CKPT_FORMAT);
+        goto done;
+    }
 #define GET(field) if (json_need_int(m, #field, &p->field, 0, INT64_MAX, path, e) < 0) goto done;
     PROGRESS_FIELDS(GET)
 #undef GET

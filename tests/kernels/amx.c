@@ -110,25 +110,6 @@ Test(amx, check_at_start_finds_wrong_instructions) {
     cr_assert(!amx_agrees(nothing));
 }
 
-Test(amx, instruction_of_this_cpu) {
-    enum amx_use use = amx_use();
-    if (use == AMX_USE_ABSENT) cr_skip_test("this machine lacks AMX");
-    cr_assert_eq(use, AMX_USE_READY);
-}
-
-Test(amx, opened_by_name_only) {
-    struct kern k;
-    struct err e = { 0 };
-    const char *names[8];
-    for (int i = 0, n = kern_paths(names); i < n; i++) cr_assert_str_neq(names[i], "amx-emulated");
-    cr_assert_eq(kern_open(&k, "amx-emulated", NULL, &e), amx_emulates() ? 0 : -1);
-    if (amx_emulates()) cr_assert_str_eq(k.name, "amx-emulated");
-    if (amx_use() == AMX_USE_READY) return;
-    cr_assert_eq(kern_open(&k, "amx", NULL, &e), -1);
-    cr_assert_eq(e.code, EXIT_ENV);
-    cr_assert(strstr(e.text, "'amx'"), "%s", e.text);
-}
-
 /* Makes blocks by copying them; where pairs are made the one too many is nonsense. */
 struct copies { const mul_t *b; int blocks; bool pairs; };
 static void copy_get(void *arg, mul_t *to, int panel, int count, int block) {

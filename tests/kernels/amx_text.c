@@ -2,7 +2,8 @@
  * raises SIGILL, and the handler reads its bytes and does what they say.
  *
  * So operands, strides, configuration and the order of instructions are tested where the
- * instructions are not; with AMX the other tests run them.
+ * instructions are not; with AMX the other tests run them. Also here, as nothing in this file is
+ * compiled for AVX-512: what this CPU's own instructions say to the known answer.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/kernels/kt.h"
 
@@ -118,9 +119,36 @@ static void same_as_ref(struct kt *t, struct kern *k, enum kern_format f, int ro
     KT_SAME(k, g1, g0, OUT * IN * 4, "outer, %d rows", rows);
 }
 
+Test(amx, instruction_of_this_cpu) {
+    enum amx_use use = amx_use();
+    if (use == AMX_USE_ABSENT) cr_skip_test("this machine lacks AMX");
+    if (use == AMX_USE_REFUSED) cr_skip_test("the kernel refuses this process the tiles' state");
+    cr_assert_eq(use, AMX_USE_READY);
+}
+
+Test(amx, bf16_instruction_of_this_cpu) {
+    __builtin_cpu_init();
+    if (!amx_emulates() || !__builtin_cpu_supports("avx512bf16"))
+        cr_skip_test("this machine lacks AVX512-BF16");
+    cr_assert(amx_agrees(avx512bf16_product));
+}
+
+Test(amx, opened_by_name_only) {
+    struct kern k;
+    struct err e = { 0 };
+    const char *names[8];
+    for (int i = 0, n = kern_paths(names); i < n; i++) cr_assert_str_neq(names[i], "amx-emulated");
+    cr_assert_eq(kern_open(&k, "amx-emulated", NULL, &e), amx_emulates() ? 0 : -1);
+    if (amx_emulates()) cr_assert_str_eq(k.name, "amx-emulated");
+    if (amx_use() == AMX_USE_READY) return;
+    cr_assert_eq(kern_open(&k, "amx", NULL, &e), -1);
+    cr_assert_eq(e.code, EXIT_ENV);
+    cr_assert(strstr(e.text, "'amx'"), "%s", e.text);
+}
+
 Test(amx, text_of_the_path_instruction_by_instruction) {
     if (!amx_emulates()) cr_skip_test("this machine lacks AVX-512 with VBMI");
-    if (amx_use() != AMX_USE_ABSENT) cr_skip_test("this machine has AMX: the other tests use it");
+    if (amx_use() != AMX_USE_ABSENT) cr_skip_test("this machine has AMX: instruction_of_this_cpu says what of it");
     struct sigaction ill = { .sa_sigaction = on_ill, .sa_flags = SA_SIGINFO | SA_NODEFER }, before;
     struct kt t;
     kt_open(&t);

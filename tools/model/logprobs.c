@@ -24,7 +24,7 @@ static const char HELP[] =
     "\n"
     "  --adapter DIR       with this LoRA adapter (PEFT folder)\n"
     "  --quant Q           bf16 (default), mxfp4, nvfp4, or f32 for comparisons in full precision\n"
-    "  --kernels PATH      auto (default), ref, avx2, avx512\n"
+    "  --kernels PATH      auto (default), or one that 'qerl-pipe doctor' lists\n"
     "  --top-k K           also the K most likely tokens at each place, as [id, log-prob]\n"
     "  --threads N         default: the cores this process may use\n"
     "  --packed DIR        where packed weights are kept; default models/.packed\n"
