@@ -42,7 +42,7 @@ struct net_slot {
     int positions, pages;                         /* positions held; pages listed in the table */
 };
 
-/* What a call keeps of its rows and sequences in host memory; made once, so no step allocates. */
+/* What a call keeps of its rows and sequences in host memory; made once, not at each call. */
 struct net_host {
     struct net_row *row;                          /* [R] */
     int32_t *upload;                              /* [3 R]: tokens, slots, positions */

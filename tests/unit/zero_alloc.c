@@ -80,7 +80,7 @@ static int train(struct net *n, float *grad) {
 }
 
 Test(zero_alloc, steps,
-     .description = "decode steps and training steps after the first allocate nothing, any path") {
+     .description = "decode steps and training steps after the first allocate nothing on one thread, any path") {
     if (!COUNTED) cr_skip_test("calls of malloc can only be counted with glibc and without ASan");
     static const enum model_quant quants[] = { MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4,
                                                MODEL_QUANT_BF16 };
