@@ -53,7 +53,7 @@ INLINE void record_fetch(const uint8_t *record, size_t bytes) {
 }
 
 /* Where the records of a weight lie that a step of the work needs, and how many records further on
- * those of the next step, which are fetched meanwhile: pages of 4 KiB stop the hardware. */
+ * those that are fetched meanwhile (0: none), as pages of 4 KiB stop the hardware. */
 struct records {
     const struct kern_weight *w; bool across;
     int panel, count, block, blocks;
@@ -72,7 +72,7 @@ static void records_get(mul_t *to, const struct records *g) {
             for (int i = 0; i < g->blocks; i++) {
                 const uint8_t *record = data + ((size_t)(g->panel + c) * per_panel +
                                                 (size_t)(g->block + i)) * bytes;
-                record_fetch(record + next, bytes);
+                if (next) record_fetch(record + next, bytes);
                 rhs_record(to + (size_t)c * panel + (size_t)i * MUL_RHS, record, w->format);
             }
         return;
@@ -85,11 +85,27 @@ static void records_get(mul_t *to, const struct records *g) {
                                           bytes;
             const uint8_t *b = out < last ? a + per_panel * bytes : NULL;
             mul_t *at = to + (size_t)c * panel + (size_t)i * MUL_RHS;
-            record_fetch(a + next, bytes);
-            record_fetch(a + (long)(per_panel * bytes) + next, bytes);
+            if (next) {
+                record_fetch(a + next, bytes);
+                record_fetch(a + (long)(per_panel * bytes) + next, bytes);
+            }
             rhs_record_t(at, at + panel, a, b, w->format);
         }
 }
+
+#if !defined(MUL_FUSED)
+/* The memory of the records that lie `next` further on. */
+static struct mul_ahead records_ahead(const struct records *g, long next) {
+    const size_t bytes = kern_record_bytes(g->w->format), per_panel = (size_t)blocks_of(g->w->in);
+    const size_t first = g->across ? 2 * (size_t)g->block * per_panel + (size_t)g->panel / 2
+                                   : (size_t)g->panel * per_panel + (size_t)g->block;
+    return (struct mul_ahead){
+        .at = (const uint8_t *)g->w->data.p + ((long)first + next) * (long)bytes,
+        .row_bytes = (size_t)(g->across ? (g->count + 1) / 2 : g->blocks) * bytes,
+        .row_stride = per_panel * bytes,
+        .rows = g->across ? 2 * g->blocks : g->count };
+}
+#endif
 
 #if defined(MUL_FUSED)
 static void records_step(void *arg, mul_t *to, int panel, int count, int block) {
@@ -121,7 +137,9 @@ static void panels_sum(const mul_t *lhs, size_t lhs_block, mul_t *rhs, const str
         const int from = blocks * i / steps, n = blocks * (i + 1) / steps - from;
         const long next = i + 1 < steps ? n * block_step
                                         : panels_step + (then - block - from) * block_step;
-        records_get(rhs, &(struct records){ w, across, panel, count, block + from, n, next });
+        const struct records here = { w, across, panel, count, block + from, n, 0 };
+        records_get(rhs, &here);
+        m.ahead = records_ahead(&here, next);
         m.blocks = n;
         m.rhs_panel = (size_t)n * MUL_RHS;
         m.lhs = lhs + (size_t)from * lhs_block;

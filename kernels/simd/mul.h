@@ -44,12 +44,16 @@ INLINE struct mul_source source_at(struct mul_source s, size_t row, size_t colum
     s.from = (const char *)s.from + (row * s.ld + column) * (s.type == KERN_F32 ? 4 : 2);
     return s;
 }
+/* What the caller reads next, in rows: asked for a few lines at a time while this is multiplied, as
+ * a core that asks for all of it at once has to wait. rows 0: nothing. */
+struct mul_ahead { const uint8_t *at; size_t row_bytes, row_stride; int rows; };
 #define MUL_RUN_ARGS(T)                                                                            \
     struct mul {                                                                                   \
         const T *lhs; size_t lhs_row, lhs_block;                                                   \
         const T *rhs; size_t rhs_panel, rhs_block;                                                 \
         float *acc; size_t acc_row, acc_panel;                                                     \
         int rows, panels, blocks;                                                                  \
+        struct mul_ahead ahead;                                                                    \
     }
 
 #if defined(QERL_MUL_AMX)

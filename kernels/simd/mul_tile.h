@@ -40,11 +40,26 @@ INLINE void mul_chain(vf *sum, const mul_t *x, size_t x_row, const mul_t *w, siz
     }
 }
 
-INLINE void mul_tile(const struct mul *m, size_t row, size_t panel, const int R, const int C) {
+/* The next lines of what is read ahead. */
+struct mul_cursor { struct mul_ahead left; size_t in_row; int lines; };
+INLINE void mul_fetch(struct mul_cursor *f) {
+    for (int i = 0; i < f->lines && f->left.rows > 0; i++) {
+        _mm_prefetch((const char *)f->left.at + f->in_row, _MM_HINT_T0);
+        f->in_row += 64;
+        if (f->in_row < f->left.row_bytes) continue;
+        f->in_row = 0;
+        f->left.at += f->left.row_stride;
+        f->left.rows--;
+    }
+}
+
+INLINE void mul_tile(const struct mul *m, struct mul_cursor *f, size_t row, size_t panel,
+                     const int R, const int C) {
     const mul_t *x = m->lhs + row * m->lhs_row, *w = m->rhs + panel * m->rhs_panel;
     float *acc = m->acc + row * m->acc_row + panel * m->acc_panel;
     for (int b = 0; b < m->blocks; b++, x += m->lhs_block, w += m->rhs_block) {
         vf even[MUL_SUMS], odd[MUL_SUMS];
+        mul_fetch(f);
 #pragma GCC unroll 24
         for (int i = 0; i < R * C; i++) even[i] = odd[i] = v_zero();
         mul_chain(even, x, m->lhs_row, w, m->rhs_panel, R, C);
@@ -60,14 +75,15 @@ INLINE void mul_tile(const struct mul *m, size_t row, size_t panel, const int R,
     }
 }
 
-INLINE void mul_rows(const struct mul *m, size_t row, int rows, size_t panel, const int C) {
+INLINE void mul_rows(const struct mul *m, struct mul_cursor *f, size_t row, int rows, size_t panel,
+                     const int C) {
     switch (rows) {
-    case 1: mul_tile(m, row, panel, 1, C); break;
-    case 2: mul_tile(m, row, panel, 2, C); break;
-    case 3: mul_tile(m, row, panel, 3, C); break;
-    case 4: mul_tile(m, row, panel, 4, C); break;
-    case 5: mul_tile(m, row, panel, 5, C); break;
-    case 6: mul_tile(m, row, panel, 6, C); break;
+    case 1: mul_tile(m, f, row, panel, 1, C); break;
+    case 2: mul_tile(m, f, row, panel, 2, C); break;
+    case 3: mul_tile(m, f, row, panel, 3, C); break;
+    case 4: mul_tile(m, f, row, panel, 4, C); break;
+    case 5: mul_tile(m, f, row, panel, 5, C); break;
+    case 6: mul_tile(m, f, row, panel, 6, C); break;
     default: assert(!"rows of a tile");
     }
 }
@@ -75,22 +91,26 @@ INLINE void mul_rows(const struct mul *m, size_t row, int rows, size_t panel, co
 static void mul_run(const struct mul *m) {
     const unsigned csr = _mm_getcsr();
     const int tiles = (m->rows + MUL_TILE_ROWS - 1) / MUL_TILE_ROWS;
+    const int wide = m->rows == 1 ? MUL_TILE_THIN : MUL_TILE_PANELS;
+    const int turns = tiles * ((m->panels + wide - 1) / wide) * m->blocks;
+    const int lines = m->ahead.rows * (int)((m->ahead.row_bytes + 63) / 64);
+    struct mul_cursor f = { m->ahead, 0, turns ? (lines + turns - 1) / turns : 0 };
     /* no compiler may move sums over a change of MXCSR, which it does not see in them */
     _mm_setcsr(csr | MUL_FLUSH);
     __asm__ volatile("" : : : "memory");
     for (int c = 0; c < m->panels;) {
         const int left = m->panels - c;
         if (m->rows == 1 && left >= MUL_TILE_THIN) {
-            mul_tile(m, 0, (size_t)c, 1, MUL_TILE_THIN);
+            mul_tile(m, &f, 0, (size_t)c, 1, MUL_TILE_THIN);
             c += MUL_TILE_THIN;
             continue;
         }
         for (int t = 0; t < tiles; t++) {                   /* of about as many rows each */
             const int row = m->rows * t / tiles, rows = m->rows * (t + 1) / tiles - row;
-            if (MUL_TILE_PANELS == 3 && left >= 3) mul_rows(m, (size_t)row, rows, (size_t)c, 3);
+            if (MUL_TILE_PANELS == 3 && left >= 3) mul_rows(m, &f, (size_t)row, rows, (size_t)c, 3);
             else if (MUL_TILE_PANELS == 3 && left == 2)
-                mul_rows(m, (size_t)row, rows, (size_t)c, 2);
-            else mul_rows(m, (size_t)row, rows, (size_t)c, 1);
+                mul_rows(m, &f, (size_t)row, rows, (size_t)c, 2);
+            else mul_rows(m, &f, (size_t)row, rows, (size_t)c, 1);
         }
         c += left < MUL_TILE_PANELS ? left : MUL_TILE_PANELS;
     }

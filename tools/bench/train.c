@@ -5,6 +5,8 @@
  * all of them, AdamW, the new adapter adopted; end-of-text is never drawn.
  * Order: training, the step.
  * SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+
 #include "lib/base/clock.h"
 #include "lib/base/rng.h"
 #include "lib/gen/gen.h"
@@ -27,7 +29,6 @@ static struct gen_opts gen_options(void) {
 struct training {
     struct net *net;
     struct lora *lora;
-    float *grad;
     int32_t ids[SEQS][LENGTH];
     struct net_seq seq[SEQS];
     struct err err;
@@ -36,13 +37,11 @@ struct training {
 static void training_release(struct training *t) {
     net_destroy(&t->net);
     lora_destroy(&t->lora);
-    free(t->grad);
 }
 
 static int training_open(struct training *t, const struct synth *s, struct err *e) {
     struct net_opts o = train_opts();
     t->lora = synth_lora(s, RANK);
-    t->grad = mem_alloc(t->lora->params * sizeof(float));
     for (int i = 0; i < SEQS; i++) {
         for (int j = 0; j < LENGTH; j++)
             t->ids[i][j] = (int32_t)(rng_mix64((uint64_t)(i * LENGTH + j)) %
@@ -61,7 +60,7 @@ static void slope(void *ud, int seq, int first, int count, const float *lp, cons
 
 static void train_call(void *arg) {
     struct training *t = arg;
-    net_train(t->net, t->seq, MICRO, 1, slope, NULL, t->grad, &t->err);
+    net_train(t->net, t->seq, MICRO, 1, slope, NULL, NULL, &t->err);
 }
 
 int part_train(struct bench *b, enum shape m, struct err *e) {
@@ -101,7 +100,7 @@ struct dapo {
     struct synth *s;
     struct training t;
     struct gen *gen;
-    kptr p, m, v, g;                                 /* AdamW's arrays */
+    kptr p, m, v;                                    /* AdamW's arrays */
     double decode, train, update;                    /* seconds of the last step */
 };
 
@@ -131,14 +130,15 @@ static int update(struct dapo *d, int number, struct err *e) {
     struct kern *k = &d->s->kern;
     struct lora *l = d->t.lora;
     const size_t bytes = l->params * sizeof(float);
-    float scale = 1.f, b1 = 1, b2 = 1;
+    float b1 = 1, b2 = 1;
+    const kptr grad = net_grad(d->t.net);
+    const double norm = sqrt(k->sum_squares(k, grad, l->params));
     k->upload(k, d->p, l->value, bytes);
-    k->upload(k, d->g, d->t.grad, bytes);
-    if (k->sum_squares(k, d->g, l->params) > 1) scale = .5f;
     for (int i = 0; i <= number; i++) b1 *= .9f, b2 *= .999f;
-    k->adamw(k, &(struct kern_adamw){ .p = d->p, .m = d->m, .v = d->v, .g = d->g,
+    k->adamw(k, &(struct kern_adamw){ .p = d->p, .m = d->m, .v = d->v, .g = grad,
                                       .n = l->params, .lr = 1e-5f, .b1 = .9f, .b2 = .999f,
-                                      .eps = 1e-8f, .wd = .01f, .g_scale = scale,
+                                      .eps = 1e-8f, .wd = .01f,
+                                      .g_scale = norm > 1 ? (float)(1 / norm) : 1,
                                       .m_scale = 1 / (1 - b1), .v_scale = 1 / (1 - b2) });
     k->download(k, l->value, d->p, bytes);
     return net_adopt(d->t.net, l, NULL, e) < 0 ? -1 : gen_adopt(d->gen, l, NULL, e);
@@ -148,8 +148,7 @@ static int dapo_step(struct dapo *d, int number, struct err *e) {
     double begun = clock_seconds();
     if (generate(d, number, e) < 0) return -1;
     double generated = clock_seconds();
-    memset(d->t.grad, 0, d->t.lora->params * sizeof(float));
-    if (net_train(d->t.net, d->t.seq, SEQS, 1, slope, NULL, d->t.grad, e) < 0) return -1;
+    if (net_train(d->t.net, d->t.seq, SEQS, 1, slope, NULL, NULL, e) < 0) return -1;
     double trained = clock_seconds();
     if (update(d, number, e) < 0) return -1;
     d->decode = generated - begun;
@@ -165,7 +164,7 @@ static int dapo_open(struct dapo *d, struct synth *s, struct err *e) {
     if (training_open(&d->t, s, e) < 0 || gen_create(&d->gen, &s->model, NULL, &o, e) < 0 ||
         gen_adopt(d->gen, d->t.lora, NULL, e) < 0)
         return -1;
-    kptr *all[] = { &d->p, &d->m, &d->v, &d->g };
+    kptr *all[] = { &d->p, &d->m, &d->v };
     const size_t bytes = d->t.lora->params * sizeof(float);
     for (size_t i = 0; i < COUNT_OF(all); i++) {
         if (k->alloc(k, all[i], bytes, e) < 0) return -1;
@@ -175,14 +174,14 @@ static int dapo_open(struct dapo *d, struct synth *s, struct err *e) {
 }
 
 static void dapo_close(struct dapo *d) {
-    kptr *all[] = { &d->p, &d->m, &d->v, &d->g };
+    kptr *all[] = { &d->p, &d->m, &d->v };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         if (all[i]->p) d->s->kern.free(&d->s->kern, all[i]);
     gen_destroy(&d->gen);
     training_release(&d->t);
 }
 
-/* Seconds at best: prompts, 200 decode steps of 16 with a growing past, training. */
+/* Seconds at best: prompts, 199 decode steps of 16 with a growing past, training. */
 static double dapo_limit(const struct limits *l, const struct model_conf *c, double *decode,
                          double *train) {
     const struct shape_size size = shape_size(c, RANK);
