@@ -92,14 +92,12 @@ static void read_lane(void *arg, int index) {
     for (int i = 0; i < r->passes; i++) r->read(r->at + (size_t)index * r->bytes, r->bytes);
 }
 
-#if !defined(__x86_64__)
 static void read_plain(const void *p, size_t bytes) {
     const uint64_t *v = p;
     uint64_t acc = 0;
     for (size_t i = 0; i < bytes / sizeof *v; i++) acc ^= v[i];
     *(volatile uint64_t *)&(uint64_t){ 0 } = acc;
 }
-#endif
 
 static void figure_of(struct bench *b, bool show, const char *name, int threads, struct spread s,
                       const char *unit, double factor, const char *what) {
@@ -145,14 +143,14 @@ static void reads(struct bench *b, bool show, const struct probe_cpu *cpu) {
     };
     struct reading r = { 0 };
 #if defined(__x86_64__)
-    r.read = cpu->avx512 ? probe_read512 : cpu->avx2 ? probe_read256 : NULL;
+    r.read = cpu->avx512 ? probe_read512 : cpu->avx2 ? probe_read256 : read_plain;
 #else
     (void)cpu;
     r.read = read_plain;
 #endif
     const size_t most = size[LIMITS_READ_COUNT - 1].bytes / 4096 * 4096 + 4096;
     r.at = aligned_alloc(4096, most);
-    if (!r.at || !r.read) return;
+    if (!r.at) return;
     for (size_t i = 0; i < most; i += 8) {
         uint64_t x = (i + 1) * 0x9e3779b97f4a7c15u;
         memcpy(r.at + i, &x, 8);

@@ -104,28 +104,22 @@ static size_t lay_out(struct synth *s, uint8_t *base) {
     return l.used;
 }
 
-/* Ordinary numbers, as bf16 pairs or as f32. */
+/* The product's own memory, filled with ordinary numbers, as bf16 pairs or as f32. */
+static int (*plain_alloc)(struct kern *k, kptr *out, size_t bytes, struct err *e);
 static int alloc_filled(struct kern *k, kptr *out, size_t bytes, struct err *e) {
-    void *p = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
-    if (!p) return err_code(e, EXIT_ENV, "out of memory: %zu bytes", bytes);
-    struct fill f = { p, (bytes + 63) & ~(size_t)63, KERN_FORMAT_BF16, -1, 77 };
+    if (plain_alloc(k, out, bytes, e) < 0) return -1;
+    struct fill f = { out->p, bytes & ~(size_t)63, KERN_FORMAT_BF16, -1, 77 };
     if (k->pool) pool_run(k->pool, 4 * pool_threads(k->pool), fill_part, &f);
     else fill_part(&f, 0, 1);
-    out->p = p;
     return 0;
-}
-static void free_filled(struct kern *k, kptr *p) {
-    (void)k;
-    free(p->p);
-    p->p = NULL;
 }
 
 int synth_open(struct synth **out, enum shape m, const struct kern *k, struct err *e) {
     struct synth *s = mem_alloc(sizeof *s);
     s->shape = m;
     s->kern = *k;
+    plain_alloc = k->alloc;
     s->kern.alloc = alloc_filled;
-    s->kern.free = free_filled;
     s->model = (struct model){ .conf = shape_conf[m], .quant = MODEL_QUANT_MXFP4,
                                .sha256 = "synthetic", .kern = &s->kern };
     s->model.layer = mem_alloc((size_t)shape_conf[m].layers * sizeof *s->model.layer);
