@@ -26,12 +26,16 @@ INLINE void ahead(const void *from, size_t bytes) {
     for (size_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)from + i, _MM_HINT_T0);
 }
 
-/* The page of K as 32 k = dims, columns = positions: [2][k_blocks] blocks. */
-INLINE void keys_get(mul_t *to, const struct kern_kv *kv, size_t at, int panels) {
+/* The page of K as 32 k = dims, columns = positions: [2][k_blocks] blocks. Meanwhile the first
+ * half of `next`, also a page, is asked for, a piece a block: a core waits that asks for all. */
+INLINE void keys_get(mul_t *to, const struct kern_kv *kv, size_t at, int panels,
+                     const uint8_t *next) {
     const size_t size = kv->type == KERN_F32 ? 4 : 2;
     const int dim = kv->head_dim;
+    const size_t piece = (size_t)(KERN_PAGE * MUL_K / 4) * size;
     for (int c = 0; c < panels; c++)
-        for (int i = 0; i < dim; i += MUL_K, to += MUL_RHS) {
+        for (int i = 0; i < dim; i += MUL_K, to += MUL_RHS, next += next ? piece : 0) {
+            if (next) ahead(next, piece);
             const struct mul_source s = {
                 (char *)kv->pages.p + (at + (size_t)(i * KERN_PAGE + c * 32)) * size, kv->type,
                 KERN_PAGE, 1.0f, false
@@ -40,9 +44,12 @@ INLINE void keys_get(mul_t *to, const struct kern_kv *kv, size_t at, int panels)
         }
 }
 /* n positions of the page of V, k = positions, columns = dims: [panels] blocks. */
-INLINE void values_get(mul_t *to, const struct kern_kv *kv, size_t at, int n) {
+INLINE void values_get(mul_t *to, const struct kern_kv *kv, size_t at, int n,
+                       const uint8_t *next) {
     const size_t size = kv->type == KERN_F32 ? 4 : 2;
-    for (int i = 0; i < kv->head_dim; i += MUL_COLS, to += MUL_RHS) {
+    const size_t piece = (size_t)(KERN_PAGE * MUL_COLS / 2) * size;
+    for (int i = 0; i < kv->head_dim; i += MUL_COLS, to += MUL_RHS, next += next ? piece : 0) {
+        if (next) ahead(next, piece);
         const struct mul_source s = { (char *)kv->pages.p + (at + (size_t)(i * 2)) * size,
                                       kv->type, (size_t)kv->head_dim, 1.0f, false };
         rhs_pairs(to, &s, n, v_left(i, kv->head_dim));
@@ -110,17 +117,21 @@ INLINE size_t attn_page(const struct attn_block *b, const struct attn_run *r, in
     const struct kern_kv *kv = &b->a->kv;
     return cpu_kv_in_page(kv, b->a->layer, b->table[r->i][at / KERN_PAGE], b->kvh, is_v);
 }
-INLINE void attn_ahead(const struct kern_kv *kv, size_t page) {
-    const size_t size = kv->type == KERN_F32 ? 4 : 2;
-    ahead((const char *)kv->pages.p + page * size, (size_t)(KERN_PAGE * kv->head_dim) * size);
+INLINE const uint8_t *attn_memory(const struct kern_kv *kv, size_t page) {
+    return (const uint8_t *)kv->pages.p + page * (kv->type == KERN_F32 ? 4 : 2);
+}
+/* The second half of a page, for the multiplier to ask for. */
+INLINE struct mul_ahead attn_ahead(const struct kern_kv *kv, const uint8_t *page) {
+    const size_t half = (size_t)(KERN_PAGE * kv->head_dim / 2) * (kv->type == KERN_F32 ? 4 : 2);
+    return (struct mul_ahead){ page ? page + half : NULL, half, 0, page ? 1 : 0 };
 }
 
 static void attn_scores(struct attn_block *b, const struct attn_run *r, int at) {
     const struct kern_attn *a = b->a;
     const int panels = (r->most + 15) / 16;
     const size_t q_row = (size_t)b->k_blocks * MUL_LHS;
-    attn_ahead(&a->kv, attn_page(b, r, at, 1));
-    keys_get(b->rhs, &a->kv, attn_page(b, r, at, 0), panels);
+    const uint8_t *next = attn_memory(&a->kv, attn_page(b, r, at, 1));
+    keys_get(b->rhs, &a->kv, attn_page(b, r, at, 0), panels, next);
     mul_run(&(struct mul){ .lhs = b->q + (size_t)r->i * q_row,
                            .lhs_row = q_row,
                            .lhs_block = MUL_LHS,
@@ -132,7 +143,8 @@ static void attn_scores(struct attn_block *b, const struct attn_run *r, int at) 
                            .acc_panel = 16,
                            .rows = r->end - r->i,
                            .panels = panels,
-                           .blocks = b->k_blocks });
+                           .blocks = b->k_blocks,
+                           .ahead = attn_ahead(&a->kv, next) });
 }
 
 /* Scores of queries [i, i + rows), sixteen at most, to probabilities; m, l and fix of all of them
@@ -192,9 +204,10 @@ static bool values_wild(const struct kern_kv *kv, size_t page, int from, int end
 }
 
 /* o = o fix + p V of queries [i, end), of which none sees more than n values. */
-static void attn_values_of(struct attn_block *b, size_t page, int i, int end, int n) {
+static void attn_values_of(struct attn_block *b, size_t page, int i, int end, int n,
+                           const uint8_t *next) {
     const size_t ld = (size_t)b->panels * 16;
-    values_get(b->rhs, &b->a->kv, page, n);
+    values_get(b->rhs, &b->a->kv, page, n, next);
     for (int r = i; r < end; r++) {
         const vf fix = v_set(b->fix[r]);
         /* no -0 here: what unseen values add, 0 or -0, then changes nothing */
@@ -212,18 +225,22 @@ static void attn_values_of(struct attn_block *b, size_t page, int i, int end, in
                            .acc_panel = 16,
                            .rows = end - i,
                            .panels = b->panels,
-                           .blocks = 1 });
+                           .blocks = 1,
+                           .ahead = attn_ahead(&b->a->kv, next) });
 }
 static void attn_values(struct attn_block *b, const struct attn_run *r, int at) {
     const struct kern_attn *a = b->a;
     const size_t page = attn_page(b, r, at, 1);
-    if (b->keys[r->i] > at + KERN_PAGE) attn_ahead(&a->kv, attn_page(b, r, at + KERN_PAGE, 0));
+    const uint8_t *next = b->keys[r->i] > at + KERN_PAGE
+                              ? attn_memory(&a->kv, attn_page(b, r, at + KERN_PAGE, 0))
+                              : NULL;
     if (r->least == r->most || !values_wild(&a->kv, page, r->least, r->most)) {
-        attn_values_of(b, page, r->i, r->end, r->most);
+        attn_values_of(b, page, r->i, r->end, r->most, next);
         return;
     }
     /* 0 times what a query does not see would be NaN */
-    for (int i = r->i; i < r->end; i++) attn_values_of(b, page, i, i + 1, attn_seen(b, i, at));
+    for (int i = r->i; i < r->end; i++)
+        attn_values_of(b, page, i, i + 1, attn_seen(b, i, at), NULL);
 }
 
 static void attn_block(struct attn_block *b) {
@@ -413,7 +430,7 @@ static void bwd_page(struct bwd *b, int at, int n) {
     const size_t k_at = cpu_kv_page(kv, b->a->layer, slot, at, b->kvh, 0),
                  v_at = cpu_kv_page(kv, b->a->layer, slot, at, b->kvh, 1);
     struct mul_source s = { NULL, kv->type, dim, 1.0f, false };
-    keys_get(b->key, kv, k_at, 2);
+    keys_get(b->key, kv, k_at, 2, NULL);
     for (int c = 0; c < 2; c++)
         for (int k = 0; k < b->k_blocks; k++) {
             s.from = (char *)kv->pages.p + (v_at + (size_t)c * 16 * dim + (size_t)k * 64) * size;
