@@ -17,9 +17,10 @@
 const char *cpu_flags(void) {
     static char out[200];
     size_t used = 0;
-    static const char *const wanted[] = { "sse4_2",   "avx2",     "fma",         "f16c",
-                                          "avx512f",  "avx512bw", "avx512_bf16", "avx512_vnni",
-                                          "amx_bf16", "amx_int8", "asimd",       "sve" };
+    static const char *const wanted[] = { "sse4_2",   "avx2",        "fma",         "f16c",
+                                          "avx512f",  "avx512dq",    "avx512bw",    "avx512vl",
+                                          "avx512vbmi", "avx512_bf16", "avx512_vnni", "amx_tile",
+                                          "amx_bf16", "amx_int8",    "asimd",       "sve" };
     FILE *f = fopen("/proc/cpuinfo", "re");
     char *line = NULL;
     size_t cap = 0;
@@ -145,6 +146,20 @@ int folder_write_conf(const struct folder *f, struct pipeline *p, struct err *e)
     return 0;
 }
 
+/* The settings without where they run: kernels and threads may differ when a run goes on, its bits
+ * do not. */
+static void settings_sha256(const char *text, char out[SHA256_HEX]) {
+    struct sha256 s;
+    sha256_init(&s);
+    for (const char *line = text; *line;) {
+        const size_t n = strcspn(line, "\n") + (strchr(line, '\n') != NULL);
+        if (!str_starts(line, "kernels =") && !str_starts(line, "threads ="))
+            sha256_add(&s, line, n);
+        line += n;
+    }
+    sha256_hex(&s, out);
+}
+
 int folder_write(const struct folder *f, struct pipeline *p, const struct plan *pl, char **argv,
                  struct err *e) {
     char path[FS_PATH_MAX];
@@ -154,8 +169,8 @@ int folder_write(const struct folder *f, struct pipeline *p, const struct plan *
     fs_join(path, sizeof path, f->dir, "manifest.json");
     json_t *o = manifest(f, p, pl, argv);
     char sha[SHA256_HEX];
-    sha256_of(text.s, text.len, sha);
-    json_object_set_new(o, "resolved_sha256", json_string(sha));
+    settings_sha256(text.s, sha);
+    json_object_set_new(o, "settings_sha256", json_string(sha));
     int rc = write_json(path, o, e);
     json_decref(o);
     fs_join(path, sizeof path, f->dir, "resolved.pipe");
@@ -199,9 +214,14 @@ int folder_compare(const struct folder *f, const struct pipeline *p, const struc
     json_t *o = json_parse_file(path, 1 << 22, e);
     if (!o) return -1;
     char resolved[FS_PATH_MAX], sha[SHA256_HEX];
-    const char *was = json_string_value(json_object_get(o, "resolved_sha256"));
+    const char *was = json_string_value(json_object_get(o, "settings_sha256"));
     fs_join(resolved, sizeof resolved, f->dir, "resolved.pipe");
-    if (was && (sha256_file(resolved, sha, NULL) < 0 || strcmp(was, sha) != 0))
+    struct str text;
+    str_init(&text);
+    if (fs_read(&text, resolved, 1 << 20, NULL) < 0) str_clear(&text);
+    settings_sha256(text.s ? text.s : "", sha);
+    str_release(&text);
+    if (was && strcmp(was, sha) != 0)
         str_printf(differences, "settings: '%s' was edited since this run started\n", resolved);
     compare_programs(json_object_get(o, "stages"), p, differences);
     compare_files(json_object_get(o, "files"), pl, differences);

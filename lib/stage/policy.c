@@ -61,6 +61,12 @@ static int require_files(const struct shared *c, struct err *e) {
                     c->model.path);
 }
 
+int policy_kernels(const struct shared *c, struct err *e) {
+    char name[32];
+    struct kern k;
+    return kern_open(&k, shared_kernels(c->run.kernels, name, sizeof name), NULL, e);
+}
+
 int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     char path[32];
     *p = (struct policy){ 0 };

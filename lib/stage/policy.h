@@ -31,6 +31,8 @@ const char *policy_quant_label(const struct shared *c);
  * template. */
 int policy_prompt(const struct policy *p, const struct shared *c, const char *question,
                   struct str *text, struct tok_ids *ids, struct err *e);
+/* Whether this machine has the kernels that run.kernels names; EXIT_ENV with those it has. */
+int policy_kernels(const struct shared *c, struct err *e);
 /* The files of the model for --plan. */
 void policy_plan_files(json_t *files, const struct shared *c);
 /* The memory for --plan: what the stage makes, KV pages included, and the weights it maps. */

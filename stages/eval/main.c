@@ -63,7 +63,9 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     shared_plan_file(files, c->shared.data.test, "test", "tools/fetch gsm8k");
     struct lora_shape shape;
     struct model_conf m;
-    if (policy_lora_shape(&shape, &c->shared, e) < 0) return -1;
+    if (policy_lora_shape(&shape, &c->shared, e) < 0 ||
+        policy_kernels(&c->shared, e) < 0)
+        return -1;
     if (model_conf_load(&m, c->shared.model.path, NULL) < 0) return 0;
     struct gen_opts o = examiner_gen_opts(c, &shape);
     const enum model_quant q = (enum model_quant)c->shared.quant.weights;

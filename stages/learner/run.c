@@ -461,7 +461,9 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
     json_object_set_new(out, "files", files);
     struct lora_shape shape;
     struct model_conf m;
-    if (policy_lora_shape(&shape, s, e) < 0) return -1;
+    if (policy_lora_shape(&shape, s, e) < 0 ||
+        policy_kernels(s, e) < 0)
+        return -1;
     if (model_conf_load(&m, s->model.path, NULL) < 0) return 0;
     json_int_t adapter = (json_int_t)(lora_params(&m, &shape) * sizeof(float));
     json_int_t kept = (json_int_t)json_array_size(scored) + 4;

@@ -46,7 +46,9 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     json_t *files = json_array();
     policy_plan_files(files, &c->shared);
     json_object_set_new(out, "files", files);
-    if (policy_lora_shape(&shape, &c->shared, e) < 0) return -1;
+    if (policy_lora_shape(&shape, &c->shared, e) < 0 ||
+        policy_kernels(&c->shared, e) < 0)
+        return -1;
     /* absent: listed above */
     if (model_conf_load(&m, c->shared.model.path, NULL) < 0) return 0;
     struct gen_opts o = work_gen_opts(c, &shape);

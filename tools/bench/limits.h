@@ -12,6 +12,7 @@ struct limits {
     const char *by;                      /* that instruction: "VDPBF16PS", ... */
     int tile_rows;                       /* rows that cost as much as one: 16 with AMX, else 1 */
     int threads;
+    bool shared_core;                    /* two threads were hardly faster than one */
     struct { double bytes, per_second; } read[LIMITS_READ_COUNT];   /* all threads, by size */
 };
 

@@ -122,7 +122,8 @@ static double peak_of(struct bench *b, bool show, const struct peak *p) {
             continue;
         }
         struct spread s = spinning(b, threads, p->spin, p->flops);
-        if (all) best = s.max;
+        if (all && threads > 1 && s.max < 1.3 * best) b->limits.shared_core = true;
+        best = s.max;
         if (show && bench_wants(b, key))
             bench_report(b, key, &(struct figure){ .unit = "GFLOP/s", .what = p->what,
                                                    .s = spread_times(s, 1e-9) });

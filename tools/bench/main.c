@@ -180,6 +180,12 @@ int main(int argc, char **argv) {
     log_open("qerl-bench", LOG_LEVEL_WARN);
     int go = parse(&b, argc, argv, &json);
     if (go <= 0) return go < 0 ? EXIT_USAGE : EXIT_DONE;
+    if (json && fs_replace(json, "", 0, &e) < 0) {           /* before minutes of measuring */
+        fprintf(stderr, "qerl-bench: %s\n", e.text);
+        return EXIT_FAILED;
+    }
+    if (b.threads > pool_cores())
+        fprintf(stderr, "qerl-bench: %d threads on %d cores\n", b.threads, pool_cores());
     models_of_only(&b);
     find_root(&b);
     struct host_load begun = host_load();
@@ -197,6 +203,10 @@ int main(int argc, char **argv) {
         printf("\nothers used %.0f %% of the CPUs meanwhile\n", 100 * others);
         json_object_set_new(machine, "others_meanwhile", json_real(others));
     }
+    if (rc == 0 && b.limits.shared_core)
+        fputs("qerl-bench: two threads multiplied hardly faster than one: they shared a core, or "
+              "others held it; limits are too low and shares too high\n",
+              stderr);
     if (rc == 0 && json_array_size(b.figures) == 0)
         rc = err_code(&e, EXIT_USAGE, "no figure has that name; see 'qerl-bench --help'");
     if (rc == 0 && json) rc = write_json(json, machine, b.figures, &e);

@@ -32,7 +32,7 @@ static const char HELP[] =
     "example:\n"
     "  echo '[1, 4, 2, 7]' | qerl-model logprobs models/tiny --top-k 2\n"
     "  "
-    "{\"logprobs\":[null,-23.2667923,...],\"top\":[null,[[342,-0.919956708],[20,-1.39470055]],...]}"
+    "{\"logprobs\":[null,-23.2667923,...],\"top\":[null,[[342,-0.91995741],[20,-1.39469935]],...]}"
     "\n";
 
 struct args {
