@@ -45,10 +45,6 @@ void amx_tile_product(float *c, const uint16_t *a, const uint16_t *b) {
 void kern_amx_fill(struct kern *k) {
 #endif
     kern_avx512_fill(k);
-    k->linear = simd_linear;
-    k->linear_t = simd_linear_t;
-    k->outer = simd_outer;
-    k->attn = simd_attn;
-    k->attn_bwd = simd_attn_bwd;
+#include "kernels/simd/products.inc"
 }
 #endif

@@ -24,10 +24,6 @@ void avx512bf16_product(float *c, const uint16_t *a, const uint16_t *b) {
 
 void kern_avx512bf16_fill(struct kern *k) {
     kern_avx512_fill(k);
-    k->linear = simd_linear;
-    k->linear_t = simd_linear_t;
-    k->outer = simd_outer;
-    k->attn = simd_attn;
-    k->attn_bwd = simd_attn_bwd;
+#include "kernels/simd/products.inc"
 }
 #endif

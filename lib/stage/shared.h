@@ -28,6 +28,10 @@ struct shared {
 const char *shared_kernels(int choice, char *buf, size_t bytes);
 extern const struct stage_key shared_run_keys[], shared_model_keys[], shared_quant_keys[],
     shared_lora_keys[], shared_aqn_keys[], shared_data_keys[], shared_sample_keys[];
+/* The tables of a stage that computes with the policy. */
+#define SHARED_POLICY_KEYS                                                                         \
+    shared_run_keys, shared_model_keys, shared_quant_keys, shared_lora_keys, shared_aqn_keys,      \
+        shared_data_keys, shared_sample_keys
 
 /* Combinations that no range can say; appends to e. */
 int shared_check_aqn(const struct shared *c, struct err *e);

@@ -33,15 +33,7 @@ static const struct stage_key keys[] = {
     { "eval.shown", KEY_INT, AT(shown), "5", 0, 1000, NULL, "questions shown in samples.md" },
     { 0 },
 };
-static const struct stage_key *const tables[] = { shared_run_keys,
-                                                  shared_model_keys,
-                                                  shared_quant_keys,
-                                                  shared_lora_keys,
-                                                  shared_aqn_keys,
-                                                  shared_data_keys,
-                                                  shared_sample_keys,
-                                                  keys,
-                                                  NULL };
+static const struct stage_key *const tables[] = { SHARED_POLICY_KEYS, keys, NULL };
 static const struct stage_port ports[] = {
     { "adapter", false, REC_ADAPTER, LINK_KIND_SUB, false, false,
       "doorbell of the learner; the files under run.dir are the truth" },

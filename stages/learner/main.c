@@ -49,15 +49,7 @@ static const struct stage_key keys[] = {
       "waves of questions a step may ask for" },
     { 0 },
 };
-static const struct stage_key *const tables[] = { shared_run_keys,
-                                                  shared_model_keys,
-                                                  shared_quant_keys,
-                                                  shared_lora_keys,
-                                                  shared_aqn_keys,
-                                                  shared_data_keys,
-                                                  shared_sample_keys,
-                                                  keys,
-                                                  NULL };
+static const struct stage_key *const tables[] = { SHARED_POLICY_KEYS, keys, NULL };
 static const struct stage_port ports[] = {
     { "ticket", true, REC_TICKET, LINK_KIND_ROUTER, true, false,
       "groups asked for; left open when groups come from a file" },

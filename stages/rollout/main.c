@@ -21,15 +21,7 @@ static const struct stage_key keys[] = {
       "noise for tickets that carry no treatment (hand-written ones)" },
     { 0 },
 };
-static const struct stage_key *const tables[] = { shared_run_keys,
-                                                  shared_model_keys,
-                                                  shared_quant_keys,
-                                                  shared_lora_keys,
-                                                  shared_aqn_keys,
-                                                  shared_data_keys,
-                                                  shared_sample_keys,
-                                                  keys,
-                                                  NULL };
+static const struct stage_key *const tables[] = { SHARED_POLICY_KEYS, keys, NULL };
 static const struct stage_port ports[] = {
     { "ticket", false, REC_TICKET, LINK_KIND_DEALER, false, true,
       "groups to make; acknowledgements come back on it" },
