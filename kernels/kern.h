@@ -39,13 +39,15 @@
 #include "lib/base/err.h"
 #include "lib/base/pool.h"
 
-enum { KERN_ABI = 2, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
+enum { KERN_ABI = 3, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
 enum kern_type { KERN_F32, KERN_BF16 };
 enum kern_format { KERN_FORMAT_F32, KERN_FORMAT_BF16, KERN_FORMAT_MXFP4, KERN_FORMAT_NVFP4 };
 
 /* an address of the backend's memory; {NULL} = absent */
 typedef struct { void *p; } kptr;
 static inline kptr kptr_at(kptr k, size_t bytes) { return (kptr){ (char *)k.p + bytes }; }
+
+#include "kernels/noise.h"
 
 /* A packed linear weight [out, in]: ceil(out/16) panels, each ceil(in/32) records of 16 outputs x
  * 32 inputs, zero padded (layout: kernels/pack.h). */
@@ -143,6 +145,7 @@ struct kern_kv_put {
 struct kern_attn {
     kptr q; enum kern_type q_type; struct kern_kv kv; int layer; kptr slots, pos;
     kptr y; enum kern_type y_type; kptr lse; int rows, heads; float scale;
+    const struct kern_attn_noise *noise;              /* NULL = clean */
 };
 /* Backward of attn for whole sequences: sequence s is rows seq_start[s] .. seq_start[s+1]-1 at
  * positions 0, 1, ... of its slot (slots int32 [rows], read at the sequence's first row). y, lse as
@@ -151,7 +154,7 @@ struct kern_attn {
  * delta) * scale. dq sums over keys, dk and dv over the sequence's queries (index = row within the
  * sequence * group + head within the group, group = heads of one kv head), all in the tile order
  * from index 0, with p = ds = 0 where the query does not see the key. A NaN may reach the whole
- * sequence. */
+ * sequence. With noise, y is the output before any noise on it. */
 struct kern_attn_bwd {
     kptr q; enum kern_type q_type; struct kern_kv kv; int layer; kptr slots;
     kptr y;
@@ -160,6 +163,7 @@ struct kern_attn_bwd {
     const int32_t *seq_start;
     int seqs, heads;
     float scale;
+    const struct kern_attn_noise *noise;              /* NULL = clean */
 };
 
 /* y = silu(gate) * up. gate, up f32 [rows, dim]; y of y_type, as are gate_kept and up_kept (or both
@@ -167,6 +171,18 @@ struct kern_attn_bwd {
 struct kern_swiglu { kptr gate, up, y, gate_kept, up_kept; enum kern_type y_type; int rows, dim; };
 /* dy, dgate, dup f32; gate, up of type (as kept); all [rows, dim] */
 struct kern_swiglu_bwd { kptr dy, gate, up; enum kern_type type; kptr dgate, dup; int rows, dim; };
+
+/* What a 4-bit unit would read: each row of x (bf16 or f32, `type`) rounded to MXFP4 (blocks of 32
+ * along the row) or NVFP4 (blocks of 16, the tensor scale is the row's) and back, as
+ * lib/model/quant.h defines both roundings; y of type, y may be x. seed: the earlier system's
+ * rounding. A row that holds a NaN or an infinity becomes NaN. */
+struct kern_quant_rows {
+    kptr x, y;
+    enum kern_type type;
+    enum kern_format format;
+    bool seed;
+    int rows, dim;
+};
 
 /* x[i] += y[i], f32 */
 struct kern_add { kptr x, y; size_t n; };
@@ -244,6 +260,9 @@ struct kern {
     void (*attn_bwd)(struct kern *k, const struct kern_attn_bwd *a);
     void (*swiglu)(struct kern *k, const struct kern_swiglu *a);
     void (*swiglu_bwd)(struct kern *k, const struct kern_swiglu_bwd *a);
+    void (*silu)(struct kern *k, const struct kern_silu *a);
+    void (*perturb)(struct kern *k, const struct kern_perturb *a);
+    void (*quant_rows)(struct kern *k, const struct kern_quant_rows *a);
     void (*add)(struct kern *k, const struct kern_add *a);
     void (*gather)(struct kern *k, const struct kern_gather *a);
     void (*scatter_add)(struct kern *k, const struct kern_scatter_add *a);
