@@ -48,6 +48,11 @@ const struct stage_key shared_quant_keys[] = {
       "comparisons, slow)" },
     { "quant.parity", KEY_CHOICE, AT(quant.parity), "ocp", 0, 0, "ocp|seed",
       "rounding: OCP standard, or the earlier system's" },
+    { "quant.activations", KEY_CHOICE, AT(quant.activations), "none", 0, 0, "none|mxfp4|nvfp4",
+      "what the seven projections read, quantised by token; gradients pass straight through" },
+    { "quant.exclude", KEY_TEXT, AT(quant.exclude), "", 0, 0, NULL,
+      "stay bf16, weights and activations: \"layers.0, layers.14-17, down_proj, "
+      "layers.27.q_proj\"" },
     { 0 },
 };
 const struct stage_key shared_lora_keys[] = {
@@ -59,12 +64,85 @@ const struct stage_key shared_lora_keys[] = {
 };
 const struct stage_key shared_aqn_keys[] = {
     { "noise.aqn.sigma_start", KEY_NUM, AT(aqn.sigma_start), "0", 0, 10, NULL,
-      "standard deviation of the noise on norm weights of the rollout in the second interval; 0 = "
-      "no noise" },
+      "standard deviation of the noise on the rollout's weights where it begins; 0 = no noise" },
     { "noise.aqn.sigma_end", KEY_NUM, AT(aqn.sigma_end), "0", 0, 10, NULL,
-      "the same in the last interval (geometric decay)" },
+      "the same where it ends (constant: not used)" },
     { "noise.aqn.stages", KEY_INT, AT(aqn.stages), "10", 2, 1000, NULL,
-      "intervals of the schedule; the first is silent" },
+      "step, epoch: intervals of the schedule; the first is silent" },
+    { "noise.aqn.schedule", KEY_CHOICE, AT(aqn.schedule), "step", 0, 0,
+      "step|epoch|constant|linear|exponential",
+      "step, epoch: intervals with a geometric decay over the run, inside each epoch; the others "
+      "have no silent start" },
+    { "noise.aqn.epochs", KEY_INT, AT(aqn.epochs), "1", 1, 1000, NULL,
+      "epoch: equal parts of the run" },
+    { "noise.aqn.targets", KEY_TEXT, AT(aqn.targets), "norms", 0, 0, NULL,
+      "weights that are hit: norms, linears, or names like \"input_layernorm, down_proj\"" },
+    { "noise.aqn.exclude", KEY_TEXT, AT(aqn.exclude), "", 0, 0, NULL, "names left out of targets" },
+    { "noise.aqn.layers", KEY_TEXT, AT(aqn.layers), "", 0, 0, NULL,
+      "multiplier of sigma by layer: \"14-17 of 28:1, 0-13:0.5\"; empty = 1 everywhere" },
+    { "noise.aqn.others", KEY_NUM, AT(aqn.others), "1", 0, 1000, NULL,
+      "multiplier of the layers that noise.aqn.layers does not name" },
+    { "noise.aqn.zone_edge", KEY_TEXT, AT(aqn.zone_edge), "", 0, 0, NULL,
+      "multipliers of the outer layers, constant over the run: \"0-9:1, 18-27:1\"; empty = none" },
+    { "noise.aqn.zone_middle", KEY_TEXT, AT(aqn.zone_middle), "", 0, 0, NULL,
+      "layers whose multiplier changes once in a run; empty = none" },
+    { "noise.aqn.zone_switch", KEY_NUM, AT(aqn.zone_switch), "0.5", 0, 1, NULL,
+      "share of the run's steps after which the middle zone changes" },
+    { "noise.aqn.zone_early", KEY_NUM, AT(aqn.zone_early), "1", 0, 1000, NULL,
+      "multiplier of the middle zone before that" },
+    { "noise.aqn.zone_late", KEY_NUM, AT(aqn.zone_late), "0.5", 0, 1000, NULL,
+      "multiplier of the middle zone from then on" },
+    { 0 },
+};
+
+/* Phases, layers and arithmetic are asked of both kinds of noise in the same words. */
+#define PHASES(section, member)                                                                    \
+    { section ".rollout", KEY_BOOL, AT(member.rollout), "yes", 0, 0, NULL, "while sampling" },     \
+    { section ".logprob", KEY_BOOL, AT(member.logprob), "yes", 0, 0, NULL,                         \
+      "while the learner takes old log-probs" },                                                   \
+    { section ".update", KEY_BOOL, AT(member.update), "yes", 0, 0, NULL,                           \
+      "while the learner trains" },                                                                \
+    { section ".eval", KEY_BOOL, AT(member.eval), "no", 0, 0, NULL,                                \
+      "in every score; a second, noisy score beside the clean one is eval.also_noisy" }
+#define LAYERS(section, member)                                                                    \
+    { section ".layers", KEY_TEXT, AT(member.layers), "all", 0, 0, NULL,                           \
+      "layers hit: \"0,3,14-17\", or \"14-17 of 28\", scaled to the model's depth" }
+#define DTYPE(section, member)                                                                     \
+    { section ".dtype", KEY_CHOICE, AT(member.dtype), "f32", 0, 0, "f32|bf16",                     \
+      "arithmetic of the noise itself; bf16 is the earlier system's, where small scales vanish" }
+
+const struct stage_key shared_ops_keys[] = {
+    { "noise.ops.type", KEY_CHOICE, AT(ops.type), "off", 0, 0,
+      "off|relative_gaussian|relative_uniform|systematic|sparse|deadzone",
+      "noise on what operations return, before it is rounded to storage" },
+    { "noise.ops.scale", KEY_NUM, AT(ops.scale), "0", 0, 10, NULL,
+      "size relative to each element; deadzone: share of the row's largest below which is 0" },
+    { "noise.ops.rate", KEY_NUM, AT(ops.rate), "0", 0, 1, NULL,
+      "sparse: share of elements that are hit" },
+    { "noise.ops.ops", KEY_TEXT, AT(ops.ops), "matmul", 0, 0, NULL,
+      "list of matmul, bmm, softmax, silu, gelu, norm, rope, head; or all" },
+    { "noise.ops.direction", KEY_CHOICE, AT(ops.direction), "both", 0, 0, "both|forward|backward",
+      "results, or gradients, or both" },
+    LAYERS("noise.ops", ops),
+    PHASES("noise.ops", ops),
+    DTYPE("noise.ops", ops),
+    { 0 },
+};
+const struct stage_key shared_modules_keys[] = {
+    { "noise.modules.type", KEY_CHOICE, AT(modules.type), "off", 0, 0,
+      "off|relative_gaussian|absolute_gaussian|systematic_bias|deadzone",
+      "noise on whole modules, forward only" },
+    { "noise.modules.scale", KEY_NUM, AT(modules.scale), "0", 0, 10, NULL,
+      "size, relative to each element or absolute as the type says" },
+    { "noise.modules.targets", KEY_TEXT, AT(modules.targets), "", 0, 0, NULL,
+      "linear, rmsnorm, or names like \"q_proj, down_proj, input_layernorm, lm_head\"" },
+    { "noise.modules.exclude", KEY_TEXT, AT(modules.exclude), "lm_head", 0, 0, NULL,
+      "names left out of targets" },
+    { "noise.modules.at", KEY_CHOICE, AT(modules.at), "input", 0, 0, "input|output|weight",
+      "where it is added" },
+    LAYERS("noise.modules", modules),
+    PHASES("noise.modules", modules),
+    DTYPE("noise.modules", modules),
     { 0 },
 };
 const struct stage_key shared_data_keys[] = {
@@ -86,13 +164,63 @@ const struct stage_key shared_sample_keys[] = {
     { 0 },
 };
 
-int shared_check_aqn(const struct shared *c, struct err *e) {
+static int check_aqn(const struct shared *c, struct err *e) {
     if ((c->aqn.sigma_start > 0) == (c->aqn.sigma_end > 0)) return 0;
     return err_more(
         e, EXIT_CONFIG,
         "noise.aqn.sigma_start is %g and noise.aqn.sigma_end %g: a geometric decay needs both "
         "above 0; set both to 0 for no noise",
         c->aqn.sigma_start, c->aqn.sigma_end);
+}
+
+static bool is_default(const void *conf, const struct stage_key *k) {
+    const void *at = (const char *)conf + k->offset;
+    double def = 0;
+    str_to_f64(k->def, &def);
+    switch (k->type) {
+    case KEY_INT: return (double)*(const int64_t *)at == def;
+    case KEY_NUM: return *(const double *)at == def;
+    case KEY_BOOL: return *(const bool *)at == (strcmp(k->def, "yes") == 0);
+    case KEY_TEXT: return strcmp(*(char *const *)at, k->def) == 0;
+    case KEY_CHOICE: {
+        const char *name = k->choices;
+        for (int i = *(const int *)at; i > 0; i--) name = strchr(name, '|') + 1;
+        return strcspn(name, "|") == strlen(k->def) && str_starts(name, k->def);
+    }
+    }
+    return true;
+}
+
+static bool is_named(const char *name, const char *const *names) {
+    for (; *names; names++)
+        if (strcmp(name, *names) == 0) return true;
+    return false;
+}
+
+int shared_refuse(const void *conf, const struct stage_key *table, const char *const *names,
+                  struct err *e) {
+    int rc = 0;
+    for (const struct stage_key *k = table; k->name; k++)
+        if ((!names || is_named(k->name, names)) && !is_default(conf, k))
+            rc = err_more(e, EXIT_CONFIG, "%s: not built yet; only its default '%s' is", k->name,
+                          k->def);
+    return rc;
+}
+
+int shared_check(const struct shared *c, struct err *e) {
+    static const char *const quant[] = { "quant.activations", "quant.exclude", NULL };
+    static const char *const aqn[] = { "noise.aqn.schedule", "noise.aqn.epochs",
+                                       "noise.aqn.targets", "noise.aqn.exclude",
+                                       "noise.aqn.layers", "noise.aqn.others",
+                                       "noise.aqn.zone_edge", "noise.aqn.zone_middle",
+                                       "noise.aqn.zone_switch", "noise.aqn.zone_early",
+                                       "noise.aqn.zone_late", NULL };
+    int rc = check_aqn(c, e);
+    if (shared_refuse(c, shared_quant_keys, quant, e) < 0) rc = -1;
+    if (shared_refuse(c, shared_aqn_keys, aqn, e) < 0) rc = -1;
+    if (shared_refuse(c, shared_ops_keys, NULL, e) < 0) rc = -1;
+    if (shared_refuse(c, shared_modules_keys, NULL, e) < 0) rc = -1;
+    return rc;
 }
 
 bool shared_is_scored(const struct shared *c, int64_t step) {

@@ -17,24 +17,49 @@ struct shared {
         int64_t threads;
     } run;
     struct { char *path, *packed_dir, *chat; } model;
-    /* enum model_quant (bf16 | mxfp4 | nvfp4 | f32), enum model_rounding */
-    struct { int weights, parity; } quant;
+    /* enum model_quant (bf16 | mxfp4 | nvfp4 | f32), enum model_rounding; none | mxfp4 | nvfp4 */
+    struct { int weights, parity, activations; char *exclude; } quant;
     struct { int64_t rank; double alpha; char *targets; } lora;
-    struct { double sigma_start, sigma_end; int64_t stages; } aqn;
+    struct {
+        double sigma_start, sigma_end;
+        int64_t stages, epochs;
+        int schedule;                /* step | epoch | constant | linear | exponential */
+        char *targets, *exclude, *layers, *zone_edge, *zone_middle;
+        double others, zone_switch, zone_early, zone_late;
+    } aqn;
+    struct {
+        int type;                    /* enum kern_noise_type, as far as deadzone */
+        double scale, rate;
+        char *ops, *layers;
+        int direction, dtype;        /* both | forward | backward; f32 | bf16 */
+        bool rollout, logprob, update, eval;
+    } ops;
+    struct {
+        int type;                    /* an order of its own: see shared_modules_keys */
+        double scale;
+        char *targets, *exclude, *layers;
+        int at, dtype;               /* enum noise_point; f32 | bf16 */
+        bool rollout, logprob, update, eval;
+    } modules;
     struct { char *train, *test; int64_t prompt_max; } data;
     struct { int64_t n, new_max, top_k; double temperature, top_p; } sample;
 };
 /* The name that kern_open takes for a value of run.kernels, in buf. */
 const char *shared_kernels(int choice, char *buf, size_t bytes);
 extern const struct stage_key shared_run_keys[], shared_model_keys[], shared_quant_keys[],
-    shared_lora_keys[], shared_aqn_keys[], shared_data_keys[], shared_sample_keys[];
+    shared_lora_keys[], shared_aqn_keys[], shared_ops_keys[], shared_modules_keys[],
+    shared_data_keys[], shared_sample_keys[];
 /* The tables of a stage that computes with the policy. */
 #define SHARED_POLICY_KEYS                                                                         \
     shared_run_keys, shared_model_keys, shared_quant_keys, shared_lora_keys, shared_aqn_keys,      \
-        shared_data_keys, shared_sample_keys
+        shared_ops_keys, shared_modules_keys, shared_data_keys, shared_sample_keys
 
 /* Combinations that no range can say; appends to e. */
-int shared_check_aqn(const struct shared *c, struct err *e);
+int shared_check(const struct shared *c, struct err *e);
+/* Refuses keys of `table` whose value is not their default: what they ask for is not built yet,
+ * and a treatment must not silently not happen. names: NULL-terminated; NULL = all of the table. */
+int shared_refuse(const void *conf, const struct stage_key *table, const char *const *names,
+                  struct err *e);
 /* True for the steps (completed updates) that are scored: 0, every run.score_every, the last. */
 bool shared_is_scored(const struct shared *c, int64_t step);
 /* Adds {"path","role","bytes","sha256"|null,"lines","absent"} to array. get: what to run when the

@@ -7,10 +7,13 @@
 #include "lib/task/task.h"
 
 enum { PORT_ADAPTER, PORT_SCORE };
+enum eval_noise { EVAL_NOISE_CLEAN, EVAL_NOISE_TRAINED };
 struct eval_conf {
     struct shared shared;
     char *adapter, *answers, *split;
     int rule;                        /* enum task_rule */
+    int noise;                       /* enum eval_noise */
+    bool also_noisy;
     int64_t questions, samples, rows, new_max, top_k, shown;
     double temperature, top_p;
 };

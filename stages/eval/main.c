@@ -30,6 +30,10 @@ static const struct stage_key keys[] = {
     { "eval.new_max", KEY_INT, AT(new_max), "0", 0, 1 << 20, NULL,
       "tokens of an answer at most; 0 = sample.new_max" },
     { "eval.rows", KEY_INT, AT(rows), "32", 1, 4096, NULL, "answers decoded together" },
+    { "eval.also_noisy", KEY_BOOL, AT(also_noisy), "no", 0, 0, NULL,
+      "a second, noisy score at each scored step: operators, modules and AQN of that step" },
+    { "eval.noise", KEY_CHOICE, AT(noise), "clean", 0, 0, "clean|trained",
+      "a single score: clean, or under the noise that the adapter was trained with" },
     { "eval.shown", KEY_INT, AT(shown), "5", 0, 1000, NULL, "questions shown in samples.md" },
     { 0 },
 };
@@ -41,6 +45,12 @@ static const struct stage_port ports[] = {
       "scores as records, besides scores.jsonl" },
     { 0 },
 };
+
+static int check(void *conf, struct err *e) {
+    static const char *const later[] = { "eval.also_noisy", "eval.noise", NULL };
+    int rc = shared_check(conf, e);
+    return shared_refuse(conf, keys, later, e) < 0 ? -1 : rc;
+}
 
 static int plan(const void *conf, json_t *out, struct err *e) {
     const struct eval_conf *c = conf;
@@ -79,6 +89,7 @@ static const struct stage_about about = {
     .keys = tables,
     .ports = ports,
     .conf_bytes = sizeof(struct eval_conf),
+    .check = check,
     .plan = plan,
 };
 

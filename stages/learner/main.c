@@ -42,6 +42,14 @@ static const struct stage_key keys[] = {
     { "learner.tis_cap", KEY_NUM, AT(tis_cap), "0", 0, 1e6, NULL,
       "truncated importance sampling: cap on the weight learner / rollout of a token; 0 = no "
       "correction" },
+    { "learner.old_logprob", KEY_CHOICE, AT(old_logprob), "clean", 0, 0, "clean|noisy",
+      "policy of the old log-probs: without AQN, or under the AQN that sampled" },
+    { "learner.loss", KEY_CHOICE, AT(loss), "token_mean", 0, 0, "token_mean|seq_mean",
+      "mean over all tokens (DAPO), or over a sequence's tokens, then over sequences (GRPO)" },
+    { "learner.advantage", KEY_CHOICE, AT(advantage), "group_std", 0, 0, "group_std|group_mean",
+      "reward minus the group's mean, divided by its standard deviation or not" },
+    { "learner.kl_coef", KEY_NUM, AT(kl_coef), "0", 0, 1000, NULL,
+      "weight of the KL term (k3) against the base model without adapter; 0 = none" },
     { "filter.metric", KEY_CHOICE, AT(filter), "acc", 0, 0, "acc|score|off",
       "dynamic sampling drops groups without spread in: acc = right or wrong; "
       "score = all that is trained on (with format and length)" },
@@ -65,7 +73,10 @@ static const struct stage_port ports[] = {
 
 static int check(void *conf, struct err *e) {
     const struct learner_conf *c = conf;
-    int rc = shared_check_aqn(&c->shared, e);
+    static const char *const later[] = { "learner.old_logprob", "learner.loss",
+                                         "learner.advantage", "learner.kl_coef", NULL };
+    int rc = shared_check(&c->shared, e);
+    if (shared_refuse(c, keys, later, e) < 0) rc = -1;
     if (c->minibatch > 0 && c->batch % c->minibatch)
         rc = err_more(e, EXIT_CONFIG,
                       "learner.batch = %lld is not a multiple of learner.minibatch = %lld",
