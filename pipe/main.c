@@ -5,17 +5,20 @@
 #include "pipe/commands.h"
 
 #include "lib/base/log.h"
-#include "lib/base/str.h"
+#include <unistd.h>
+
+#include "pipe/old_switches.h"
 
 #ifndef QERL_COMMIT
 #define QERL_COMMIT "unknown"
 #endif
 
-enum { TAKES_SET = 1, TAKES_RULE = 2, TAKES_FOLLOW = 4, TAKES_FORCE = 8 };
+enum { TAKES_SET = 1, TAKES_RULE = 2, TAKES_FOLLOW = 4, TAKES_FORCE = 8,
+       NO_OLD_SWITCHES = 16 };
 static const struct command {
     const char *name, *usage, *what, *help;
     int (*run)(const struct command_line *c);
-    int least, most, takes;                      /* words after the name, options */
+    int least, most, takes;                      /* words after the name; options, duties */
 } commands[] = {
     { "run", "run FILE.pipe [--set KEY=VALUE]...", "run an experiment in a new run folder",
       "Checks everything as `check` does, makes runs/NAME-0001 (a new number each time), starts "
@@ -27,7 +30,7 @@ static const struct command {
       "examples:\n"
       "  qerl-pipe pipelines/quickstart.pipe\n"
       "  qerl-pipe run pipelines/e6b_qerl.pipe --set model.path=models/tiny --set run.steps=20\n",
-      command_run, 1, 1, TAKES_SET },
+      command_run, 1, 1, TAKES_SET | NO_OLD_SWITCHES },
     { "check", "check FILE.pipe [--set KEY=VALUE]...", "print the plan of a run; start nothing",
       "Every error of the file in one pass, each with file and line; then steps, scored steps, the "
       "noise "
@@ -36,7 +39,7 @@ static const struct command {
       "examples:\n"
       "  qerl-pipe check pipelines/e6b_qerl.pipe\n"
       "  qerl-pipe check pipelines/e6b_qerl.pipe --set noise.aqn.sigma_start=0.05\n",
-      command_check, 1, 1, TAKES_SET },
+      command_check, 1, 1, TAKES_SET | NO_OLD_SWITCHES },
     { "describe", "describe [STAGE]", "list stages, or all keys and ports of one",
       "examples:\n"
       "  qerl-pipe describe\n"
@@ -51,7 +54,7 @@ static const struct command {
       "examples:\n"
       "  qerl-pipe resume runs/e6b_qerl-0001\n"
       "  qerl-pipe resume e6b_qerl\n",
-      command_resume, 1, 1, TAKES_FORCE },
+      command_resume, 1, 1, TAKES_FORCE | NO_OLD_SWITCHES },
     { "status", "status [RUN]", "say how one run or all runs stand, from their files",
       "examples:\n"
       "  qerl-pipe status\n"
@@ -206,6 +209,15 @@ static const struct command *choose(int argc, char **argv, int *named, int *code
     return NULL;
 }
 
+static int refuse_old_switches(void) {
+    struct str said;
+    str_init(&said);
+    const int code = old_switches_refuse(environ, &said);
+    if (code) fputs(said.s, stderr);
+    str_release(&said);
+    return code;
+}
+
 int main(int argc, char **argv) {
     struct command_line c = { .runs_dir = "runs", .argv = argv };
     int named, code;
@@ -224,5 +236,6 @@ int main(int argc, char **argv) {
         }
     }
     if (c.words < k->least) return usage_error(k, "%s", "something is missing");
+    if (k->takes & NO_OLD_SWITCHES && (code = refuse_old_switches())) return code;
     return k->run(&c);
 }
