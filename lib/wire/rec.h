@@ -14,7 +14,7 @@
 #include "lib/base/err.h"
 #include "lib/base/str.h"
 
-enum { REC_VERSION = 1, REC_BYTES_MAX = 64 << 20, REC_SAMPLES_MAX = 256, REC_TOKENS_MAX = 1 << 20 };
+enum { REC_VERSION = 2, REC_BYTES_MAX = 64 << 20, REC_SAMPLES_MAX = 256, REC_TOKENS_MAX = 1 << 20 };
 enum rec_type {
     REC_NONE,
     REC_TICKET,
@@ -41,7 +41,7 @@ struct rec_treatment {
     char *hash;              /* 16 hex digits over model, quant, LoRA shape, noise configuration */
     double sigma;            /* AQN: intended */
     uint64_t noise_seed;     /* its key */
-    char *ops;               /* operator noise, canonical text; "none" */
+    char *ops;               /* operator and module noise: noise_plan_text; "none" */
 };
 
 struct rec_ticket {          /* learner -> rollout: make this group */
@@ -87,6 +87,9 @@ struct rec_group {
     struct rec_treatment treatment;
     /* measured on what the forward pass read */
     double sigma_realised; int64_t noise_elements, noise_changed;
+    /* all that was measured of the treatment since the policy was adopted, as compact JSON: see
+     * policy_evidence; "" = no noise */
+    char *evidence;
     char *rollout;                                     /* who made it, "rollout-0" */
     char *rule;                                        /* reward rule; "" in a traj */
     struct rec_sample *sample; int samples;
@@ -110,7 +113,9 @@ struct rec_score {           /* never a bare number */
     char *run; int64_t version, step; char *split; int64_t n, right; char *rule;
     /* answers from which the rule read a number; by both rules */
     int64_t parsed; int64_t right_strict, right_flexible;
-    char *quant, *noise;
+    /* how the weights were stored; what was applied in this score: see policy_noise_text; measured,
+     * as in a group */
+    char *quant, *noise, *evidence;
     int64_t samples_per_question;
     double temperature;
     double length_mean;

@@ -221,7 +221,7 @@ static const struct { const char *line, *says; enum rec_type expected;
       REC_TICKET },
     { "{\"rec\":\"tickt\"}", "unknown kind of record 'tickt'", REC_TICKET },
     { "{\"question\":\"x\"}", "field 'rec' is missing", REC_NONE },
-    { "{\"question\":\"x\",\"v\":2}", "ticket: field 'v' must be 1", REC_TICKET },
+    { "{\"question\":\"x\",\"v\":1}", "ticket: field 'v' must be 2", REC_TICKET },
     { "{\"answer\":\"4\"}", "traj: field 'samples' is missing", REC_TRAJ },
     { "{\"answer\":\"4\",\"samples\":[{}]}", "traj: field 'samples[0].text' is missing", REC_TRAJ },
     { "{\"answer\":\"4\",\"samples\":[{\"text\":\"x\"},{\"text\":\"x\",\"score\":1}]}",

@@ -10,7 +10,7 @@
 #include "tests/unit/rec_any.h"
 
 #define BYTES(text) text, sizeof text - 1
-#define HEAD "\xA3rec\xA3" "end\xA1v\x01"
+#define HEAD "\xA3rec\xA3" "end\xA1v\x02"
 #define END_REST "\xA3run\xA0\xA5" "fence\x01\xA4step\x02"
 static const struct { const char *bytes; size_t n; const char *says;
 } hostile[] = {
@@ -32,21 +32,21 @@ static const struct { const char *bytes; size_t n; const char *says;
     { BYTES("\x01"), "is a number, must be a map" },
     { BYTES("\x80"), "does not start with 'rec' and 'v'" },
     { BYTES("\x82\x01\x01\x01\x01"), "must be a string" },
-    { BYTES("\x82\xA1v\x01\xA3rec\xA3"
+    { BYTES("\x82\xA1v\x02\xA3rec\xA3"
             "end"),
       "the first field must be 'rec'" },
     { BYTES("\x82\xA3rec\xA3"
-            "abc\xA1v\x01"),
+            "abc\xA1v\x02"),
       "unknown kind 'abc'" },
     { BYTES("\x82\xA3rec\xA4"
-            "none\xA1v\x01"),
+            "none\xA1v\x02"),
       "unknown kind 'none'" },
     { BYTES("\x82\xA3rec\xA3"
-            "end\xA1w\x01"),
+            "end\xA1w\x02"),
       "the second field must be 'v'" },
     { BYTES("\x82\xA3rec\xA3"
-            "end\xA1v\x02"),
-      "end: version 2, this program speaks 1" },
+            "end\xA1v\x01"),
+      "end: version 1, this program speaks 2" },
     { BYTES("\x82" HEAD), "end: field 'run' is missing" },
     { BYTES("\x85" HEAD END_REST "\x00"), "bytes after the record at byte" },
     { BYTES("\x85" HEAD "\xA3run\xA0\xA5"
