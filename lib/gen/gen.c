@@ -225,7 +225,11 @@ static int prefill(struct gen *g, struct group *b, struct err *e) {
     for (int at = 0; at < r->prompt_n; at += rows_max) {
         const int count = min_int(rows_max, r->prompt_n - at), last = at + count == r->prompt_n;
         for (int i = 0; i < count; i++)
-            g->row[i] = (struct net_row){ r->prompt[at + i], b->slot, at + i };
+            g->row[i] = (struct net_row){ .token = r->prompt[at + i],
+                                          .slot = b->slot,
+                                          .pos = at + i,
+                                          .prompt = net_prompt_id(r->prompt_uid),
+                                          .sample = KERN_NOISE_NO_SAMPLE };
         g->want[0] = count - 1;
         if (net_forward(g->net, g->row, count, g->want, last, e) < 0) return -1;
     }
@@ -316,7 +320,11 @@ static int decode(struct gen *g, gen_take *take, void *ud, struct err *e) {
     if (!rows) return 0;
     for (int i = 0; i < rows; i++) {
         const struct run *s = &g->run[g->order[i]];
-        g->row[i] = (struct net_row){ s->ids[s->n - 1], s->slot, s->r.prompt_n + s->n - 1 };
+        g->row[i] = (struct net_row){ .token = s->ids[s->n - 1],
+                                      .slot = s->slot,
+                                      .pos = s->r.prompt_n + s->n - 1,
+                                      .prompt = net_prompt_id(s->r.prompt_uid),
+                                      .sample = (uint32_t)s->k };
         g->sampler[i] = sampler_of(&s->r, s->k, s->n);
         g->want[i] = i;
     }

@@ -40,7 +40,11 @@ int net_slot_fork(struct net *n, int from, int positions);
 int net_slot_reserve(struct net *n, int slot, int positions);    /* 0, or -1: no page free */
 void net_slot_close(struct net *n, int slot);
 
-struct net_row { int32_t token, slot, pos; };
+/* prompt and sample name the row in the draws of noise; sample is KERN_NOISE_NO_SAMPLE for tokens of
+ * the prompt, which all samples of a group share. */
+struct net_row { int32_t token, slot, pos; uint32_t prompt, sample; };
+static inline uint32_t net_prompt_id(uint64_t uid) { return (uint32_t)(uid ^ uid >> 32); }
+
 /* Runs rows (<= rows_max) and leaves logits of the rows named by want[] (ascending indices, wants
  * <= rows) ready for net_sample. Rows of one slot must be in ascending position and follow what the
  * slot holds; pages are reserved here. */
@@ -61,6 +65,8 @@ struct net_seq {
     const int32_t *ids;          /* prompt then response */
     /* tokens in all; of the prompt. Response tokens prompt_n .. n-1 are scored. */
     int n, prompt_n;
+    uint64_t uid;                /* of the prompt, and which sample of it: as in net_row */
+    int sample;
 };
 /* Log-prob of each response token at temperature T (and entropy, or NULL), sequences one after the
  * other. Splits into micro-batches of whole sequences by itself. */

@@ -33,6 +33,15 @@ static int check_seqs(const struct net *n, const struct net_seq *s, int seqs, fl
     return 0;
 }
 
+static struct net_row row_of(const struct net_seq *s, int p, int slot) {
+    const uint32_t sample = p < s->prompt_n ? KERN_NOISE_NO_SAMPLE : (uint32_t)s->sample;
+    return (struct net_row){ .token = s->ids[p],
+                             .slot = slot,
+                             .pos = p,
+                             .prompt = net_prompt_id(s->uid),
+                             .sample = sample };
+}
+
 /* Log-probs of targets first .. first+count-1 (already in n->targets) from hid_t into n->lp,
  * n->lse, n->entropy. */
 static void score_rows(struct net *n, int first, int count, float temperature, bool entropy) {
@@ -101,7 +110,7 @@ static int stream_seq(struct stream *t, const struct net_seq *s, struct err *e) 
             t->h->want[t->wants] = t->rows;
             t->h->target[t->wants++] = s->ids[p + 1];
         }
-        t->h->row[t->rows++] = (struct net_row){ s->ids[p], slot, p };
+        t->h->row[t->rows++] = row_of(s, p, slot);
     }
     t->h->slot[t->dones++] = slot;
     return 0;
@@ -151,7 +160,7 @@ static bool micro_add(struct micro *b, int i) {
             b->h->want[b->wants] = b->rows;
             b->h->target[b->wants++] = s->ids[p + 1];
         }
-        b->h->row[b->rows++] = (struct net_row){ s->ids[p], slot, p };
+        b->h->row[b->rows++] = row_of(s, p, slot);
     }
     b->h->seq_start[b->seqs] = b->rows;
     b->h->want_start[b->seqs] = b->wants;

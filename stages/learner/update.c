@@ -128,7 +128,11 @@ static void batch_open(struct batch *b, const struct learner_conf *c,
         dapo_advantage(reward, r->samples, (int)c->adv_ddof, c->adv_eps, b->advantage + s);
         for (int k = 0; k < r->samples; k++, s++) {
             const struct rec_sample *x = &r->sample[k];
-            b->seq[s] = (struct net_seq){ at, r->prompt_ids.n + x->ids.n, r->prompt_ids.n };
+            b->seq[s] = (struct net_seq){ .ids = at,
+                                          .n = r->prompt_ids.n + x->ids.n,
+                                          .prompt_n = r->prompt_ids.n,
+                                          .uid = (uint64_t)r->group,
+                                          .sample = k };
             memcpy(at, r->prompt_ids.v, (size_t)r->prompt_ids.n * sizeof *at);
             memcpy(at + r->prompt_ids.n, x->ids.v, (size_t)x->ids.n * sizeof *at);
             at += b->seq[s].n;

@@ -189,7 +189,7 @@ static void fill_own_logprobs(void) {
             struct rec_sample *x = &r->sample[k];
             memcpy(ids, r->prompt_ids.v, sizeof(int32_t) * PROMPT);
             memcpy(ids + PROMPT, x->ids.v, sizeof(int32_t) * (size_t)x->ids.n);
-            struct net_seq s = { ids, PROMPT + x->ids.n, PROMPT };
+            struct net_seq s = { .ids = ids, .n = PROMPT + x->ids.n, .prompt_n = PROMPT };
             cr_assert(net_logprobs(n, &s, 1, 1, x->lp.v, NULL, &e) == 0, "%s", e.text);
         }
     net_destroy(&n);

@@ -149,7 +149,7 @@ static void expect_zero_gap(const struct run_opts *r, int learner_threads, int l
         const int g = i / SAMPLES;
         prompt_fill(g, ids[i]);
         memcpy(ids[i] + prompt_n[g], out[i].ids, (size_t)out[i].n * sizeof(int32_t));
-        seq[i] = (struct net_seq){ ids[i], prompt_n[g] + out[i].n, prompt_n[g] };
+        seq[i] = (struct net_seq){ .ids = ids[i], .n = prompt_n[g] + out[i].n, .prompt_n = prompt_n[g] };
     }
     cr_assert_eq(net_logprobs(n, seq, GROUPS * SAMPLES, r->temperature, lp, NULL, &e), 0, "%s",
                  e.text);

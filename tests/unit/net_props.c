@@ -18,7 +18,7 @@ static void text_fill(struct text *t) {
     for (int s = 0; s < SEQS; s++) {
         for (int i = 0; i < n[s]; i++)
             t->ids[s][i] = (int32_t)(rng_mix64((uint64_t)(s * 1000 + i)) % VOCAB);
-        t->seq[s] = (struct net_seq){ t->ids[s], n[s], prompt[s] };
+        t->seq[s] = (struct net_seq){ .ids = t->ids[s], .n = n[s], .prompt_n = prompt[s] };
         t->responses += n[s] - prompt[s];
     }
 }
@@ -323,7 +323,7 @@ Test(net_props, forked_slots_go_on_as_the_whole_sequence_would) {
     /* 31 32 43 54 65 */
     for (int forked = 31; forked <= 65; forked += forked == 31 ? 1 : 11) {
         int base = net_slot_open(s.n);
-        for (int i = 0; i < 70; i++) row[i] = (struct net_row){ ids[i], base, i };
+        for (int i = 0; i < 70; i++) row[i] = (struct net_row){ .token = ids[i], .slot = base, .pos = i };
         const int32_t last = 69;
         cr_assert_eq(net_forward(s.n, row, 70, &last, 1, &e), 0, "%s", e.text);
         cr_assert_eq(net_logits(s.n, want, &e), 0);
@@ -331,7 +331,7 @@ Test(net_props, forked_slots_go_on_as_the_whole_sequence_would) {
         cr_assert_geq(fork, 0);
         net_slot_close(s.n, base);                                        /* shared pages live on */
         for (int i = forked; i < 70; i++) {
-            struct net_row one = { ids[i], fork, i };
+            struct net_row one = { .token = ids[i], .slot = fork, .pos = i };
             const int32_t zero = 0;
             cr_assert_eq(net_forward(s.n, &one, 1, &zero, 1, &e), 0, "%s", e.text);
         }
@@ -348,7 +348,10 @@ Test(net_props, rows_that_make_no_sense_are_refused_by_name) {
     scene_open(&s, "ref", 8, MODEL_QUANT_BF16, 0);
     int slot = net_slot_open(s.n);
     const struct net_row bad[] = {
-        { VOCAB, slot, 0 }, { -1, slot, 0 }, { 1, slot + 1, 0 }, { 1, slot, 1 }
+        { .token = VOCAB, .slot = slot },
+        { .token = -1, .slot = slot },
+        { .token = 1, .slot = slot + 1 },
+        { .token = 1, .slot = slot, .pos = 1 },
     };
     static const char *const says[] = { "vocabulary", "vocabulary", "not open", "position" };
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
@@ -403,7 +406,7 @@ Test(net_props, training_refuses_what_it_cannot_do) {
     /* a failed call leaves the sum alone */
     for (size_t i = 0; i < l->params; i++) cr_assert_eq(g[i], 0.f);
     cr_expect_eq(net_train(n, x.seq, 1, 0, loss_plain, NULL, g, &e), -1);
-    struct net_seq bare = { x.ids[0], 5, 0 };
+    struct net_seq bare = { .ids = x.ids[0], .n = 5 };
     cr_expect_eq(net_train(n, &bare, 1, 1, loss_plain, NULL, g, &e), -1);
     /* and the net still works */
     cr_expect_eq(net_train(n, x.seq, 1, 1, loss_plain, NULL, g, &e), 0, "%s", e.text);

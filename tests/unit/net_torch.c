@@ -62,7 +62,7 @@ static void vec_open(struct vec *v, const char *name, const char *path, enum mod
         memcpy(v->ids[s], t->data, (size_t)t->elements * sizeof(int32_t));
         int32_t prompt;
         memcpy(&prompt, (const uint8_t *)prompts + 4 * s, sizeof prompt);
-        v->seq[s] = (struct net_seq){ v->ids[s], (int)t->elements, prompt };
+        v->seq[s] = (struct net_seq){ .ids = v->ids[s], .n = (int)t->elements, .prompt_n = prompt };
         v->weights[s] = want_f32(v, "weights.%d", s);
     }
     struct net_opts o = {
@@ -86,7 +86,7 @@ static float *logits(struct vec *v, int s) {
     int32_t index[TOKENS_MAX];
     const int n = v->seq[s].n, slot = net_slot_open(v->net);
     for (int i = 0; i < n; i++) {
-        row[i] = (struct net_row){ v->ids[s][i], slot, i };
+        row[i] = (struct net_row){ .token = v->ids[s][i], .slot = slot, .pos = i };
         index[i] = i;
     }
     float *out = mem_alloc((size_t)n * (size_t)v->model->conf.vocab * sizeof *out);

@@ -83,7 +83,7 @@ static void logits(struct toy *t, float out[60]) {
     int32_t want[6];
     int slot = net_slot_open(t->net);
     for (int i = 0; i < 6; i++) {
-        row[i] = (struct net_row){ ids[i], slot, i };
+        row[i] = (struct net_row){ .token = ids[i], .slot = slot, .pos = i };
         want[i] = i;
     }
     cr_assert_eq(net_forward(t->net, row, 6, want, 6, &e), 0, "%s", e.text);
@@ -101,7 +101,7 @@ static void on_every_path(void (*test)(struct toy *t)) {
     }
 }
 
-static const struct net_seq seq = { ids, 6, 3 };
+static const struct net_seq seq = { .ids = ids, .n = 6, .prompt_n = 3 };
 
 static void forward(struct toy *t) {
     struct err e = { 0 };

@@ -46,7 +46,7 @@ static int decode(struct net *n) {
     struct err e = { 0 };
     int before = 0;
     for (int i = 0; i < SLOTS; i++) {
-        row[i] = (struct net_row){ i, net_slot_open(n), 0 };
+        row[i] = (struct net_row){ .token = i, .slot = net_slot_open(n), .pos = 0 };
         draw[i] = (struct kern_sampler){ .temperature = 1, .top_k = 20, .top_p = .9f, .u = .5f };
         want[i] = i;
     }
@@ -71,7 +71,7 @@ static int train(struct net *n, float *grad) {
     struct err e = { 0 };
     int before = 0;
     for (int i = 0; i < TOKENS; i++) ids[i] = i * 7 % VOCAB;
-    for (int s = 0; s < SEQS; s++) seq[s] = (struct net_seq){ ids, TOKENS - s, 10 };
+    for (int s = 0; s < SEQS; s++) seq[s] = (struct net_seq){ .ids = ids, .n = TOKENS - s, .prompt_n = 10 };
     for (int step = 0; step < 3; step++) {
         if (step == 1) before = calls;
         cr_assert_eq(net_train(n, seq, SEQS, 1, loss, NULL, grad, &e), 0, "%s", e.text);

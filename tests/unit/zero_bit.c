@@ -185,7 +185,7 @@ static void step(struct net *n, const struct play *p, struct running *run, struc
         int count = x->n - run[i].fed;
         if (p->chunk && count > p->chunk) count = p->chunk;
         for (int k = 0; k < count; k++, run[i].fed++)
-            row[rows++] = (struct net_row){ x->ids[run[i].fed], run[i].slot, run[i].fed };
+            row[rows++] = (struct net_row){ .token = x->ids[run[i].fed], .slot = run[i].slot, .pos = run[i].fed };
         if (run[i].fed < x->n) continue;
         const uint64_t h = rng_mix64((uint64_t)(run[i].seq * 4096 + x->n));
         draw[wants] = (struct kern_sampler){ .temperature = TEMPERATURE, .top_p = 1,
@@ -229,7 +229,7 @@ static void play(struct world *w, const struct play *p, struct text *t) {
 
 static void as_seqs(const struct world *w, const struct text *t, struct net_seq seq[SEQS]) {
     for (int s = 0; s < w->seqs; s++)
-        seq[s] = (struct net_seq){ t[s].ids, t[s].n, t[s].prompt_n };
+        seq[s] = (struct net_seq){ .ids = t[s].ids, .n = t[s].n, .prompt_n = t[s].prompt_n };
 }
 
 static void score(struct world *w, const struct score *c, const struct text *truth, struct text *t) {

@@ -46,7 +46,7 @@ static int training_open(struct training *t, const struct synth *s, struct err *
         for (int j = 0; j < LENGTH; j++)
             t->ids[i][j] = (int32_t)(rng_mix64((uint64_t)(i * LENGTH + j)) %
                                      (uint64_t)s->model.conf.vocab);
-        t->seq[i] = (struct net_seq){ t->ids[i], LENGTH, PROMPT };
+        t->seq[i] = (struct net_seq){ .ids = t->ids[i], .n = LENGTH, .prompt_n = PROMPT };
     }
     return net_create(&t->net, &s->model, &o, e) < 0 ? -1 : net_adopt(t->net, t->lora, NULL, e);
 }

@@ -191,7 +191,7 @@ static int print_tops(struct net *net, const int32_t *ids, int n, int vocab, int
     for (int at = 0; rc == 0 && at < n - 1; at += ROWS) {
         const int count = n - 1 - at < ROWS ? n - 1 - at : ROWS;
         for (int i = 0; i < count; i++) {
-            row[i] = (struct net_row){ ids[at + i], slot, at + i };
+            row[i] = (struct net_row){ .token = ids[at + i], .slot = slot, .pos = at + i };
             want[i] = i;
         }
         rc = net_forward(net, row, count, want, count, e);
@@ -210,7 +210,7 @@ static int print_tops(struct net *net, const int32_t *ids, int n, int vocab, int
 static int print_line(struct net *net, const int32_t *ids, int n, int vocab, int top_k,
                       struct err *e) {
     float *lp = mem_alloc((size_t)n * sizeof *lp);
-    const struct net_seq s = { ids, n, 1 };
+    const struct net_seq s = { .ids = ids, .n = n, .prompt_n = 1 };
     int rc = net_logprobs(net, &s, 1, 1.f, lp, NULL, e);
     if (rc == 0) {
         fputs("{\"logprobs\":[null", stdout);
