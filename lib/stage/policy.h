@@ -5,7 +5,7 @@
 #define QERL_POLICY_H
 #include "lib/model/lora.h"
 #include "lib/model/tok.h"
-#include "lib/stage/shared.h"
+#include "lib/stage/treatment.h"
 
 struct policy {
     struct pool *pool;

@@ -39,12 +39,6 @@ struct run {
     struct step_counts counts;
 };
 
-static double sigma_at(const struct shared *c, int64_t step) {
-    if (c->aqn.sigma_start <= 0) return 0;
-    return noise_schedule(step, c->run.steps, (int)c->aqn.stages, c->aqn.sigma_start,
-                          c->aqn.sigma_end);
-}
-
 static int64_t wave_size(const struct learner_conf *c) { return c->wave > 0 ? c->wave : c->batch; }
 
 /* Every prompt must fit before the first step is paid for. */
@@ -138,7 +132,7 @@ static int announce(struct run *r, struct err *e) {
                          .path = r->adapter,
                          .sha256 = r->adapter_sha256,
                          .final = r->done.step == c->run.steps,
-                         .treatment = { r->policy.treatment, sigma_at(c, r->done.step),
+                         .treatment = { r->policy.treatment, treatment_sigma(c, r->done.step),
                                         policy_noise_seed((uint64_t)c->run.seed, r->done.step),
                                         "none" } } };
     if (shared_is_scored(c, r->done.step) && ckpt_mark_scored(c->run.dir, &a, e) < 0) return -1;
@@ -323,7 +317,7 @@ int run_step(struct run *r) {
                                .version = r->done.version,
                                .adapter = r->adapter,
                                .adapter_sha256 = r->adapter_sha256,
-                               .sigma = sigma_at(c, r->done.step),
+                               .sigma = treatment_sigma(c, r->done.step),
                                .noise_seed = policy_noise_seed((uint64_t)c->run.seed,
                                                                r->done.step) };
     r->counts = (struct step_counts){ .sigma = p.sigma };
@@ -380,12 +374,12 @@ int run_finish(struct run *r) {
 static void plan_sigma(const struct shared *c, json_t *out) {
     json_t *table = json_array();
     for (int64_t from = 0; from < c->run.steps && c->aqn.sigma_start > 0;) {
-        double sigma = sigma_at(c, from);
+        double sigma = treatment_sigma(c, from);
         /* last step with this sigma, by bisection: sigma changes once in between */
         int64_t low = from, high = c->run.steps;
         while (high - low > 1) {
             int64_t middle = low + (high - low) / 2;
-            if (sigma_at(c, middle) == sigma) low = middle;
+            if (treatment_sigma(c, middle) == sigma) low = middle;
             else high = middle;
         }
         json_array_append_new(table, json_pack("{s:I, s:I, s:f}", "from", (json_int_t)from, "to",
@@ -408,7 +402,7 @@ static void plan_notes(const struct learner_conf *c, json_t *out) {
                 "sigma decays geometrically, by a constant factor from stage to stage (the study's "
                 "page calls it linear); the first stage is silent"));
     if (c->shared.aqn.sigma_start > 0 &&
-        sigma_at(&c->shared, c->shared.run.steps - 1) != c->shared.aqn.sigma_end)
+        treatment_sigma(&c->shared, c->shared.run.steps - 1) != c->shared.aqn.sigma_end)
         json_array_append_new(
             notes,
             json_string(

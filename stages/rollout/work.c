@@ -254,8 +254,8 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
         }
     }
     noise_view_close(&w->noise);
-    int rc = noise_view_open(&w->noise, w->policy.model, t->treatment.sigma,
-                             t->treatment.noise_seed, (uint64_t)t->version, e);
+    int rc = treatment_view(&w->noise, w->policy.model, &w->c->shared, t->step, t->treatment.sigma,
+                            t->treatment.noise_seed, t->version, e);
     if (rc == 0) rc = gen_adopt(w->gen, l, &w->noise, e);
     lora_destroy(&l);
     /* what was loaded, not what was asked */
