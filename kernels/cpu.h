@@ -4,6 +4,7 @@
 #define QERL_CPU_H
 #include "kernels/kern.h"
 #include "kernels/math.h"
+#include "kernels/noise_math.h"
 #include "kernels/pack.h"
 
 /* complete; every faster path starts as its copy */
@@ -70,6 +71,16 @@ typedef float cpu_row_most(const float *logits, int vocab);
 void cpu_sample_row(const struct kern_sample *a, int row, cpu_row_most *most_of,
                     cpu_row_sum *sum_of);
 
+/* Adds what one part measured; parts may do so at once: sums of integers have no order. */
+static inline void cpu_noise_take(const struct kern_noise *n, const int64_t sum[KERN_NOISE_SUMS]) {
+    for (int i = 0; i < KERN_NOISE_SUMS && n->sums.p; i++)
+        __atomic_fetch_add((int64_t *)n->sums.p + i, sum[i], __ATOMIC_RELAXED);
+}
+/* t += e of elements [first, first + count) of a row, first a multiple of 16, as one span; counter
+ * is the row's. l may be NULL. */
+void ref_noise_add(const struct kern_noise *n, const uint32_t counter[4], float edge, float *t,
+                   int first, int count, struct kern_noise_lanes *l);
+
 /* Slots of the reference table, one file each group. */
 void ref_embed(struct kern *k, const struct kern_embed *a);
 void ref_rmsnorm(struct kern *k, const struct kern_rmsnorm *a);
@@ -83,6 +94,8 @@ void ref_attn(struct kern *k, const struct kern_attn *a);
 void ref_attn_bwd(struct kern *k, const struct kern_attn_bwd *a);
 void ref_swiglu(struct kern *k, const struct kern_swiglu *a);
 void ref_swiglu_bwd(struct kern *k, const struct kern_swiglu_bwd *a);
+void ref_silu(struct kern *k, const struct kern_silu *a);
+void ref_perturb(struct kern *k, const struct kern_perturb *a);
 void ref_add(struct kern *k, const struct kern_add *a);
 void ref_gather(struct kern *k, const struct kern_gather *a);
 void ref_scatter_add(struct kern *k, const struct kern_scatter_add *a);

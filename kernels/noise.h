@@ -1,25 +1,29 @@
-/* noise.h - imperfect arithmetic on purpose: how an operation of the table perturbs what it returns.
+/* noise.h - imperfect arithmetic on purpose: how an operation of the table perturbs what it
+ * returns.
  *
- * For a result t of an operation, e is drawn, multiplied and added in f32 before t is rounded to its
- * storage: y = t + e. Each element's draw is a function of key and counter alone, so batch, place,
- * threads and phase change nothing, and any draw can be made again.
+ * For a result t of an operation, e is drawn, multiplied and added in f32 before t is rounded to
+ * its storage: y = t + e. Each element's draw is a function of key and counter alone, so batch,
+ * place, threads and phase change nothing, and any draw can be made again.
  *
- * Counter of element i of a row: { prompt, sample | head << 16, position, site | i / 4 }, word i % 4
- * of Philox4x32-10. head is 0 outside attention; there i is the key's position.
+ * Counter of element i of a row: { prompt, sample | head << 16, position, site | i / 4 }, word
+ * i % 4 of Philox4x32-10. head is 0 outside attention; there i is the key's position.
  *
  * type                 e
- *   relative_gaussian  scale * z * |t|, z ~ N(0, 1): Box-Muller in f32 on words (0,1) and (2,3)
- *   relative_uniform   scale * z * |t|, z uniform on (-sqrt 3, sqrt 3): its deviation is 1 too
- *   systematic         scale * z * t, z = +1 or -1, fixed for (key, site, head, i): the counter is
- *                      { ~0, 0xffff | head << 16, ~0, site | i / 4 }, the caller's key has no step in it
- *   sparse             with probability `rate` scale * z * |t|, z = +1 or -1; else 0
- *   deadzone           -t where |t| < scale * the row's largest |t| (NaN skipped), else 0; a row is
- *                      a token's, in attention a token's and head's
+ *   relative_gaussian  z * (scale * |t|), z ~ N(0, 1): Box-Muller in f32, words (0,1) and (2,3)
+ *   relative_uniform   z * (scale * |t|), z uniform on (-sqrt 3, sqrt 3): its deviation is 1 too
+ *   systematic         z * (scale * t), z = +1 or -1, fixed for (key, site, head, i): the counter
+ *                      is { ~0, 0xffff | head << 16, ~0, site | i / 4 }, the caller's key has no
+ *                      step in it
+ *   sparse             with probability `rate` z * (scale * |t|), z = +1 or -1; else 0
+ *   deadzone           -t where |t| < scale * the row's largest |t| (NaN skipped), else 0; a row
+ *                      is a token's, in attention a token's and head's
  *   absolute_gaussian  scale * z
  *   bias               scale * sign(t), 0 where t is 0
+ * A t that is not finite stays as it is. A word whose top 24 bits are below 2^24 rate is a hit; a
+ * sign is a word's lowest bit (1: negative).
  * bf16: the earlier system's arithmetic. t, z, the products (|t| first, then scale) and the sum are
  * each rounded to bf16, whatever the storage.
- * kernels/ref/noise.c is the text; every CPU path gives its bits.
+ * kernels/noise_math.h and kernels/ref/noise.c are the text; every CPU path gives their bits.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_KERN_NOISE_H
 #define QERL_KERN_NOISE_H
@@ -37,10 +41,11 @@ enum kern_noise_type {
     KERN_NOISE_TYPE_COUNT
 };
 
-/* What was measured after the act, as sums of integers: their order changes nothing. With
- * d = (t + e) - t as computed, r = d / (|t| scale) of elements whose t is not 0 (absolute_gaussian
- * and bias: d / scale of all; deadzone: d / |t|), a row's sums of r and r^2 are taken as the other
- * row sums of kern.h and rounded to units of 2^-20. */
+/* What was measured after the act, as sums of integers: their order changes nothing. With d = (t +
+ * e) - t as computed (bf16: t as rounded), r = d / (|t| scale) of elements whose t is not 0
+ * (absolute_gaussian and bias: d / scale of all; deadzone: d / |t|) where that is finite and below
+ * 4,096, a row's sums of r and r^2 are taken as the other row sums of kern.h and rounded to units
+ * of 2^-20; in attention each page of 32 keys of a row by itself. */
 enum kern_noise_sum {
     KERN_NOISE_ELEMENTS,             /* visited */
     KERN_NOISE_MEASURED,             /* of these, those that have an r */
@@ -66,10 +71,10 @@ struct kern_noise {
     kptr sums;                       /* int64 [KERN_NOISE_SUMS], added to; absent: not counted */
 };
 
-/* y = (t + e), then + bias[col], then * mul[row, col], as far as present; then y is stored, or added
- * to what is there when accumulate (f32 then). With type OFF a plain conversion. x of x_type [rows,
- * dim] with stride x_ld, y of y_type with stride y_ld, mul f32 [rows, dim] dense, bias f32 [dim]. y
- * may be x where the types are the same. dim <= KERN_NOISE_DIM_MAX. */
+/* y = (t + e), then + bias[col], then * mul[row, col], as far as present; then y is stored, or
+ * added to what is there when accumulate (f32 then). With type OFF a plain conversion. x of x_type
+ * [rows, dim] with stride x_ld, y of y_type with stride y_ld, mul f32 [rows, dim] dense, bias f32
+ * [dim]. y may be x where the types are the same. dim <= KERN_NOISE_DIM_MAX. */
 struct kern_perturb {
     struct kern_noise noise;
     kptr x; enum kern_type x_type; int x_ld;
@@ -82,9 +87,11 @@ struct kern_silu { kptr x; enum kern_type x_type; kptr y; int rows, dim; };
 
 /* Noise inside attention: on scores (t = scale * q.k, before the softmax) and on probabilities. A
  * noisy probability is max(0, p + e) over the sum of all of the row, which lse takes part in: p is
- * exp(score - the row's maximum so far), where type deadzone first finds the final maximum. The
- * backward (attn_bwd) makes both again, so p there is the noisy one; noise is a constant of the
- * pass (its derivative is that of a clean operation), and besides it adds `dprobs` to dy . v and
- * `dscores` to ds. Rows' id and pos are the queries'; the types deadzone and bias are forward only. */
+ * exp(score - the row's maximum so far), where types that are not relative first find the final
+ * maximum. The backward (attn_bwd) makes both again, so p there is the noisy one; noise is a
+ * constant of the pass (its derivative is that of a clean operation), and besides it adds `dprobs`
+ * to dy . v and `dscores` to ds. Keys that a row does not see are not visited. Rows' id and pos are
+ * the queries', `pos` absent: the row's index in the call. deadzone and bias are forward only, and
+ * so is absolute_gaussian on probabilities. */
 struct kern_attn_noise { struct kern_noise scores, probs, dprobs, dscores; };
 #endif
