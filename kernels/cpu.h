@@ -96,6 +96,7 @@ void ref_swiglu(struct kern *k, const struct kern_swiglu *a);
 void ref_swiglu_bwd(struct kern *k, const struct kern_swiglu_bwd *a);
 void ref_silu(struct kern *k, const struct kern_silu *a);
 void ref_perturb(struct kern *k, const struct kern_perturb *a);
+void ref_quant_rows(struct kern *k, const struct kern_quant_rows *a);
 void ref_add(struct kern *k, const struct kern_add *a);
 void ref_gather(struct kern *k, const struct kern_gather *a);
 void ref_scatter_add(struct kern *k, const struct kern_scatter_add *a);

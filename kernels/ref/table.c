@@ -113,6 +113,7 @@ const struct kern kern_ref_table = {
     .swiglu_bwd = ref_swiglu_bwd,
     .silu = ref_silu,
     .perturb = ref_perturb,
+    .quant_rows = ref_quant_rows,
     .add = ref_add,
     .gather = ref_gather,
     .scatter_add = ref_scatter_add,

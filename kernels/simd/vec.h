@@ -53,6 +53,16 @@ INLINE vf v_times_pow2(vf p, vf t, vf k) {
     (void)t;
     return _mm512_scalef_ps(p, k);
 }
+/* step where a >= least, else 0, added to y */
+INLINE vf v_climb(vf y, vf a, float least, float step) {
+    return _mm512_mask_add_ps(y, _mm512_cmp_ps_mask(a, v_set(least), _CMP_GE_OQ), y, v_set(step));
+}
+INLINE vf v_abs(vf x) { return _mm512_abs_ps(x); }
+INLINE vf v_copysign(vf x, vf from) {                                    /* x >= 0 */
+    const __m512i bit = _mm512_set1_epi32(INT32_MIN);
+    return _mm512_castsi512_ps(_mm512_or_si512(
+        _mm512_castps_si512(x), _mm512_and_si512(_mm512_castps_si512(from), bit)));
+}
 INLINE vf v_widen(__m256i h) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
@@ -178,6 +188,23 @@ INLINE vf v_fma(vf x, vf y, vf c) {
 INLINE vf v_neg(vf x) {
     __m256 sign = _mm256_set1_ps(-0.0f);
     return (vf){ _mm256_xor_ps(x.a, sign), _mm256_xor_ps(x.b, sign) };
+}
+INLINE __m256 v_climb8(__m256 y, __m256 a, __m256 least, __m256 step) {
+    return _mm256_add_ps(y, _mm256_and_ps(_mm256_cmp_ps(a, least, _CMP_GE_OQ), step));
+}
+/* step where a >= least, else 0, added to y */
+INLINE vf v_climb(vf y, vf a, float least, float step) {
+    const __m256 l = _mm256_set1_ps(least), s = _mm256_set1_ps(step);
+    return (vf){ v_climb8(y.a, a.a, l, s), v_climb8(y.b, a.b, l, s) };
+}
+INLINE vf v_abs(vf x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return (vf){ _mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b) };
+}
+INLINE vf v_copysign(vf x, vf from) {                                    /* x >= 0 */
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return (vf){ _mm256_or_ps(x.a, _mm256_and_ps(from.a, sign)),
+                 _mm256_or_ps(x.b, _mm256_and_ps(from.b, sign)) };
 }
 INLINE vf v_pick(vf x, vf y, int n) {
     return (vf){ _mm256_blendv_ps(y.a, x.a, _mm256_castsi256_ps(v_mask8(n))),

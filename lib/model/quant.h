@@ -15,9 +15,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_QUANT_H
 #define QERL_QUANT_H
+#include "kernels/quant.h"
 #include "lib/model/model.h"
-
-enum { QUANT_BLOCK = 32, QUANT_BLOCK_NVFP4 = 16 };
 
 /* What rounding did to the elements; sums, so that tensors can be added up. */
 struct quant_stats {
