@@ -81,6 +81,19 @@ static inline void kern_noise_draw4(float z[4], const struct kern_noise *n,
     }
 }
 
+/* e is z times |t| or t: it commutes with a division of the whole row. */
+static inline bool kern_noise_relative(const struct kern_noise *n) {
+    return n->type < KERN_NOISE_DEADZONE;
+}
+/* What attn_bwd can make again without a row's final maximum. */
+static inline bool kern_noise_backward(const struct kern_attn_noise *n) {
+    const struct kern_noise *each[] = { &n->scores, &n->dprobs, &n->dscores };
+    for (size_t i = 0; i < COUNT_OF(each); i++)
+        if (!kern_noise_relative(each[i]) && each[i]->type != KERN_NOISE_ABSOLUTE_GAUSSIAN)
+            return false;
+    return kern_noise_relative(&n->probs);
+}
+
 /* First three words of a row's counters; the fourth is the site's, plus i / 4. */
 static inline void kern_noise_counter(uint32_t c[4], const struct kern_noise *n, int row,
                                       uint32_t head) {

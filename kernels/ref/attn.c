@@ -1,7 +1,7 @@
 /* attn.c - the reference for attention over paged keys and values, forward and backward.
  *
  * Knows: the page layout through cpu_kv_at and the order of every sum; one query vector at a time,
- * in the backward one page of keys at a time.
+ * in the backward one page of keys at a time; where noise acts.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu.h"
 
@@ -35,51 +35,111 @@ static void page_get(float *to, const struct kern_kv *kv, int layer, int slot, i
                                       cpu_kv_at(kv, layer, slot, pos + j, h, is_v, i));
 }
 
+/* Noise on a page's n values from key `at` of one row and head; l NULL: not counted. */
+static void page_noise(const struct kern_noise *on, int row, int head, float edge, float *t,
+                       int at, int n, struct kern_noise_lanes *l) {
+    uint32_t counter[4];
+    if (on->type == KERN_NOISE_OFF) return;
+    kern_noise_counter(counter, on, row, (uint32_t)head);
+    ref_noise_add(on, counter, edge, t, at, n, on->sums.p ? l : NULL);
+}
+static void above_zero(float *p, int n) {
+    for (int j = 0; j < n; j++) p[j] = 0.0f > p[j] ? 0.0f : p[j];         /* a NaN stays */
+}
+
 /* One query vector; q and o are buffers of head_dim floats, page of 32 * head_dim. */
-static void attn_one(const struct kern_attn *a, int r, int h, float *q, float *o, float *page) {
+struct one {
+    const struct kern_attn *a;
+    int row, head, kvh, slot, keys;
+    float *q, *o, *page;
+    float edge;                                              /* of type deadzone on scores */
+    struct kern_noise_lanes scores, probs;
+};
+
+/* Scores of n keys from `at`, noise included. */
+static void one_scores(struct one *b, float *p, int at, int n, bool noisy, bool count) {
+    const struct kern_attn *a = b->a;
+    int dim = a->kv.head_dim;
+    page_get(b->page, &a->kv, a->layer, b->slot, at, b->kvh, 0, n);
+    for (int j = 0; j < n; j++)
+        p[j] = kern_dot_tile(0.0f, b->q, 1, b->page + j * dim, 1, (size_t)dim) * a->scale;
+    if (noisy)
+        page_noise(&a->noise->scores, b->row, b->head, b->edge, p, at, n,
+                   count ? &b->scores : NULL);
+}
+/* Before the pages: the row's largest |score|, then its largest score, where a type needs it. */
+static float one_peaks(struct one *b) {
+    const struct kern_attn_noise *noise = b->a->noise;
+    float p[KERN_PAGE], most = -INFINITY, size = 0.0f;
+    for (int at = 0; at < b->keys && noise->scores.type == KERN_NOISE_DEADZONE; at += KERN_PAGE) {
+        int n = b->keys - at < KERN_PAGE ? b->keys - at : KERN_PAGE;
+        one_scores(b, p, at, n, false, false);
+        for (int j = 0; j < n; j++) size = fabsf(p[j]) > size ? fabsf(p[j]) : size;
+    }
+    b->edge = kern_noise_edge(&noise->scores, size);
+    for (int at = 0; at < b->keys && !kern_noise_relative(&noise->probs); at += KERN_PAGE) {
+        int n = b->keys - at < KERN_PAGE ? b->keys - at : KERN_PAGE;
+        one_scores(b, p, at, n, true, false);
+        for (int j = 0; j < n; j++) most = p[j] > most ? p[j] : most;
+    }
+    return most;
+}
+
+static void attn_one(struct one *b) {
+    const struct kern_attn *a = b->a;
     const struct kern_kv *kv = &a->kv;
-    int dim = kv->head_dim, slot = ((const int32_t *)a->slots.p)[r],
-        keys = ((const int32_t *)a->pos.p)[r] + 1;
-    int kvh = (int)((int64_t)h * kv->kv_heads / a->heads);
-    size_t ld = (size_t)dim, at = ((size_t)r * (size_t)a->heads + (size_t)h) * ld;
-    float m = -INFINITY, l = 0.0f;
-    row_get(q, a->q, a->q_type, at, dim);
+    const int dim = kv->head_dim;
+    size_t ld = (size_t)dim, query = (size_t)b->row * (size_t)a->heads + (size_t)b->head;
+    float *o = b->o, l = 0.0f;
+    row_get(b->q, a->q, a->q_type, query * ld, dim);
+    float m = a->noise ? one_peaks(b) : -INFINITY;
     for (int i = 0; i < dim; i++) o[i] = 0.0f;
-    for (int t = 0; t < keys; t += KERN_PAGE) {
-        int n = keys - t < KERN_PAGE ? keys - t : KERN_PAGE;
+    for (int t = 0; t < b->keys; t += KERN_PAGE) {
+        int n = b->keys - t < KERN_PAGE ? b->keys - t : KERN_PAGE;
         float p[KERN_PAGE], most = m, lane[16] = { 0 };
-        page_get(page, kv, a->layer, slot, t, kvh, 0, n);
-        for (int j = 0; j < n; j++) {
-            p[j] = kern_dot_tile(0.0f, q, 1, page + j * dim, 1, ld) * a->scale;
-            most = p[j] > most ? p[j] : most;
-        }
+        one_scores(b, p, t, n, a->noise != NULL, true);
+        for (int j = 0; j < n; j++) most = p[j] > most ? p[j] : most;
         float fix = kern_expf(m - most);
+        for (int j = 0; j < n; j++) p[j] = kern_expf(p[j] - most);
+        if (a->noise) {                                      /* p of the row's maximum is 1 */
+            page_noise(&a->noise->probs, b->row, b->head, kern_noise_edge(&a->noise->probs, 1.0f),
+                       p, t, n, &b->probs);
+            above_zero(p, n);
+        }
         for (int j = 0; j < n; j++) {
-            p[j] = kern_expf(p[j] - most);
             lane[j & 15] += p[j];
             p[j] = cpu_round(p[j], kv->type == KERN_BF16);
         }
         l = fmaf(l, fix, kern_fold16(lane));
         m = most;
-        page_get(page, kv, a->layer, slot, t, kvh, 1, n);
+        page_get(b->page, kv, a->layer, b->slot, t, b->kvh, 1, n);
         for (int i = 0; i < dim; i++) {
             o[i] *= fix;
             /* no -0 here: what unseen values add, 0 or -0, then changes nothing */
             if (fabsf(o[i]) < 0x1p-126f) o[i] = 0.0f;
-            o[i] = kern_dot_tile(o[i], p, 1, page + i, ld, (size_t)n);
+            o[i] = kern_dot_tile(o[i], p, 1, b->page + i, ld, (size_t)n);
         }
     }
     float inv = 1.0f / l;
-    for (int i = 0; i < dim; i++) cpu_put(a->y, a->y_type, at + (size_t)i, o[i] * inv);
-    if (a->lse.p) ((float *)a->lse.p)[(size_t)r * (size_t)a->heads + (size_t)h] = m + kern_logf(l);
+    for (int i = 0; i < dim; i++) cpu_put(a->y, a->y_type, query * ld + (size_t)i, o[i] * inv);
+    if (a->lse.p) ((float *)a->lse.p)[query] = m + kern_logf(l);
 }
 
 void ref_attn(struct kern *k, const struct kern_attn *a) {
     (void)k;
     int dim = a->kv.head_dim;
     float *buf = cpu_scratch((size_t)dim * (2 + KERN_PAGE) * sizeof *buf);
-    for (int r = 0; r < a->rows; r++)
-        for (int h = 0; h < a->heads; h++) attn_one(a, r, h, buf, buf + dim, buf + 2 * dim);
+    struct one b = { .a = a, .q = buf, .o = buf + dim, .page = buf + 2 * dim };
+    for (b.row = 0; b.row < a->rows; b.row++)
+        for (b.head = 0; b.head < a->heads; b.head++) {
+            b.kvh = (int)((int64_t)b.head * a->kv.kv_heads / a->heads);
+            b.slot = ((const int32_t *)a->slots.p)[b.row];
+            b.keys = ((const int32_t *)a->pos.p)[b.row] + 1;
+            attn_one(&b);
+        }
+    if (!a->noise) return;
+    cpu_noise_take(&a->noise->scores, b.scores.sum);
+    cpu_noise_take(&a->noise->probs, b.probs.sum);
 }
 
 /* The queries of one sequence and kv head: heads [head, head + group) of rows [first, first + len).
@@ -92,6 +152,7 @@ struct bwd {
     float *key, *val;                                        /* [32][dim] */
     float *p, *ds;                                           /* [len * group][32] */
     float *delta;                                            /* [len * group] */
+    struct kern_noise_lanes scores, probs, dprobs, dscores;
 };
 static size_t query_at(const struct bwd *b, int i) {
     return (size_t)(b->first + i / b->group) * (size_t)b->a->heads +
@@ -117,19 +178,32 @@ static void queries_get(struct bwd *b) {
 /* p and ds of query i against the page from key `at`, and dq's share. */
 static void query_page(struct bwd *b, int i, int at) {
     const struct kern_attn_bwd *a = b->a;
+    const struct kern_attn_noise *noise = a->noise;
+    const int row = b->first + i / b->group, head = b->head + i % b->group,
+              seen = i / b->group - at + 1, n = seen < 0 ? 0 : seen < KERN_PAGE ? seen : KERN_PAGE;
+    const float lse = ((const float *)a->lse.p)[query_at(b, i)];
     size_t dim = (size_t)a->kv.head_dim;
     const float *q = b->q + (size_t)i * dim, *dy = b->dy + (size_t)i * dim;
     float *p = b->p + i * KERN_PAGE, *ds = b->ds + i * KERN_PAGE, *dq = b->dq + (size_t)i * dim;
-    for (int j = 0; j < KERN_PAGE; j++) {
-        p[j] = ds[j] = 0.0f;
-        if (at + j > i / b->group) continue;
-        float s = kern_dot_tile(0.0f, q, 1, b->key + (size_t)j * dim, 1, dim),
-              dp = kern_dot_tile(0.0f, dy, 1, b->val + (size_t)j * dim, 1, dim);
-        p[j] = kern_expf(s * a->scale - ((const float *)a->lse.p)[query_at(b, i)]);
-        ds[j] = cpu_round(p[j] * (dp - b->delta[i]) * a->scale, b->round);
+    for (int j = n; j < KERN_PAGE; j++) p[j] = ds[j] = 0.0f;
+    for (int j = 0; j < n; j++) {
+        p[j] = kern_dot_tile(0.0f, q, 1, b->key + (size_t)j * dim, 1, dim) * a->scale;
+        ds[j] = kern_dot_tile(0.0f, dy, 1, b->val + (size_t)j * dim, 1, dim);
+    }
+    if (n && noise) page_noise(&noise->scores, row, head, 0.0f, p, at, n, &b->scores);
+    for (int j = 0; j < n; j++) p[j] = kern_expf(p[j] - lse);
+    if (n && noise) {
+        page_noise(&noise->probs, row, head, 0.0f, p, at, n, &b->probs);
+        above_zero(p, n);
+        page_noise(&noise->dprobs, row, head, 0.0f, ds, at, n, &b->dprobs);
+    }
+    for (int j = 0; j < n; j++) ds[j] = p[j] * (ds[j] - b->delta[i]) * a->scale;
+    if (n && noise) page_noise(&noise->dscores, row, head, 0.0f, ds, at, n, &b->dscores);
+    for (int j = 0; j < n; j++) {
+        ds[j] = cpu_round(ds[j], b->round);
         p[j] = cpu_round(p[j], b->round);
     }
-    for (size_t c = 0; c < dim && at <= i / b->group; c++)
+    for (size_t c = 0; c < dim && n; c++)
         dq[c] = kern_dot_tile(dq[c], ds, 1, b->key + c, dim, KERN_PAGE);
 }
 
@@ -161,6 +235,7 @@ static void bwd_one(struct bwd *b) {
 
 void ref_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
     (void)k;
+    assert(!a->noise || kern_noise_backward(a->noise));
     size_t dim = (size_t)a->kv.head_dim, page = KERN_PAGE * dim;
     int kv_heads = a->kv.kv_heads;
     for (int s = 0; s < a->seqs; s++)
@@ -183,5 +258,10 @@ void ref_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
             b.p = b.val + page, b.ds = b.p + queries * KERN_PAGE;
             b.delta = b.ds + queries * KERN_PAGE;
             bwd_one(&b);
+            if (!a->noise) continue;
+            cpu_noise_take(&a->noise->scores, b.scores.sum);
+            cpu_noise_take(&a->noise->probs, b.probs.sum);
+            cpu_noise_take(&a->noise->dprobs, b.dprobs.sum);
+            cpu_noise_take(&a->noise->dscores, b.dscores.sum);
         }
 }

@@ -308,7 +308,7 @@ static void attn_part(void *arg, int part, int parts) {
 static void simd_attn(struct kern *k, const struct kern_attn *a) {
     if (a->rows <= 0) return;
     /* ragged groups: nobody has them, ref is right */
-    if (a->heads % a->kv.kv_heads) {
+    if (a->heads % a->kv.kv_heads || a->noise) {
         ref_attn(k, a);
         return;
     }
@@ -567,7 +567,7 @@ static void attn_bwd_part(void *arg, int part, int parts) {
 }
 
 static void simd_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
-    if (a->heads % a->kv.kv_heads) {
+    if (a->heads % a->kv.kv_heads || a->noise) {
         ref_attn_bwd(k, a);
         return;
     }
