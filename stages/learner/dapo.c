@@ -28,6 +28,14 @@ void dapo_advantage(const double *reward, int n, int ddof, double eps, double *a
     for (int i = 0; i < n; i++) advantage[i] = teaches ? (reward[i] - mean) / (sd + eps) : 0;
 }
 
+void dapo_advantage_mean(const double *reward, int n, double *advantage) {
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += reward[i];
+    const double mean = n > 1 ? sum / n : 0;
+    const bool teaches = dapo_teaches(reward, n);
+    for (int i = 0; i < n; i++) advantage[i] = teaches ? reward[i] - mean : 0;
+}
+
 struct dapo_token dapo_loss(const struct dapo_clip *c, double a, double w, double lp_cur,
                             double lp_old) {
     double d = lp_cur - lp_old, ratio = exp(clamp(d, -20, 20));
@@ -42,6 +50,12 @@ struct dapo_token dapo_loss(const struct dapo_clip *c, double a, double w, doubl
     t.loss *= w;
     t.slope *= w;
     return t;
+}
+
+struct dapo_token dapo_kl(double lp_ref, double lp_cur) {
+    const double most = 10, d = clamp(lp_ref - lp_cur, -20, 20), k3 = expm1(d) - d;
+    if (k3 > most) return (struct dapo_token){ .loss = most, .clipped = true };
+    return (struct dapo_token){ .loss = k3, .slope = -expm1(d) };
 }
 
 double dapo_tis(double lp_old, double lp_mu, double cap) {

@@ -17,6 +17,9 @@ bool dapo_teaches(const double *metric, int n);
  * n = 1: R / (1 + eps). */
 void dapo_advantage(const double *reward, int n, int ddof, double eps, double *advantage);
 
+/* A_i = R_i - mean: spread is not divided away; n = 1: R. */
+void dapo_advantage_mean(const double *reward, int n, double *advantage);
+
 struct dapo_clip {
     double low, high;                /* ratio is clipped to [1 - low, 1 + high] */
     double dual;                     /* c > 1 of the dual clip; 0 = off */
@@ -30,6 +33,10 @@ struct dapo_token {
  * slope. */
 struct dapo_token dapo_loss(const struct dapo_clip *c, double a, double w, double lp_cur,
                             double lp_old);
+
+/* k3 estimate of KL(current, reference) at one token: exp(d) - d - 1 with d = lp_ref - lp_cur held
+ * within +-20, at most 10; with .slope 0 there. */
+struct dapo_token dapo_kl(double lp_ref, double lp_cur);
 
 /* Truncated importance weight of one token: min(exp(clamp(lp_old - lp_mu, +-20)), cap). */
 double dapo_tis(double lp_old, double lp_mu, double cap);

@@ -73,8 +73,7 @@ static const struct stage_port ports[] = {
 
 static int check(void *conf, struct err *e) {
     const struct learner_conf *c = conf;
-    static const char *const later[] = { "learner.old_logprob", "learner.loss",
-                                         "learner.advantage", "learner.kl_coef", NULL };
+    static const char *const later[] = { "learner.old_logprob", NULL };
     int rc = shared_check(&c->shared, e);
     if (shared_refuse(c, keys, later, e) < 0) rc = -1;
     if (c->minibatch > 0 && c->batch % c->minibatch)

@@ -111,6 +111,8 @@ static void set_groups(json_t *o, const struct rec_group *const *group, int grou
 static void set_update(json_t *o, const struct update_metrics *u) {
     const struct dapo_gap *g = &u->gap;
     set(o, "actor/pg_loss", u->loss);
+    set(o, "actor/kl_loss", u->kl_loss);
+    set(o, "actor/kl_coef", u->kl_coef);
     set(o, "actor/pg_clipfrac", u->clipfrac);
     set(o, "actor/pg_clipfrac_lower", u->clipfrac_lower);
     set(o, "actor/ppo_kl", u->ppo_kl);

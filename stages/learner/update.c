@@ -1,11 +1,11 @@
-/* update.c - see update.h. Order: sequences, advantages, old log-probs, mini-batches (loss,
- * backward, norm, AdamW), metrics.
+/* update.c - see update.h. Order: the net, mini-batches (backward, norm, AdamW), log-probs to
+ * compare with, the step.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/learner/update.h"
 
 #include <math.h>
 
-#include "lib/base/log.h"
+#include "stages/learner/batch.h"
 
 struct updater {
     const struct learner_conf *c;
@@ -15,21 +15,6 @@ struct updater {
     /* [params]: the state before the step; only where several mini-batches may leave half a step */
     float *old_value, *old_m, *old_v;
     size_t params;
-};
-
-/* all samples of the step; sequence s has response tokens start[s] .. start[s+1]-1 */
-struct batch {
-    struct net_seq *seq;
-    int32_t *ids, *start;
-    double *advantage;
-    float *old, *cur, *mu, *entropy;
-    int seqs;
-    /* one mini-batch: the old policy is the current one, ratio exactly 1 */
-    bool old_is_cur;
-    const struct learner_conf *c;
-    int first_seq;                   /* of the mini-batch in hand */
-    double tokens;                   /* of the mini-batch: the loss is a mean over them */
-    struct update_metrics *metrics;
 };
 
 static struct net_opts train_opts(const struct learner_conf *c, const struct model_conf *m,
@@ -95,80 +80,6 @@ void updater_destroy(struct updater **up) {
     *up = NULL;
 }
 
-static void batch_release(struct batch *b) {
-    void *all[] = { b->seq, b->ids, b->start, b->advantage, b->old, b->cur, b->mu, b->entropy };
-    for (size_t i = 0; i < COUNT_OF(all); i++) free(all[i]);
-}
-
-static void batch_open(struct batch *b, const struct learner_conf *c,
-                       const struct rec_group *const *group, int groups) {
-    size_t ids = 0, tokens = 0;
-    *b = (struct batch){ .c = c };
-    for (int g = 0; g < groups; g++) {
-        b->seqs += group[g]->samples;
-        for (int k = 0; k < group[g]->samples; k++) {
-            ids += (size_t)(group[g]->prompt_ids.n + group[g]->sample[k].ids.n);
-            tokens += (size_t)group[g]->sample[k].ids.n;
-        }
-    }
-    b->seq = mem_alloc((size_t)b->seqs * sizeof *b->seq);
-    b->start = mem_alloc((size_t)(b->seqs + 1) * sizeof *b->start);
-    b->advantage = mem_alloc((size_t)b->seqs * sizeof *b->advantage);
-    b->ids = mem_alloc(ids * sizeof *b->ids);
-    b->old = mem_alloc(tokens * sizeof(float));
-    b->cur = mem_alloc(tokens * sizeof(float));
-    b->mu = mem_alloc(tokens * sizeof(float));
-    b->entropy = mem_alloc(tokens * sizeof(float));
-    int32_t *at = b->ids;
-    int s = 0;
-    for (int g = 0; g < groups; g++) {
-        const struct rec_group *r = group[g];
-        double reward[REC_SAMPLES_MAX];
-        for (int k = 0; k < r->samples; k++) reward[k] = r->sample[k].score;
-        dapo_advantage(reward, r->samples, (int)c->adv_ddof, c->adv_eps, b->advantage + s);
-        for (int k = 0; k < r->samples; k++, s++) {
-            const struct rec_sample *x = &r->sample[k];
-            b->seq[s] = (struct net_seq){ .ids = at,
-                                          .n = r->prompt_ids.n + x->ids.n,
-                                          .prompt_n = r->prompt_ids.n,
-                                          .uid = (uint64_t)r->group,
-                                          .sample = k };
-            memcpy(at, r->prompt_ids.v, (size_t)r->prompt_ids.n * sizeof *at);
-            memcpy(at + r->prompt_ids.n, x->ids.v, (size_t)x->ids.n * sizeof *at);
-            at += b->seq[s].n;
-            b->start[s + 1] = b->start[s] + x->ids.n;
-            memcpy(b->mu + b->start[s], x->lp.v, (size_t)x->ids.n * sizeof(float));
-        }
-    }
-}
-
-/* net_train's callback: slope of the loss at each token of one piece of one sequence. */
-static void loss_of_piece(void *ud, int seq, int first, int count, const float *lp,
-                          const float *entropy, float *coef) {
-    struct batch *b = ud;
-    const struct learner_conf *c = b->c;
-    struct update_metrics *m = b->metrics;
-    int s = b->first_seq + seq;
-    struct dapo_clip clip = { c->clip_low, c->clip_high, c->clip_dual };
-    for (int i = 0; i < count; i++) {
-        int32_t t = b->start[s] + first + i;
-        if (b->old_is_cur) b->old[t] = lp[i];
-        b->cur[t] = lp[i];
-        b->entropy[t] = entropy ? entropy[i] : 0;
-        double w = c->tis_cap > 0 ? dapo_tis((double)b->old[t], (double)b->mu[t], c->tis_cap) : 1;
-        struct dapo_token x = dapo_loss(&clip, b->advantage[s], w, (double)lp[i],
-                                        (double)b->old[t]);
-        coef[i] = (float)(x.slope / b->tokens);
-        m->loss += x.loss;
-        m->clipfrac += x.clipped;
-        m->clipfrac_lower += x.clipped_lower;
-        m->ppo_kl += (double)b->old[t] - (double)lp[i];
-        m->tis_mean += w;
-        double off = fabs((double)lp[i] - (double)b->old[t]);
-        if (b->first_seq == 0 && off > m->old_cur_max) m->old_cur_max = off;
-    }
-}
-
 /* The new adapter, piece by piece: did any byte change? */
 static bool take_value(struct updater *u, float *value) {
     float piece[4096];
@@ -182,16 +93,15 @@ static bool take_value(struct updater *u, float *value) {
     return changed;
 }
 
-static int minibatch_step(struct updater *u, struct update_state *s, struct batch *b, int seqs,
+static int minibatch_step(struct updater *u, struct update_state *s, struct batch *b,
                           struct err *e) {
     const struct learner_conf *c = u->c;
     struct kern *k = u->kern;
     size_t bytes = u->params * sizeof(float);
     struct update_metrics *m = b->metrics;
-    b->tokens = b->start[b->first_seq + seqs] - b->start[b->first_seq];
     if (net_adopt(u->net, s->lora, NULL, e) < 0 ||
-        net_train(u->net, b->seq + b->first_seq, seqs, (float)c->shared.sample.temperature,
-                  loss_of_piece, b, NULL, e) < 0)
+        net_train(u->net, b->seq + b->first_seq, b->mini_seqs,
+                  (float)c->shared.sample.temperature, batch_loss, b, NULL, e) < 0)
         return -1;
     double norm = sqrt(k->sum_squares(k, net_grad(u->net), u->params));
     m->grad_norm = norm;
@@ -239,59 +149,53 @@ static void restore_state(const struct updater *u, struct update_state *s) {
     memcpy(s->v, u->old_v, bytes);
 }
 
-static void finish_metrics(struct update_metrics *m, const struct batch *b, double cap) {
-    double n = (double)b->start[b->seqs], entropy = 0;
-    m->tokens = b->start[b->seqs];
-    m->loss /= n;
-    m->clipfrac /= n;
-    m->clipfrac_lower /= n;
-    m->ppo_kl /= n;
-    m->tis_mean /= n;
-    for (int32_t t = 0; t < b->start[b->seqs]; t++) entropy += (double)b->entropy[t];
-    m->entropy = entropy / n;
-    m->advantage_max = m->advantage_min = b->advantage[0];
-    for (int s = 1; s < b->seqs; s++) {
-        if (b->advantage[s] > m->advantage_max) m->advantage_max = b->advantage[s];
-        if (b->advantage[s] < m->advantage_min) m->advantage_min = b->advantage[s];
-    }
-    dapo_gap(&m->gap, b->old, b->mu, b->start, b->seqs, cap);
+/* Log-probs that the loss compares with: of the policy before the step where it moves within it,
+ * and of the base model, adapter off, where a KL term asks. */
+static int fixed_logprobs(struct updater *u, const struct update_state *s, struct batch *b,
+                          struct err *e) {
+    const float temperature = (float)u->c->shared.sample.temperature;
+    if (b->ref && (net_adopt(u->net, NULL, NULL, e) < 0 ||
+                   net_logprobs(u->net, b->seq, b->seqs, temperature, b->ref, NULL, e) < 0))
+        return err_wrap(e, "log-probs of the reference");
+    if (!b->old_is_cur && (net_adopt(u->net, s->lora, NULL, e) < 0 ||
+                           net_logprobs(u->net, b->seq, b->seqs, temperature, b->old, NULL, e) < 0))
+        return err_wrap(e, "old log-probs");
+    return 0;
+}
+
+static double rate_of(const struct learner_conf *c, int64_t rate_steps) {
+    const struct dapo_rate rate = { .schedule = (enum dapo_schedule)c->schedule,
+                                    .peak = c->lr,
+                                    .floor = c->lr_floor,
+                                    .warmup = c->warmup,
+                                    .total = c->shared.run.steps,
+                                    .stable = c->lr_stable };
+    return dapo_rate_at(&rate, rate_steps);
 }
 
 int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group,
                  int groups, struct update_metrics *metrics, struct err *e) {
     const struct learner_conf *c = u->c;
-    struct batch b;
-    int rc = 0, per = (int)(c->minibatch > 0 ? c->minibatch : c->batch);
-    *metrics = (struct update_metrics){ 0 };
-    struct dapo_rate rate = { (enum dapo_schedule)c->schedule,
-                              c->lr,
-                              c->lr_floor,
-                              c->warmup,
-                              c->shared.run.steps,
-                              c->lr_stable };
-    metrics->lr = dapo_rate_at(&rate, s->rate_steps);
-    batch_open(&b, c, group, groups);
-    b.metrics = metrics;
-    b.old_is_cur = groups <= per;
+    const int per = (int)(c->minibatch > 0 ? c->minibatch : c->batch);
+    const bool several = groups > per;
     const int64_t adam_steps = s->adam_steps;
-    if (!b.old_is_cur) save_state(u, s);
-    if (!b.old_is_cur) {
-        rc = net_adopt(u->net, s->lora, NULL, e);
-        if (rc == 0)
-            rc = net_logprobs(u->net, b.seq, b.seqs, (float)c->shared.sample.temperature, b.old,
-                              NULL, e);
-    }
+    struct batch b;
+    *metrics = (struct update_metrics){ .lr = rate_of(c, s->rate_steps), .kl_coef = c->kl_coef };
+    batch_open(&b, c, group, groups, metrics);
+    b.old_is_cur = !several;
+    if (several) save_state(u, s);
+    int rc = fixed_logprobs(u, s, &b, e);
     for (int g = 0; rc == 0 && g < groups && !metrics->nonfinite;) {
-        int seqs = 0;
+        b.mini_seqs = 0;
         for (int last = g + per < groups ? g + per : groups; g < last; g++)
-            seqs += group[g]->samples;
-        rc = minibatch_step(u, s, &b, seqs, e);
-        b.first_seq += seqs;
+            b.mini_seqs += group[g]->samples;
+        rc = minibatch_step(u, s, &b, e);
+        b.first_seq += b.mini_seqs;
     }
     if (rc == 0) {
-        finish_metrics(metrics, &b, c->tis_cap > 0 ? c->tis_cap : 2);
+        batch_finish(&b);
         if (!metrics->nonfinite) s->rate_steps++;
-        else if (!b.old_is_cur) {
+        else if (several) {
             restore_state(u, s);
             s->adam_steps = adam_steps;
             metrics->changed = false;

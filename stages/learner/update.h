@@ -17,7 +17,7 @@ struct update_state {                /* what a checkpoint holds besides counters
     int64_t rate_steps;              /* scheduler steps taken */
 };
 struct update_metrics {
-    double loss, clipfrac, clipfrac_lower, ppo_kl, entropy, grad_norm, lr;
+    double loss, kl_loss, kl_coef, clipfrac, clipfrac_lower, ppo_kl, entropy, grad_norm, lr;
     double old_cur_max;              /* max |lp_cur - lp_old| in the first mini-batch: exactly 0 */
     double advantage_max, advantage_min, tis_mean;
     struct dapo_gap gap;             /* learner's log-probs against the rollout's */

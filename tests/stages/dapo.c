@@ -69,6 +69,34 @@ Test(dapo, advantages_are_the_tables) {
     NEAR(a, .7 / (1 + 1e-6), 1e-12);
 }
 
+Test(dapo, advantages_without_the_spread_are_the_tables) {
+    static const double reward[] = { 1, 0, 0, 0 }, want[] = { .75, -.25, -.25, -.25 };
+    double a[4], same[3] = { .1, .1, .1 }, one = .7;
+    dapo_advantage_mean(reward, 4, a);
+    for (int k = 0; k < 4; k++) NEAR(a[k], want[k], 1e-12);
+    dapo_advantage_mean(same, 3, a);
+    for (int k = 0; k < 3; k++) NEAR(a[k], 0, 0);
+    dapo_advantage_mean(&one, 1, a);
+    NEAR(a[0], .7, 0);
+}
+
+Test(dapo, the_kl_estimate_is_the_tables_and_its_slope_its_derivative) {
+    static const struct { double d, k3; } t[] = {
+        { .1, .005170918 }, { -.1, .004837418 }, { 1, .718281828 }, { -1, .367879441 }, { 0, 0 } };
+    const double h = 1e-5;
+    for (size_t i = 0; i < COUNT_OF(t); i++) {
+        struct dapo_token x = dapo_kl(t[i].d - 2, -2);
+        NEAR(x.loss, t[i].k3, 1e-9);
+        double up = dapo_kl(t[i].d - 2, -2 + h).loss, down = dapo_kl(t[i].d - 2, -2 - h).loss;
+        NEAR(x.slope, (up - down) / (2 * h), 1e-8);
+    }
+    NEAR(dapo_kl(-3, -3).slope, 0, 0);
+    NEAR(dapo_kl(0, -5).loss, 10, 0);                  /* exp(5) - 6 is more than the bound */
+    NEAR(dapo_kl(0, -5).slope, 0, 0);
+    NEAR(dapo_kl(-30, 0).loss, 10, 0);
+    NEAR(dapo_kl(-30, 0).slope, 0, 0);
+}
+
 Test(dapo, shaped_rewards_give_the_tables_advantages) {
     static const struct { double score[4]; int64_t length[4]; double reward[4], a[4];
     } t[] = {

@@ -170,6 +170,48 @@ Test(update, the_loss_is_a_mean_over_tokens_whatever_the_micro_batch) {
     }
 }
 
+/* Losses -1 on two tokens and .5 on four: 0 by token, -.25 by sequence. */
+Test(update, the_grpo_loss_is_a_mean_over_sequences) {
+    b.c.adv_eps = 0;
+    add_group(0, 1, (const int[]){ 2 }, (const double[]){ 1 });
+    add_group(1, 1, (const int[]){ 4 }, (const double[]){ -.5 });
+    char token[SHA256_HEX], seq[SHA256_HEX];
+    struct update_metrics m = step(2, token);
+    cr_expect(m.loss == 0, "by token %g", m.loss);
+    b.c.loss = LEARNER_LOSS_SEQ_MEAN;
+    fresh_state();
+    m = step(2, seq);
+    cr_expect(m.loss == -.25, "by sequence %g", m.loss);
+    cr_expect_str_neq(token, seq, "the gradient did not follow the loss");
+    b.c.minibatch = 1;
+    b.c.lr = 0;                                      /* or the second would meet another policy */
+    fresh_state();
+    m = step(2, NULL);
+    cr_expect(m.loss == -.25, "in two mini-batches %g", m.loss);
+}
+
+Test(update, advantages_may_keep_the_spread) {
+    b.c.advantage = LEARNER_ADVANTAGE_GROUP_MEAN;
+    struct update_metrics m = step(1, NULL);         /* rewards 1, 0, 0, 0 */
+    cr_expect(m.advantage_max == .75 && m.advantage_min == -.25);
+}
+
+Test(update, the_kl_term_pulls_back_to_the_base) {
+    char off[SHA256_HEX], on[SHA256_HEX];
+    step(GROUPS, off);
+    b.c.kl_coef = .1;
+    fresh_state();
+    struct update_metrics m = step(GROUPS, on);
+    cr_expect(m.kl_loss == 0, "a fresh adapter is the base, KL %g", m.kl_loss);
+    cr_expect_str_eq(off, on, "a KL term of exactly 0 changed a bit");
+    for (int g = 0; g < GROUPS; g++)                 /* equal rewards: nothing but the KL term */
+        for (int k = 0; k < SAMPLES; k++) b.group[g].group.sample[k].score = 1;
+    double before = step(GROUPS, NULL).kl_loss, after = before;
+    for (int i = 0; i < 4; i++) after = step(GROUPS, NULL).kl_loss;
+    cr_expect(before > 0, "an adapter that moved has KL %g", before);
+    cr_expect(after < .9 * before, "KL %g, four updates later %g", before, after);
+}
+
 /* Log-probs of the learner itself, as a rollout with the same bits reports them. */
 static void fill_own_logprobs(void) {
     int32_t ids[PROMPT + 32];
