@@ -7,7 +7,8 @@ Every value in a problem, intermediate results included, is an integer from 1 to
 such as 38+45=83 can be learnt by a network of about a million weights; doing three of them in the
 head cannot. All text here is our own; GSM8K gave the row format only.
 
-    python tools/tiny/data.py models/tiny      writes train.jsonl and test.jsonl there
+    python tools/tiny/data.py models/tiny                     writes train.jsonl and test.jsonl there
+    python tools/tiny/data.py --exam 2048 exam.jsonl          writes more test questions, in neither of them
 """
 import json
 import os
@@ -221,6 +222,12 @@ def test_and_train():
     return test, problems(SEED + 1, TRAIN_ROWS, taken)
 
 
+def exam(count):
+    """More test questions, for intervals narrower than those of 512; new to both other files."""
+    test, train = test_and_train()
+    return problems(SEED + 2, count, {p.question for p in test + train})
+
+
 def drill(r):
     """One bare step, of the kinds the stories use: arithmetic is learnt faster without the words."""
     while True:
@@ -249,7 +256,9 @@ def write_rows(path, rows):
 
 
 if __name__ == "__main__":
-    out = sys.argv[1]
-    test, train = test_and_train()
-    write_rows(os.path.join(out, "test.jsonl"), test)
-    write_rows(os.path.join(out, "train.jsonl"), train)
+    if sys.argv[1] == "--exam":
+        write_rows(sys.argv[3], exam(int(sys.argv[2])))
+    else:
+        test, train = test_and_train()
+        write_rows(os.path.join(sys.argv[1], "test.jsonl"), test)
+        write_rows(os.path.join(sys.argv[1], "train.jsonl"), train)
