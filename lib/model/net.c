@@ -289,7 +289,7 @@ static void pack_layer(struct net *n, const struct lora *l, int layer, float *st
 }
 
 int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, struct err *e) {
-    assert(!v || !v->dw.p || v->kern == n->k);
+    assert(!v || !(v->dw.p || v->linear) || v->kern == n->k);
     n->noise = v;
     n->adapted = false;
     if (!l) return 0;

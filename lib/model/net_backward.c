@@ -59,9 +59,8 @@ static void adapter_grad(const struct pass *t, enum proj p, const struct net_act
                                             .seqs = t->seqs });
 }
 
-/* dx = W'g, or dx += it. */
-static void base_dx(const struct pass *t, enum proj p, kptr g, kptr dx, bool add) {
-    const struct kern_weight *w = &t->n->model->layer[t->layer].w[p];
+static void weight_dx(const struct pass *t, const struct kern_weight *w, kptr g, kptr dx,
+                      bool add) {
     t->n->k->linear_t(t->n->k, &(struct kern_linear_t){ .dy = g,
                                                         .dy_ld = w->out,
                                                         .w = *w,
@@ -71,6 +70,13 @@ static void base_dx(const struct pass *t, enum proj p, kptr g, kptr dx, bool add
                                                         .dx = dx,
                                                         .dx_ld = w->in,
                                                         .rows = t->rows });
+}
+
+/* dx = (W + dW)'g, or dx += it: the weights of the forward pass, noise included. */
+static void base_dx(const struct pass *t, enum proj p, kptr g, kptr dx, bool add) {
+    const struct kern_weight *dw = noise_view_linear(t->n->noise, t->layer, p);
+    weight_dx(t, &t->n->model->layer[t->layer].w[p], g, dx, add);
+    if (dw) weight_dx(t, dw, g, dx, true);
 }
 
 /* dx += s A'du for all projections of a site at once. */

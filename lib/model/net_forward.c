@@ -23,12 +23,35 @@ static void adapter_in(struct net *n, int layer, enum net_site site, kptr x, int
                                               .rows = rows }, 1);
 }
 
+/* y += dW x of those projections whose weights carry noise: (W + dW) x in two products. */
+static void project_noise(struct net *n, int layer, enum proj p, int count, kptr x, const kptr *y,
+                          int rows) {
+    struct kern_linear a[KERN_LINEARS_MAX];
+    int used = 0;
+    for (int i = 0; i < count; i++) {
+        const struct kern_weight *w = noise_view_linear(n->noise, layer, p + (enum proj)i);
+        if (!w) continue;
+        a[used++] = (struct kern_linear){ .x = x,
+                                          .x_type = n->type,
+                                          .x_ld = w->in,
+                                          .w = *w,
+                                          .scale = 1,
+                                          .accumulate = true,
+                                          .y = y[i],
+                                          .y_type = KERN_F32,
+                                          .y_ld = w->out,
+                                          .rows = rows };
+    }
+    if (used) n->k->linear(n->k, a, used);
+}
+
 /* The linears y = W x + b + B u of projections p .. p + count - 1, which share x, into y[0] ..: one
  * operation. `add` for the residual, which takes o and down without a copy of its own. */
 static void project(struct net *n, int layer, enum proj p, int count, kptr x,
                     const struct net_act *act, const kptr *y, bool add, int rows) {
     const struct model_layer *l = &n->model->layer[layer];
     struct kern_linear a[KERN_LINEARS_MAX];
+    const enum proj first = p;
     assert(count <= KERN_LINEARS_MAX);
     for (int i = 0; i < count; i++, p++) {
         const struct kern_weight *w = &l->w[p];
@@ -49,6 +72,7 @@ static void project(struct net *n, int layer, enum proj p, int count, kptr x,
         a[i].b = n->lora_layer[layer].b[p];
     }
     n->k->linear(n->k, a, count);
+    project_noise(n, layer, first, count, x, y, rows);
 }
 
 static void norm(struct net *n, int index, kptr w, kptr y, kptr rstd, int rows) {

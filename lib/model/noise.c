@@ -1,14 +1,58 @@
-/* noise.c - see noise.h: the schedule, and one draw of AQN as rows of dw beside the norms' weights.
+/* noise.c - see noise.h. Order: the draw, norms, linears, the proof that it happened, life.
  *
- * Knows: which norms there are and in which order, the key of a draw, how to prove that it
- * happened. Does not know: when a version changes, who reads dw (net.h).
+ * Knows: which tensors there are and in which order, the key of a draw, how to measure it.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/noise.h"
 
 #include <math.h>
 
+#include "kernels/pack.h"
 #include "lib/base/rng.h"
 #include "lib/base/str.h"
+
+/* ---- the draw ---- */
+
+void noise_draw(float *to, size_t first, size_t n, double sd, uint64_t seed, uint64_t version,
+                int tensor) {
+    uint32_t key[2];
+    rng_key(key, seed, RNG_PURPOSE_AQN, version);
+    for (size_t at = first & ~(size_t)3; at < first + n; at += 4) {
+        const uint32_t counter[4] = { (uint32_t)(at / 4), (uint32_t)tensor, 0, 0 };
+        double z[4];
+        rng_normal4(z, rng_philox(counter, key));
+        for (size_t j = at < first ? first - at : 0; j < 4 && at + j < first + n; j++)
+            to[at + j - first] = (float)(sd * z[j]);
+    }
+}
+
+/* What was measured on the weights of one tensor, one row or one kind. */
+struct tally {
+    double noise2, weight2;              /* sums of squares */
+    double scaled2;                      /* of noise / multiplier */
+    double rounding2;                    /* variance that rounding w + dw may add to it */
+    int64_t elements, changed, changed_bf16;
+};
+
+static void tally_add(struct tally *to, const struct tally *t) {
+    to->noise2 += t->noise2;
+    to->weight2 += t->weight2;
+    to->scaled2 += t->scaled2;
+    to->rounding2 += t->rounding2;
+    to->elements += t->elements;
+    to->changed += t->changed;
+    to->changed_bf16 += t->changed_bf16;
+}
+
+static void tally_element(struct tally *t, float w, float noisy, double d, double m) {
+    t->noise2 += d * d;
+    t->scaled2 += d / m * (d / m);
+    t->weight2 += (double)w * (double)w;
+    t->elements++;
+    t->changed += d != 0;
+    t->changed_bf16 += f32_to_bf16(noisy) != f32_to_bf16(w);
+}
+
+/* ---- norms ---- */
 
 static kptr norm_weight(const struct model *m, int norm) {
     if (norm == 2 * m->conf.layers) return m->norm_final;
@@ -16,72 +60,185 @@ static kptr norm_weight(const struct model *m, int norm) {
     return norm % 2 ? l->norm_post : l->norm_in;
 }
 
-static void draw(float *dw, int dim, double sigma, const uint32_t key[2], int norm) {
-    for (int i = 0; i < dim; i += 4) {
-        const uint32_t counter[4] = { (uint32_t)i / 4, (uint32_t)norm, 0, 0 };
-        double z[4];
-        rng_normal4(z, rng_philox(counter, key));
-        for (int j = 0; j < 4 && i + j < dim; j++) dw[i + j] = (float)(sigma * z[j]);
-    }
-}
-
 /* What the forward pass will see of it: w + dw is one f32 addition there, so it is measured as one
  * here. */
-static double measure(struct noise_view *v, const float *w, const float *dw, int dim) {
-    double sum = 0;
+static void measure_norm(struct tally *t, const float *w, const float *dw, int dim, double m) {
     for (int i = 0; i < dim; i++) {
-        float noisy = w[i] + dw[i];
-        double d = (double)noisy - (double)w[i];
-        sum += d * d;
-        v->changed += noisy != w[i];
-        v->elements++;
+        const float noisy = w[i] + dw[i], size = fabsf(noisy);
+        const double ulp = (double)(nextafterf(size, INFINITY) - size) / m;
+        tally_element(t, w[i], noisy, (double)noisy - (double)w[i], m);
+        t->rounding2 += ulp * ulp / 12;
     }
-    return sum;
 }
 
-int noise_view_open(struct noise_view *v, const struct model *m, double sigma, uint64_t seed,
-                    uint64_t version, struct err *e) {
+static int open_norms(struct noise_view *v, const struct model *m,
+                      const struct noise_target *target, struct tally *t, struct err *e) {
+    const int dim = m->conf.dim, norms = 2 * m->conf.layers + 1;
+    const size_t row_bytes = (size_t)dim * sizeof(float);
+    if (v->kern->alloc(v->kern, &v->dw, row_bytes * (size_t)norms, e) < 0)
+        return err_wrap(e, "cannot make room for noise");
+    float *w = mem_alloc(2 * row_bytes), *dw = w + dim;
+    for (int norm = 0; norm < norms; norm++) {
+        const double times = target ? (double)target->norm[norm] : 1;
+        if (times == 0) continue;
+        noise_draw(dw, 0, (size_t)dim, times * v->sigma, v->seed, v->version, norm);
+        v->kern->download(v->kern, w, norm_weight(m, norm), row_bytes);
+        measure_norm(t, w, dw, dim, times);
+        v->kern->upload(v->kern, noise_view_dw(v, norm, dim), dw, row_bytes);
+    }
+    free(w);
+    return v->kern->sync(v->kern, e);
+}
+
+/* ---- linears ---- */
+
+static enum kern_format linear_format(enum model_quant q) {
+    return q == MODEL_QUANT_F32 ? KERN_FORMAT_F32 : KERN_FORMAT_BF16;
+}
+
+static size_t linear_bytes(const struct model_conf *c, enum model_quant q, enum proj p) {
+    int out, in;
+    model_proj_shape(c, p, &out, &in);
+    return (kern_weight_bytes(linear_format(q), out, in) + 63) & ~(size_t)63;
+}
+
+size_t noise_view_plan(const struct model_conf *c, enum model_quant q,
+                       const struct noise_target *t) {
+    size_t bytes = 0;
+    for (int layer = 0; layer < c->layers; layer++)
+        for (enum proj p = 0; p < PROJ_COUNT; p++)
+            if (t->linear[layer][p] > 0) bytes += linear_bytes(c, q, p);
+    return bytes;
+}
+
+/* One matrix in the making: rows are drawn, rounded and measured by the pool. */
+struct matrix {
+    const struct noise_view *v;
+    const struct kern_weight *w;
+    const void *records;                 /* of w, on the host */
+    float *dw;                           /* [out, in] */
+    struct tally *row;                   /* [out]: summed in their order, whoever made them */
+    double times;
+    int tensor;
+};
+
+static void matrix_rows(void *arg, int part, int parts) {
+    struct matrix *x = arg;
+    const int in = x->w->in;
+    for (int o = part; o < x->w->out; o += parts) {
+        float *dw = x->dw + (size_t)o * (size_t)in;
+        noise_draw(dw, (size_t)o * (size_t)in, (size_t)in, x->times * x->v->sigma, x->v->seed,
+                   x->v->version, x->tensor);
+        for (int i = 0; i < in; i++) {
+            const float w = x->w->scale *
+                            pack_get(x->records, x->w->format, x->w->out, in, o, i);
+            dw[i] = bf16_to_f32(f32_to_bf16(dw[i]));
+            tally_element(&x->row[o], w, w + dw[i], (double)dw[i], x->times);
+        }
+    }
+}
+
+static void make_matrix(struct noise_view *v, struct matrix *x, const struct kern_weight *to,
+                        struct tally *t) {
+    const int out = x->w->out;
+    void *records = mem_alloc(kern_weight_bytes(x->w->format, out, x->w->in));
+    x->records = records;
+    x->dw = mem_alloc((size_t)out * (size_t)x->w->in * sizeof *x->dw);
+    x->row = mem_alloc((size_t)out * sizeof *x->row);
+    v->kern->download(v->kern, records, x->w->data,
+                      kern_weight_bytes(x->w->format, out, x->w->in));
+    if (v->kern->pool) pool_run(v->kern->pool, pool_threads(v->kern->pool), matrix_rows, x);
+    else matrix_rows(x, 0, 1);
+    for (int o = 0; o < out; o++) tally_add(t, &x->row[o]);
+    v->kern->pack(v->kern, to, x->dw);
+    free(records);
+    free(x->dw);
+    free(x->row);
+}
+
+static int open_linears(struct noise_view *v, const struct model *m,
+                        const struct noise_target *target, struct tally *t, struct err *e) {
+    const struct model_conf *c = &m->conf;
+    size_t used = 0;
+    if (v->kern->alloc(v->kern, &v->linear_mem, noise_view_plan(c, m->quant, target), e) < 0)
+        return err_wrap(e, "cannot make room for noise on %d linear weights", target->linears);
+    v->linear = mem_alloc((size_t)c->layers * sizeof *v->linear);
+    for (int layer = 0; layer < c->layers; layer++)
+        for (enum proj p = 0; p < PROJ_COUNT; p++) {
+            if (!(target->linear[layer][p] > 0)) continue;
+            struct kern_weight *to = &v->linear[layer][p];
+            struct matrix x = { .v = v,
+                                .w = &m->layer[layer].w[p],
+                                .times = (double)target->linear[layer][p],
+                                .tensor = noise_tensor_linear(c, layer, p) };
+            *to = (struct kern_weight){ .data = kptr_at(v->linear_mem, used),
+                                        .format = linear_format(m->quant),
+                                        .out = x.w->out,
+                                        .in = x.w->in,
+                                        .scale = 1 };
+            used += linear_bytes(c, m->quant, p);
+            make_matrix(v, &x, to, t);
+        }
+    return v->kern->sync(v->kern, e);
+}
+
+/* ---- proof ---- */
+
+static double ratio(const struct tally *t) {
+    return t->weight2 > 0 ? sqrt(t->noise2 / t->weight2) : t->noise2 > 0 ? INFINITY : 0;
+}
+
+static int prove(struct noise_view *v, const struct tally *norms, const struct tally *linears,
+                 struct err *e) {
+    struct tally t = *norms;
+    tally_add(&t, linears);
+    const double n = (double)t.elements;
+    v->elements = t.elements;
+    v->changed = t.changed;
+    v->changed_bf16 = t.changed_bf16;
+    v->realised = sqrt(t.scaled2 / n);
+    v->weight_rms = sqrt(t.weight2 / n);
+    v->strength = fmax(ratio(norms), ratio(linears));
+    if (v->changed == 0)
+        return err_set(e, "noise of sigma %g was intended, but not one of %lld weights changed",
+                       v->sigma, (long long)v->elements);
+    const double bound = 6 * v->sigma / sqrt(2 * n) +
+                         sqrt(v->sigma * v->sigma + t.rounding2 / n) - v->sigma;
+    if (!(fabs(v->realised - v->sigma) <= bound))
+        return err_set(e,
+                       "noise of sigma %g was intended, %g was realised on %lld weights (bound %g)",
+                       v->sigma, v->realised, (long long)v->elements, bound);
+    if (v->strength <= 1) return 0;
+    const bool on_norms = ratio(norms) >= ratio(linears);
+    return err_code(e, EXIT_CONFIG,
+                    "noise of sigma %g is %.3g times the rms %.3g of the %s weights it hits: "
+                    "nothing of the model would be left; lower noise.aqn.sigma_start",
+                    v->sigma, v->strength,
+                    sqrt((on_norms ? norms : linears)->weight2 /
+                         (double)(on_norms ? norms : linears)->elements),
+                    on_norms ? "norm" : "linear");
+}
+
+/* ---- life ---- */
+
+int noise_view_open(struct noise_view *v, const struct model *m, const struct noise_target *target,
+                    double sigma, uint64_t seed, uint64_t version, struct err *e) {
     *v = (struct noise_view){ .sigma = sigma, .seed = seed, .version = version, .kern = m->kern };
     if (!isfinite(sigma) || sigma < 0)
         return err_set(e, "noise of sigma %g: must be a finite number, 0 or more", sigma);
     if (sigma == 0) return 0;
-    const int dim = m->conf.dim, norms = 2 * m->conf.layers + 1;
-    const size_t row_bytes = (size_t)dim * sizeof(float);
-    if (m->kern->alloc(m->kern, &v->dw, row_bytes * (size_t)norms, e) < 0)
-        return err_wrap(e, "cannot make room for noise");
-    float *w = mem_alloc(2 * row_bytes), *dw = w + dim;
-    uint32_t key[2];
-    rng_key(key, seed, RNG_PURPOSE_AQN, version);
-    double sum = 0;
-    for (int norm = 0; norm < norms; norm++) {
-        draw(dw, dim, sigma, key, norm);
-        m->kern->download(m->kern, w, norm_weight(m, norm), row_bytes);
-        sum += measure(v, w, dw, dim);
-        m->kern->upload(m->kern, noise_view_dw(v, norm, dim), dw, row_bytes);
-    }
-    free(w);
-    v->realised = sqrt(sum / (double)v->elements);
-    int rc = m->kern->sync(m->kern, e);
-    if (rc == 0 && v->changed == 0)
-        rc = err_set(e, "noise of sigma %g was intended, but not one of %lld norm weights changed",
-                     sigma, (long long)v->elements);
+    struct tally norms = { 0 }, linears = { 0 };
+    int rc = !target || target->norms ? open_norms(v, m, target, &norms, e) : 0;
+    if (rc == 0 && target && target->linears) rc = open_linears(v, m, target, &linears, e);
+    if (rc == 0) rc = prove(v, &norms, &linears, e);
     if (rc < 0) noise_view_close(v);
     return rc;
 }
 
 void noise_view_close(struct noise_view *v) {
     if (v->dw.p) v->kern->free(v->kern, &v->dw);
-    v->dw = (kptr){ NULL };
-}
-
-double noise_schedule(int64_t done, int64_t steps_total, int stages, double start, double end) {
-    assert(stages >= 2 && steps_total > 0 && start > 0 && end > 0);
-    if (done > steps_total) done = steps_total;
-    const int64_t interval = done <= 0 ? 0 : done * stages / steps_total;
-    if (interval == 0) return 0;
-    if (stages == 2) return start;
-    const int64_t last = stages - 2, i = interval - 1 < last ? interval - 1 : last;
-    /* exactly, whatever pow makes of it */
-    if (i == last) return end;
-    return i == 0 ? start : start * pow(end / start, (double)i / (double)last);
+    if (v->linear_mem.p) v->kern->free(v->kern, &v->linear_mem);
+    free(v->linear);
+    v->dw = v->linear_mem = (kptr){ NULL };
+    v->linear = NULL;
 }

@@ -1,35 +1,64 @@
-/* noise.h - AQN: noise beside constant norm weights, as a view that cannot accumulate.
+/* noise.h - AQN: noise beside constant weights, as a view that cannot accumulate.
  *
- * dw ~ N(0, sigma^2) per channel and norm, drawn in f32, keyed (seed, RNG_PURPOSE_AQN, version),
- * counter (channel/4, norm index): anyone who knows the key rebuilds it. Norm index = 2 * layer (+1
- * for the post-attention norm); the final norm is 2 * layers. All norms are targets (spec: the
- * study's "rmsnorm").
+ * Norm weights: dw ~ N(0, (m sigma)^2) per channel and norm, drawn in f32, keyed (seed,
+ * RNG_PURPOSE_AQN, version), counter (channel / 4, tensor): anyone who knows the key rebuilds it. m
+ * is the target's multiplier. Tensor = 2 * layer for a layer's first norm, + 1 for its second, 2 *
+ * layers for the final one. Linear weights: dW of the same law, counter (element / 4 of the
+ * row-major matrix, 2 * layers + 1 + layer * PROJ_COUNT + proj), rounded once to a bf16 matrix that
+ * is the noise; the net multiplies by it as a second product. Does not know: how much of it when
+ * (noise_schedule.h), which weights (noise_target.h), when a version changes.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_NOISE_H
 #define QERL_NOISE_H
-#include "lib/model/model.h"
+#include "lib/model/noise_schedule.h"
+#include "lib/model/noise_target.h"
 
 struct noise_view {
     double sigma;                  /* intended */
     uint64_t seed, version;        /* the key */
-    /* rms of (w + dw) - w as computed in f32 on what the forward pass reads */
+    /* rms over all targets of what the forward pass adds to a weight, divided by the target's
+     * multiplier: (w + dw) - w in f32 of norms, the bf16 dW of linears; to be compared with
+     * sigma */
     double realised;
-    int64_t elements, changed;     /* channels visited, channels whose w + dw differs from w */
-    kptr dw;                       /* f32 [2 * layers + 1, dim] */
+    /* visited; that differ from w; that would differ were w + dw stored as bf16 */
+    int64_t elements, changed, changed_bf16;
+    double weight_rms;             /* of the targets' weights */
+    /* rms of the noise over the rms of the weights that it hits: of norms or of linears, whichever
+     * is more. Above NOISE_STRONG it deserves a warning. */
+    double strength;
+    kptr dw;                       /* f32 [2 * layers + 1, dim]; rows of norms not hit are 0 */
+    /* [layers], bf16 (f32 under MODEL_QUANT_F32); .out 0 = not hit; NULL = no linear is */
+    struct kern_weight (*linear)[PROJ_COUNT];
+    kptr linear_mem;
     struct kern *kern;
 };
-/* sigma 0 gives a view whose dw is absent. -1 when sigma > 0 and nothing changed: a treatment that
- * did not happen. */
-int noise_view_open(struct noise_view *v, const struct model *m, double sigma, uint64_t seed,
-                    uint64_t version, struct err *e);
+#define NOISE_STRONG 0.1
+
+/* Bytes of a view's noisy linears: what noise on them costs in memory. */
+size_t noise_view_plan(const struct model_conf *c, enum model_quant q,
+                       const struct noise_target *t);
+/* sigma 0 gives an empty view. target NULL: all norms at 1. -1 when sigma > 0 and nothing changed,
+ * or realised is more than 6 standard errors (and the rounding of w + dw) from sigma: a treatment
+ * that did not happen. EXIT_CONFIG when strength is above 1: noise larger than the weights. */
+int noise_view_open(struct noise_view *v, const struct model *m, const struct noise_target *target,
+                    double sigma, uint64_t seed, uint64_t version, struct err *e);
 void noise_view_close(struct noise_view *v);
 /* dw of one norm, or absent. */
 static inline kptr noise_view_dw(const struct noise_view *v, int norm, int dim) {
     return v && v->dw.p ? kptr_at(v->dw, (size_t)norm * (size_t)dim * sizeof(float))
                         : (kptr){ NULL };
 }
-/* K-stage step schedule of spec dapo 14.1 in integer arithmetic: completed steps done of total S, K
- * stages; first interval 0, then geometric start -> end. K = 2 has the one value start. Caller has
- * checked K >= 2, start > 0, end > 0. */
-double noise_schedule(int64_t done, int64_t steps_total, int stages, double start, double end);
+/* dW of a projection, or NULL. */
+static inline const struct kern_weight *noise_view_linear(const struct noise_view *v, int layer,
+                                                          enum proj p) {
+    return v && v->linear && v->linear[layer][p].out ? &v->linear[layer][p] : NULL;
+}
+
+/* The draw itself: to[i] = sd * z of elements first .. first + n - 1 of a tensor (norms as f32
+ * holds them; linears before they are rounded to bf16). */
+void noise_draw(float *to, size_t first, size_t n, double sd, uint64_t seed, uint64_t version,
+                int tensor);
+static inline int noise_tensor_linear(const struct model_conf *c, int layer, enum proj p) {
+    return 2 * c->layers + 1 + layer * PROJ_COUNT + (int)p;
+}
 #endif

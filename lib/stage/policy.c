@@ -9,6 +9,7 @@
 #include "lib/base/json.h"
 #include "lib/base/log.h"
 #include "lib/base/rng.h"
+#include "lib/stage/aqn.h"
 #include "lib/task/task.h"
 
 int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *e) {
@@ -43,8 +44,9 @@ void policy_treatment(char out[17], const struct shared *c, const char *model_sh
     str_init(&text);
     str_printf(&text, "model %s\nquant %s\nlora %lld %.17g %s\n", model_sha256,
                policy_quant_label(c), (long long)c->lora.rank, c->lora.alpha, c->lora.targets);
-    str_printf(&text, "aqn %.17g %.17g %lld of %lld\nops none\n", c->aqn.sigma_start,
-               c->aqn.sigma_end, (long long)c->aqn.stages, (long long)c->run.steps);
+    str_puts(&text, "aqn ");
+    aqn_text(c, &text);
+    str_puts(&text, "\nops none\n");
     char hex[SHA256_HEX];
     sha256_of(text.s, text.len, hex);
     memcpy(out, hex, 16);
@@ -81,6 +83,13 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
                             .packed_dir = *c->model.packed_dir ? c->model.packed_dir : NULL };
     if (kern_open(&p->kern, shared_kernels(c->run.kernels, path, sizeof path), p->pool, e) < 0 ||
         model_open(&p->model, &p->kern, &o, e) < 0 || tok_open(&p->tok, c->model.path, e) < 0) {
+        policy_close(p);
+        return -1;
+    }
+    const struct noise_schedule aqn = aqn_schedule(c);
+    struct noise_target target;
+    if (noise_schedule_on(&aqn) &&
+        aqn_target(&target, c, 0, &p->model->conf, e) < 0) {
         policy_close(p);
         return -1;
     }

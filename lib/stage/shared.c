@@ -6,6 +6,7 @@
 
 #include "lib/base/fs.h"
 #include "lib/base/hash.h"
+#include "lib/stage/aqn.h"
 
 #define AT(field) offsetof(struct shared, field)
 
@@ -66,8 +67,8 @@ const struct stage_key shared_aqn_keys[] = {
     { "noise.aqn.sigma_start", KEY_NUM, AT(aqn.sigma_start), "0", 0, 10, NULL,
       "standard deviation of the noise on the rollout's weights where it begins; 0 = no noise" },
     { "noise.aqn.sigma_end", KEY_NUM, AT(aqn.sigma_end), "0", 0, 10, NULL,
-      "the same where it ends (constant: not used)" },
-    { "noise.aqn.stages", KEY_INT, AT(aqn.stages), "10", 2, 1000, NULL,
+      "the same where it ends; 0 or left out with noise.aqn.schedule = constant" },
+    { "noise.aqn.stages", KEY_INT, AT(aqn.stages), "10", 1, 1000, NULL,
       "step, epoch: intervals of the schedule; the first is silent" },
     { "noise.aqn.schedule", KEY_CHOICE, AT(aqn.schedule), "step", 0, 0,
       "step|epoch|constant|linear|exponential",
@@ -164,15 +165,6 @@ const struct stage_key shared_sample_keys[] = {
     { 0 },
 };
 
-static int check_aqn(const struct shared *c, struct err *e) {
-    if ((c->aqn.sigma_start > 0) == (c->aqn.sigma_end > 0)) return 0;
-    return err_more(
-        e, EXIT_CONFIG,
-        "noise.aqn.sigma_start is %g and noise.aqn.sigma_end %g: a geometric decay needs both "
-        "above 0; set both to 0 for no noise",
-        c->aqn.sigma_start, c->aqn.sigma_end);
-}
-
 static bool is_default(const void *conf, const struct stage_key *k) {
     const void *at = (const char *)conf + k->offset;
     double def = 0;
@@ -209,15 +201,8 @@ int shared_refuse(const void *conf, const struct stage_key *table, const char *c
 
 int shared_check(const struct shared *c, struct err *e) {
     static const char *const quant[] = { "quant.activations", "quant.exclude", NULL };
-    static const char *const aqn[] = { "noise.aqn.schedule", "noise.aqn.epochs",
-                                       "noise.aqn.targets", "noise.aqn.exclude",
-                                       "noise.aqn.layers", "noise.aqn.others",
-                                       "noise.aqn.zone_edge", "noise.aqn.zone_middle",
-                                       "noise.aqn.zone_switch", "noise.aqn.zone_early",
-                                       "noise.aqn.zone_late", NULL };
-    int rc = check_aqn(c, e);
+    int rc = aqn_check(c, e);
     if (shared_refuse(c, shared_quant_keys, quant, e) < 0) rc = -1;
-    if (shared_refuse(c, shared_aqn_keys, aqn, e) < 0) rc = -1;
     if (shared_refuse(c, shared_ops_keys, NULL, e) < 0) rc = -1;
     if (shared_refuse(c, shared_modules_keys, NULL, e) < 0) rc = -1;
     return rc;

@@ -13,6 +13,7 @@
 #include "lib/base/fs.h"
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
+#include "lib/stage/aqn.h"
 #include "stages/learner/ckpt.h"
 #include "stages/learner/metrics.h"
 #include "stages/learner/intake.h"
@@ -371,43 +372,18 @@ int run_finish(struct run *r) {
 
 /* ---- plan ---- */
 
-static void plan_sigma(const struct shared *c, json_t *out) {
-    json_t *table = json_array();
-    for (int64_t from = 0; from < c->run.steps && c->aqn.sigma_start > 0;) {
-        double sigma = treatment_sigma(c, from);
-        /* last step with this sigma, by bisection: sigma changes once in between */
-        int64_t low = from, high = c->run.steps;
-        while (high - low > 1) {
-            int64_t middle = low + (high - low) / 2;
-            if (treatment_sigma(c, middle) == sigma) low = middle;
-            else high = middle;
-        }
-        json_array_append_new(table, json_pack("{s:I, s:I, s:f}", "from", (json_int_t)from, "to",
-                                               (json_int_t)low, "sigma", sigma));
-        from = low + 1;
-    }
-    json_object_set_new(out, "sigma", table);
-}
-
 static void plan_notes(const struct learner_conf *c, json_t *out) {
     json_t *notes = json_array();
     if (c->minibatch <= 0 || c->minibatch >= c->batch)
         json_array_append_new(notes, json_string("one update per batch: the ratio is 1 for every "
                                                  "token, so learner.clip_low, clip_high and "
                                                  "clip_dual never act"));
-    if (c->shared.aqn.sigma_start > 0)
+    if (c->shared.aqn.sigma_start > 0 && c->shared.aqn.schedule == NOISE_AQN_STEP)
         json_array_append_new(
             notes,
             json_string(
                 "sigma decays geometrically, by a constant factor from stage to stage (the study's "
                 "page calls it linear); the first stage is silent"));
-    if (c->shared.aqn.sigma_start > 0 &&
-        treatment_sigma(&c->shared, c->shared.run.steps - 1) != c->shared.aqn.sigma_end)
-        json_array_append_new(
-            notes,
-            json_string(
-                "the run has fewer steps than the noise schedule has stages: sigma never reaches "
-                "noise.aqn.sigma_end"));
     if (c->warmup > 0)
         json_array_append_new(
             notes,
@@ -448,17 +424,17 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
     json_object_set_new(out, "prompts_most",
                         json_integer(s->run.steps * wave_size(c) *
                                      (c->filter == FILTER_METRIC_OFF ? 1 : c->waves_max)));
-    plan_sigma(s, out);
     plan_notes(c, out);
     policy_plan_files(files, s);
     shared_plan_file(files, s->data.train, "train", "tools/fetch gsm8k");
     json_object_set_new(out, "files", files);
     struct lora_shape shape;
     struct model_conf m;
-    if (policy_lora_shape(&shape, s, e) < 0 ||
-        policy_kernels(s, e) < 0)
+    const bool known = model_conf_load(&m, s->model.path, NULL) == 0;
+    if (policy_lora_shape(&shape, s, e) < 0 || policy_kernels(s, e) < 0 ||
+        aqn_plan(out, s, known ? &m : NULL, e) < 0)
         return -1;
-    if (model_conf_load(&m, s->model.path, NULL) < 0) return 0;
+    if (!known) return 0;
     json_int_t adapter = (json_int_t)(lora_params(&m, &shape) * sizeof(float));
     json_int_t kept = (json_int_t)json_array_size(scored) + 4;
     json_int_t record = (json_int_t)(s->sample.n * (s->sample.new_max * 12 + 1000));

@@ -16,6 +16,7 @@ write_pipe() {
         echo "pipe 1"
         echo "base $root/pipelines/quickstart.pipe"
         echo "[run]"; echo "name = $name"; echo "steps = $steps"; echo "score_every = 3"; echo "runs_dir = $box/runs"
+        echo "[noise.aqn]"; echo "stages = $steps"
         echo "[sample]"; echo "n = 4"; echo "new_max = 40"
         echo "[learner]" | sed 's/.*/[stage learner]/'; echo "exec = $bin/qerl-learner"; echo "batch = 4"; echo "save_every = 2"
         echo "[stage rollout]"; echo "exec = $bin/qerl-rollout"; echo "rows = 16"; echo "resend_seconds = 0.5"

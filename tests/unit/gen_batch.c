@@ -57,7 +57,7 @@ static void generate(const struct run_opts *r, struct out out[GROUPS * SAMPLES])
                           .positions_max = PROMPT_MAX + NEW_MAX,
                           .lora = l->shape };
     cr_assert_eq(gen_create(&g, &f.model, NULL, &o, &e), 0, "%s", e.text);
-    cr_assert_eq(noise_view_open(&v, &f.model, r->sigma, 5, 6, &e), 0, "%s", e.text);
+    cr_assert_eq(noise_view_open(&v, &f.model, NULL, r->sigma, 5, 6, &e), 0, "%s", e.text);
     cr_assert_eq(gen_adopt(g, l, &v, &e), 0, "%s", e.text);
     for (int i = 0; i < GROUPS; i++) {
         const int group = r->backwards ? GROUPS - 1 - i : i;

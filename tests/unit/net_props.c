@@ -187,8 +187,8 @@ Test(net_props, noise_of_sigma_zero_is_no_noise_and_other_noise_is_some) {
     struct noise_view none, some;
     float clean[RESPONSE_MAX], zero[RESPONSE_MAX], noisy[RESPONSE_MAX];
     scene_open(&s, "auto", 128, MODEL_QUANT_BF16, .2f);
-    cr_assert_eq(noise_view_open(&none, &s.f.model, 0, 1, 2, &e), 0);
-    cr_assert_eq(noise_view_open(&some, &s.f.model, .01, 1, 2, &e), 0);
+    cr_assert_eq(noise_view_open(&none, &s.f.model, NULL, 0, 1, 2, &e), 0);
+    cr_assert_eq(noise_view_open(&some, &s.f.model, NULL, .01, 1, 2, &e), 0);
     score(&s, s.l, NULL, clean, NULL);
     score(&s, s.l, &none, zero, NULL);
     score(&s, s.l, &some, noisy, NULL);

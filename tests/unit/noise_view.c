@@ -7,6 +7,11 @@
 
 static bool near(double got, double want) { return fabs(got - want) <= 1e-6 * fabs(want); }
 
+static double noise_schedule(int64_t done, int64_t steps, int stages, double start, double end) {
+    return noise_schedule_at(&(struct noise_schedule){ .start = start, .end = end, .stages = stages,
+                                                       .steps = steps }, done);
+}
+
 static const struct { int64_t first, last; double small, large; } table[] = {
     { 0, 373, 0, 0 },
     { 374, 747, .01, .05 },
@@ -75,7 +80,7 @@ Test(noise_view, realises_the_sigma_that_was_intended) {
     static const double sigmas[] = { .05, .01, .001, .0001 };
     for (size_t i = 0; i < COUNT_OF(sigmas); i++) {
         struct noise_view v;
-        cr_assert_eq(noise_view_open(&v, &f.model, sigmas[i], 1, i, &e), 0, "%s", e.text);
+        cr_assert_eq(noise_view_open(&v, &f.model, NULL, sigmas[i], 1, i, &e), 0, "%s", e.text);
         cr_expect_eq(v.elements, 33 * 254);
         cr_expect_gt(v.changed, v.elements * 99 / 100);
         cr_expect(fabs(v.realised / sigmas[i] - 1) < .03, "sigma %g realised %g", sigmas[i],
@@ -99,7 +104,7 @@ Test(noise_view, is_a_function_of_its_key_and_never_touches_the_weights) {
     f.kern.download(&f.kern, before, f.model.layer[3].norm_post, sizeof before);
     for (size_t i = 0; i < COUNT_OF(draws); i++) {
         struct noise_view v;
-        cr_assert_eq(noise_view_open(&v, &f.model, .01, draws[i].seed, draws[i].version, &e), 0,
+        cr_assert_eq(noise_view_open(&v, &f.model, NULL, .01, draws[i].seed, draws[i].version, &e), 0,
                      "%s", e.text);
         f.kern.download(&f.kern, draws[i].to, v.dw, sizeof one);
         noise_view_close(&v);
@@ -121,12 +126,12 @@ Test(noise_view, says_when_a_treatment_did_not_happen) {
     struct model_conf c = fix_toy_conf();
     struct noise_view v;
     fix_open(&f, "ref", 1, &c, MODEL_QUANT_F32, fix_small_value);
-    cr_expect_eq(noise_view_open(&v, &f.model, 0, 1, 1, &e), 0);
+    cr_expect_eq(noise_view_open(&v, &f.model, NULL, 0, 1, 1, &e), 0);
     cr_expect(!v.dw.p && v.realised == 0 && v.changed == 0);
-    cr_expect_eq(noise_view_open(&v, &f.model, 1e-12, 1, 1, &e), -1);
+    cr_expect_eq(noise_view_open(&v, &f.model, NULL, 1e-12, 1, 1, &e), -1);
     cr_expect(strstr(e.text, "not one of"), "%s", e.text);
     cr_expect_null(v.dw.p);
-    cr_expect_eq(noise_view_open(&v, &f.model, -1, 1, 1, &e), -1);
-    cr_expect_eq(noise_view_open(&v, &f.model, (double)NAN, 1, 1, &e), -1);
+    cr_expect_eq(noise_view_open(&v, &f.model, NULL, -1, 1, 1, &e), -1);
+    cr_expect_eq(noise_view_open(&v, &f.model, NULL, (double)NAN, 1, 1, &e), -1);
     fix_close(&f);
 }

@@ -283,7 +283,7 @@ static void world_open(struct world *w, const char *path, const struct shape *s,
     w->lora = fix_lora(&w->conf, 5, 8, .2f, 7);
     for (int i = 0; i < 3; i++) {
         fix_open(&w->fix[i], path, i + 1, &w->conf, q, fix_small_value);
-        cr_assert_eq(noise_view_open(&w->noise[i], &w->fix[i].model, .02, 1, 2, &e), 0);
+        cr_assert_eq(noise_view_open(&w->noise[i], &w->fix[i].model, NULL, .02, 1, 2, &e), 0);
     }
 }
 static void world_close(struct world *w) {

@@ -58,17 +58,18 @@ static int read_metrics(const char *run, int steps, double *step, double *gather
 
 static int run_pipeline(struct loop *l, struct err *e) {
     struct bench *b = l->b;
-    char program[PATH_ROOM], file[PATH_ROOM], runs[96], steps[32], threads[32], kernels[64];
+    char program[PATH_ROOM], file[PATH_ROOM], runs[96], steps[32], threads[32], kernels[64], stages[40];
     double gather[STEPS_MAX];
     struct child_args a = { 0 };
     snprintf(program, sizeof program, "%s/qerl-pipe", b->bin);
     snprintf(file, sizeof file, "%s/pipelines/%s", b->root, l->pipe);
     snprintf(runs, sizeof runs, "run.runs_dir=%s", l->dir);
     snprintf(steps, sizeof steps, "run.steps=%d", l->steps);
+    snprintf(stages, sizeof stages, "noise.aqn.stages=%d", l->steps);
     snprintf(threads, sizeof threads, "run.threads=%d", b->threads);
     snprintf(kernels, sizeof kernels, "run.kernels=%s", b->kern.name);
     /* every step is scored, on one question, because adapters of scored steps are kept */
-    const char *const common[] = { runs, steps, threads, kernels, "run.name=bench",
+    const char *const common[] = { runs, steps, stages, threads, kernels, "run.name=bench",
                                    "run.score_every=1", "filter.metric=off",
                                    "eval.questions=1" };
     child_arg(&a, program);
@@ -227,7 +228,7 @@ int part_turns(struct bench *b, struct err *e) {
 int part_pipeline(struct bench *b, struct err *e) {
     static const char step_key[] = "dapo/pipeline", turns_key[] = "turns/smollm2-135m";
     char model[PATH_ROOM], train[PATH_ROOM], test[PATH_ROOM], packed[PATH_ROOM];
-    struct loop l = { .b = b, .pipe = "e6b_qerl.pipe", .steps = b->quick ? 2 : 4 };
+    struct loop l = { .b = b, .pipe = "e6b_qerl.pipe", .steps = b->quick ? 3 : 4 };
     if (!bench_wants(b, step_key) && !bench_wants(b, turns_key)) return 0;
     snprintf(model, sizeof model, "%s/models/smollm2-135m-instruct", b->root);
     if (!b->data || !fs_exists(model)) {

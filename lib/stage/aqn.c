@@ -1,0 +1,114 @@
+/* aqn.c - see aqn.h.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/stage/aqn.h"
+
+#include "lib/base/str.h"
+
+struct noise_schedule aqn_schedule(const struct shared *c) {
+    return (struct noise_schedule){ (enum noise_aqn_kind)c->aqn.schedule,
+                                    c->aqn.sigma_start,
+                                    c->aqn.sigma_end,
+                                    (int)c->aqn.stages,
+                                    (int)c->aqn.epochs,
+                                    c->run.steps };
+}
+
+static struct noise_target_text target_text(const struct shared *c) {
+    return (struct noise_target_text){ .targets = c->aqn.targets,
+                                       .exclude = c->aqn.exclude,
+                                       .layers = c->aqn.layers,
+                                       .others = c->aqn.others,
+                                       .zone_edge = c->aqn.zone_edge,
+                                       .zone_middle = c->aqn.zone_middle,
+                                       .zone_switch = c->aqn.zone_switch,
+                                       .zone_early = c->aqn.zone_early,
+                                       .zone_late = c->aqn.zone_late };
+}
+
+int aqn_check(const struct shared *c, struct err *e) {
+    const struct noise_schedule s = aqn_schedule(c);
+    return noise_schedule_check(&s, e);
+}
+
+int aqn_target(struct noise_target *t, const struct shared *c, int64_t done,
+               const struct model_conf *m, struct err *e) {
+    const struct noise_target_text x = target_text(c);
+    return noise_target_make(t, &x, done, c->run.steps, m, e);
+}
+
+void aqn_text(const struct shared *c, struct str *out) {
+    static const char *const name[] = { "step", "epoch", "constant", "linear", "exponential" };
+    const struct noise_schedule s = aqn_schedule(c);
+    if (!noise_schedule_on(&s)) {
+        str_puts(out, "none");
+        return;
+    }
+    str_printf(out, "%s %.17g %.17g of %lld", name[s.kind], s.start, s.end, (long long)s.steps);
+    if (s.kind == NOISE_AQN_STEP || s.kind == NOISE_AQN_EPOCH)
+        str_printf(out, " stages %d", s.stages);
+    if (s.kind == NOISE_AQN_EPOCH) str_printf(out, " epochs %d", s.epochs);
+    str_printf(out, " on '%s' but '%s' layers '%s' others %.17g", c->aqn.targets, c->aqn.exclude,
+               c->aqn.layers, c->aqn.others);
+    if (*c->aqn.zone_edge || *c->aqn.zone_middle)
+        str_printf(out, " edge '%s' middle '%s' %.17g then %.17g at %.17g", c->aqn.zone_edge,
+                   c->aqn.zone_middle, c->aqn.zone_early, c->aqn.zone_late, c->aqn.zone_switch);
+}
+
+/* ---- plan ---- */
+
+static void plan_staged(const struct noise_schedule *s, json_t *table) {
+    for (int64_t from = 0, to; from < s->steps; from = to + 1) {
+        const double sigma = noise_schedule_at(s, from);
+        for (to = from; to + 1 < s->steps && noise_schedule_at(s, to + 1) == sigma;) to++;
+        json_array_append_new(table, json_pack("{s:I, s:I, s:f}", "from", (json_int_t)from, "to",
+                                               (json_int_t)to, "sigma", sigma));
+    }
+}
+
+/* In ten parts, or fewer in a short run. */
+static void plan_continuous(const struct noise_schedule *s, json_t *table) {
+    const int64_t steps = s->steps, parts = steps < 10 ? steps : 10;
+    for (int64_t i = 0; i < parts; i++) {
+        const int64_t from = i * steps / parts, to = (i + 1) * steps / parts - 1;
+        json_array_append_new(table, json_pack("{s:I, s:I, s:f, s:f}", "from", (json_int_t)from, "to",
+                                               (json_int_t)to, "sigma", noise_schedule_at(s, from),
+                                               "sigma_to", noise_schedule_at(s, to)));
+    }
+}
+
+static int plan_target(json_t *out, const struct shared *c, const struct model_conf *m,
+                       struct err *e) {
+    const struct noise_target_text x = target_text(c);
+    const int64_t at[] = { 0, noise_target_switch(&x, c->run.steps) };
+    struct noise_target t;
+    json_t *aqn = json_object(), *zones = json_array();
+    int rc = 0;
+    size_t bytes = 0;
+    for (size_t i = 0; i < COUNT_OF(at) && rc == 0; i++) {
+        if (at[i] < 0 || (rc = aqn_target(&t, c, at[i], m, e)) < 0) continue;
+        const size_t needed = noise_view_plan(m, (enum model_quant)c->quant.weights, &t);
+        bytes = needed > bytes ? needed : bytes;
+        json_array_append_new(
+            zones, json_pack("{s:I, s:i, s:i, s:f}", "from", (json_int_t)at[i], "norms", t.norms,
+                             "linears", t.linears, "middle", i ? x.zone_late : x.zone_early));
+        if (i) continue;
+        json_object_set_new(aqn, "norms", json_integer(t.norms));
+        json_object_set_new(aqn, "linears", json_integer(t.linears));
+        json_object_set_new(aqn, "elements", json_integer(t.elements));
+    }
+    json_object_set_new(aqn, "bytes", json_integer((json_int_t)bytes));
+    if (at[1] >= 0) json_object_set(aqn, "zones", zones);
+    json_decref(zones);
+    json_object_set_new(out, "aqn", aqn);
+    return rc;
+}
+
+int aqn_plan(json_t *out, const struct shared *c, const struct model_conf *m, struct err *e) {
+    const struct noise_schedule s = aqn_schedule(c);
+    json_t *table = json_array();
+    json_object_set_new(out, "sigma", table);
+    if (!noise_schedule_on(&s)) return 0;
+    if (s.kind == NOISE_AQN_LINEAR || s.kind == NOISE_AQN_EXPONENTIAL) plan_continuous(&s, table);
+    else plan_staged(&s, table);
+    return m ? plan_target(out, c, m, e) : 0;
+}

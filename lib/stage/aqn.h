@@ -1,0 +1,23 @@
+/* aqn.h - AQN as the shared configuration says it: schedule, targets, words and plan. What stages
+ * apply of it: treatment.h.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_AQN_H
+#define QERL_AQN_H
+#include "lib/base/json.h"
+#include "lib/model/noise.h"
+#include "lib/stage/shared.h"
+
+/* EXIT_CONFIG: what noise_schedule_check has to say. */
+int aqn_check(const struct shared *c, struct err *e);
+struct noise_schedule aqn_schedule(const struct shared *c);
+/* The weights that are hit in that step. EXIT_CONFIG as noise_target_make. */
+int aqn_target(struct noise_target *t, const struct shared *c, int64_t done,
+               const struct model_conf *m, struct err *e);
+/* One form for one treatment, "none" when off: for records and hashes. Appends. */
+void aqn_text(const struct shared *c, struct str *out);
+/* For --plan: "sigma", an array of {"from","to","sigma"} in completed steps (continuous schedules:
+ * "sigma_to" at the end of each part), and, where the model is known and noise is on, "aqn":
+ * {"norms","linears","elements","bytes"} and with zones "zones": [{"from","norms","linears",
+ * "middle"}]. m may be NULL. */
+int aqn_plan(json_t *out, const struct shared *c, const struct model_conf *m, struct err *e);
+#endif
