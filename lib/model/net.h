@@ -40,8 +40,8 @@ int net_slot_fork(struct net *n, int from, int positions);
 int net_slot_reserve(struct net *n, int slot, int positions);    /* 0, or -1: no page free */
 void net_slot_close(struct net *n, int slot);
 
-/* prompt and sample name the row in the draws of noise; sample is KERN_NOISE_NO_SAMPLE for tokens of
- * the prompt, which all samples of a group share. */
+/* prompt and sample name the row in the draws of noise; sample is KERN_NOISE_NO_SAMPLE for tokens
+ * of the prompt, which all samples of a group share. */
 struct net_row { int32_t token, slot, pos; uint32_t prompt, sample; };
 static inline uint32_t net_prompt_id(uint64_t uid) { return (uint32_t)(uid ^ uid >> 32); }
 

@@ -31,7 +31,9 @@ static int run_rows(struct batch *t, const struct synth *s, int slot, int from, 
                     struct err *e) {
     int rows = to - from;
     for (int i = 0; i < rows; i++)
-        t->row[i] = (struct net_row){ .token = any_token(s, from + i), .slot = slot, .pos = from + i };
+        t->row[i] = (struct net_row){
+            .token = any_token(s, from + i), .slot = slot, .pos = from + i
+        };
     return net_forward(t->net, t->row, rows, NULL, 0, e);
 }
 
@@ -58,7 +60,9 @@ static int set_up(struct batch *t, struct synth *s, int n, int own, struct err *
 
 static int step(struct batch *t, struct err *e) {
     for (int i = 0; i < t->n; i++) {
-        t->row[i] = (struct net_row){ .token = t->token[i], .slot = t->slot[i], .pos = PROMPT + t->own };
+        t->row[i] = (struct net_row){
+            .token = t->token[i], .slot = t->slot[i], .pos = PROMPT + t->own
+        };
         t->sampler[i] = (struct kern_sampler){
             .temperature = 1, .top_p = 1,
             .u = rng_unit((uint32_t)rng_mix64((uint64_t)(t->own * 64 + i)))
@@ -125,7 +129,9 @@ static void prefill_call(void *arg) {
         t->slot[i] = net_slot_open(t->net);
         t->want[i] = i * 128 + 127;
         for (int j = 0; j < 128; j++)
-            t->row[i * 128 + j] = (struct net_row){ .token = any_token(p->s, i * 128 + j), .slot = t->slot[i], .pos = j };
+            t->row[i * 128 + j] = (struct net_row){
+                .token = any_token(p->s, i * 128 + j), .slot = t->slot[i], .pos = j
+            };
     }
     if (net_forward(t->net, t->row, 512, t->want, 4, &p->err) == 0)
         net_sample(t->net, t->sampler, t->token, t->lp, t->lp_raw, &p->err);

@@ -1,0 +1,197 @@
+/* noise_evidence.c - what was measured of a plan's noise: sums, the object for records, a verdict.
+ *
+ * Knows: how far a realised size may lie from the intended one. Does not know: who counted.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+
+#include "lib/model/noise_ops.h"
+
+static void tally_add(struct noise_tally *to, const struct noise_tally *t) {
+    to->sites += t->sites;
+    to->elements += t->elements;
+    to->measured += t->measured;
+    to->changed += t->changed;
+    to->changed_bf16 += t->changed_bf16;
+    to->r += t->r;
+    to->r2 += t->r2;
+}
+
+void noise_evidence_add(struct noise_evidence *to, const struct noise_evidence *e) {
+    for (int d = 0; d < NOISE_DIRECTION_COUNT; d++) {
+        to->passes[d] += e->passes[d];
+        for (int op = 0; op < NOISE_OP_COUNT; op++) tally_add(&to->op[op][d], &e->op[op][d]);
+    }
+    to->wanted += e->wanted;
+    to->rows += e->rows;
+    to->rows_squared += e->rows_squared;
+    for (int m = 0; m < NOISE_MODULE_COUNT; m++) tally_add(&to->module[m], &e->module[m]);
+    tally_add(&to->grad, &e->grad);
+}
+
+static double mean_of(int64_t sum, int64_t n) { return n ? (double)sum * 0x1p-20 / (double)n : 0; }
+
+double noise_tally_mean(const struct noise_tally *t, double scale) {
+    return scale * mean_of(t->r, t->measured);
+}
+double noise_tally_rms(const struct noise_tally *t, double scale) {
+    return scale * sqrt(mean_of(t->r2, t->measured));
+}
+
+/* ---- what is looked at ---- */
+
+/* One entry of the table phase x kind x name x direction. */
+struct entry {
+    char key[64];
+    enum noise_direction direction;
+    const struct noise_text *text;
+    const struct noise_tally *tally;
+    bool intended;
+    int64_t passes, sites;                           /* made; expected */
+};
+enum { ENTRIES_MAX = NOISE_OP_COUNT * NOISE_DIRECTION_COUNT + 1 + NOISE_MODULE_COUNT };
+
+/* Final norm and head are met only by passes that wanted logits. */
+static int64_t forward_sites(const struct noise_evidence *ev, int sites, int last) {
+    return ev->passes[NOISE_FORWARD] * (sites - last) + ev->wanted * last;
+}
+
+static int entries_of(struct entry list[ENTRIES_MAX], const struct noise_plan *p,
+                      enum noise_phase phase, const struct noise_evidence *ev) {
+    struct entry *x = list;
+    for (int op = 0; op < NOISE_OP_COUNT; op++)
+        for (int d = 0; d < NOISE_DIRECTION_COUNT; d++, x++) {
+            const int last = p->op_whole && (op == NOISE_OP_NORM || op == NOISE_OP_HEAD);
+            *x = (struct entry){ .direction = d, .text = &p->op_text, .tally = &ev->op[op][d] };
+            x->intended = noise_plan_op_on(p, op, d, phase);
+            x->passes = ev->passes[d];
+            x->sites = d == NOISE_FORWARD ? forward_sites(ev, p->op_sites[op][d], last)
+                                          : ev->passes[d] * p->op_sites[op][d];
+            snprintf(x->key, sizeof x->key, "op/%s/%s", noise_op_name[op],
+                     d == NOISE_FORWARD ? "forward" : "backward");
+        }
+    *x = (struct entry){ "op/lora_grad/backward", NOISE_BACKWARD, &p->op_text, &ev->grad,
+                         noise_plan_op_on(p, NOISE_OP_MATMUL, NOISE_BACKWARD, phase),
+                         ev->passes[NOISE_BACKWARD], -1 };   /* once an update, however many */
+    x++;
+    for (int m = 0; m < NOISE_MODULE_COUNT; m++, x++) {
+        *x = (struct entry){ .text = &p->module_text, .tally = &ev->module[m] };
+        x->intended = p->module_text.type && p->module_text.phase[phase] && p->module_sites[m];
+        x->passes = ev->passes[NOISE_FORWARD];
+        x->sites = forward_sites(ev, p->module_sites[m],
+                                 noise_module_in_layer(m) ? 0 : p->module_sites[m]);
+        snprintf(x->key, sizeof x->key, "module/%s/forward", noise_module_name[m]);
+    }
+    return (int)(x - list);
+}
+
+/* ---- the object ---- */
+
+static double share(int64_t part, int64_t n) { return n ? (double)part / (double)n : 0; }
+
+/* deadzone's r is relative to t, not to the threshold */
+static double unit_of(const struct noise_text *t) {
+    return t->type == KERN_NOISE_DEADZONE ? 1 : t->scale;
+}
+
+json_t *noise_evidence_json(const struct noise_plan *p, enum noise_phase phase,
+                            const struct noise_evidence *ev) {
+    struct entry list[ENTRIES_MAX];
+    const int n = entries_of(list, p, phase, ev);
+    json_t *all = json_object();
+    for (int i = 0; i < n; i++) {
+        const struct entry *x = &list[i];
+        const struct noise_tally *t = x->tally;
+        if (!x->intended) continue;
+        json_t *o = json_object();
+        json_object_set_new(o, "intended", json_real(noise_intended(x->text)));
+        json_object_set_new(o, "realised", json_real(noise_tally_rms(t, unit_of(x->text))));
+        json_object_set_new(o, "mean", json_real(noise_tally_mean(t, unit_of(x->text))));
+        json_object_set_new(o, "sites", json_integer(t->sites));
+        json_object_set_new(o, "elements", json_integer(t->elements));
+        json_object_set_new(o, "changed", json_real(share(t->changed, t->elements)));
+        json_object_set_new(o, "changed_bf16", json_real(share(t->changed_bf16, t->elements)));
+        if (x->text->bf16 && t->elements && !t->changed)
+            json_object_set_new(o, "warning", json_string("bf16 arithmetic realises 0 here: not "
+                                                          "one element changed"));
+        json_object_set_new(all, x->key, o);
+    }
+    return all;
+}
+
+/* ---- the verdict ---- */
+
+/* What the mean of r^2 should be, and how far from it 6 standard errors and rounding may bring it.
+ * `step` is the spacing of f32 at t in units of the noise: the sum t + e is off by up to half of
+ * it. For absolute types t is taken to be below 2^10. The floor is what f32 sums of long rows and
+ * the draws' own f32 arithmetic leave. */
+static double expected_r2(const struct noise_text *text, const struct noise_tally *t, double repeat,
+                          double *tolerance) {
+    const double n = (double)t->measured, gaussian = 2, uniform = .8;
+    const bool absolute = text->type == KERN_NOISE_ABSOLUTE_GAUSSIAN ||
+                          text->type == KERN_NOISE_BIAS;
+    const double step = (absolute ? 0x1p-13 : 0x1p-23) / text->scale;
+    double want = 1, variance = 0;
+    if (text->type == KERN_NOISE_RELATIVE_GAUSSIAN || text->type == KERN_NOISE_ABSOLUTE_GAUSSIAN)
+        variance = gaussian;
+    else if (text->type == KERN_NOISE_RELATIVE_UNIFORM) variance = uniform;
+    else if (text->type == KERN_NOISE_SPARSE) want = text->rate, variance = want * (1 - want);
+    else if (text->type == KERN_NOISE_BIAS) want = share(t->changed, t->measured);
+    variance += want * step * step / 3;
+    *tolerance = 6 * sqrt(variance * repeat / n) + want * (step * step / 4 + 1e-5);
+    return want;
+}
+
+static int check_size(const struct entry *x, const char *phase, double repeat, struct err *e) {
+    const struct noise_tally *t = x->tally;
+    double tolerance;
+    if (x->text->type == KERN_NOISE_DEADZONE) return 0;      /* its size depends on the data */
+    const double want = expected_r2(x->text, t, repeat, &tolerance);
+    const double got = mean_of(t->r2, t->measured);
+    if (t->measured && fabs(got - want) <= tolerance) return 0;
+    return err_set(e, "noise %s in phase %s: intended %.9g, realised %.9g over %lld elements (%.9g "
+                   "to %.9g would be chance and rounding)", x->key, phase, noise_intended(x->text),
+                   noise_tally_rms(t, x->text->scale), (long long)t->measured,
+                   x->text->scale * sqrt(fmax(0, want - tolerance)),
+                   x->text->scale * sqrt(want + tolerance));
+}
+
+/* So few elements that sparse noise may well have hit none of them. */
+static bool too_few(const struct entry *x, double repeat) {
+    return x->text->type == KERN_NOISE_SPARSE &&
+           (double)x->tally->elements * x->text->rate < 36 * repeat;
+}
+
+static int check_entry(const struct entry *x, const char *phase, double repeat, struct err *e) {
+    const struct noise_tally *t = x->tally;
+    if (!x->intended && (t->sites || t->elements))
+        return err_set(e, "noise %s in phase %s was not intended, but %lld sites were hit", x->key,
+                       phase, (long long)t->sites);
+    if (!x->intended) return 0;
+    if (!t->sites || !t->elements)
+        return err_set(e, "noise %s in phase %s was intended, but no site was visited in %lld "
+                       "passes", x->key, phase, (long long)x->passes);
+    if (x->sites >= 0 && t->sites != x->sites)
+        return err_set(e, "noise %s in phase %s: %lld sites were visited in %lld passes, %lld were "
+                       "expected", x->key, phase, (long long)t->sites, (long long)x->passes,
+                       (long long)x->sites);
+    if (x->text->bf16 || too_few(x, repeat)) return 0;
+    if (!t->changed)
+        return err_set(e, "noise %s of size %.9g in phase %s: not one of %lld elements changed",
+                       x->key, noise_intended(x->text), phase, (long long)t->elements);
+    return check_size(x, phase, repeat, e);
+}
+
+int noise_evidence_check(const struct noise_plan *p, enum noise_phase phase,
+                         const struct noise_evidence *ev, struct err *e) {
+    struct entry list[ENTRIES_MAX];
+    const int n = entries_of(list, p, phase, ev);
+    const double repeat = ev->rows ? (double)ev->rows_squared / (double)ev->rows : 1;
+    for (int i = 0; i < n; i++) {
+        /* an update whose every loss was flat has no backward, and nothing there to hit */
+        if (list[i].direction == NOISE_BACKWARD && !ev->passes[NOISE_BACKWARD] &&
+            ev->passes[NOISE_FORWARD] && !list[i].tally->sites && !list[i].tally->elements)
+            continue;
+        if (check_entry(&list[i], noise_phase_name[phase], repeat, e) < 0) return -1;
+    }
+    return 0;
+}

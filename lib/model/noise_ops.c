@@ -1,0 +1,332 @@
+/* noise_ops.c - a plan of noise from its configuration: names to sites, one canonical text, the
+ * table of `check`. What was measured is judged in noise_evidence.c.
+ *
+ * Order: names, what means nothing, operations, modules, text, table.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/model/noise_ops.h"
+
+#include <math.h>
+
+const char *const noise_phase_name[] = { "rollout", "logprob", "update", "eval" };
+const char *const noise_op_name[] = { "matmul", "bmm",  "softmax", "silu",
+                                      "gelu",   "norm", "rope",    "head" };
+const char *const noise_type_name[] = { "off",        "relative_gaussian", "relative_uniform",
+                                        "systematic", "sparse",            "deadzone",
+                                        "absolute_gaussian", "systematic_bias" };
+static const char *const direction_name[] = { "forward", "backward" };
+static const char *const point_name[] = { "input", "output", "weight" };
+_Static_assert(COUNT_OF(noise_phase_name) == NOISE_PHASE_COUNT, "a name for each phase");
+_Static_assert(COUNT_OF(noise_op_name) == NOISE_OP_COUNT, "a name for each operation");
+_Static_assert(COUNT_OF(noise_type_name) == KERN_NOISE_TYPE_COUNT, "a name for each type");
+
+/* Sites in one layer, sites after the last layer, and what layer 0's backward leaves out: nothing
+ * below it is trained. */
+static const struct sites { int layer[2], last[2], first_less; } sites[NOISE_OP_COUNT] = {
+    [NOISE_OP_MATMUL] = { { 7, 4 }, { 0, 0 }, 1 },   /* backward: qkv, o, gate and up, down */
+    [NOISE_OP_BMM] = { { 2, 4 }, { 0, 0 }, 0 },      /* scores, values; dq, dk, dv, dprobs */
+    [NOISE_OP_SOFTMAX] = { { 1, 1 }, { 0, 0 }, 0 },
+    [NOISE_OP_SILU] = { { 1, 1 }, { 0, 0 }, 0 },
+    [NOISE_OP_NORM] = { { 2, 2 }, { 1, 1 }, 1 },
+    [NOISE_OP_ROPE] = { { 2, 2 }, { 0, 0 }, 0 },     /* q, k */
+    [NOISE_OP_HEAD] = { { 0, 0 }, { 1, 1 }, 0 },
+};
+
+/* ---- what means nothing ---- */
+
+static bool any_phase(const struct noise_text *t) {
+    for (int p = 0; p < NOISE_PHASE_COUNT; p++)
+        if (t->phase[p]) return true;
+    return false;
+}
+
+static bool type_relative(int type) {
+    return type != KERN_NOISE_ABSOLUTE_GAUSSIAN && type != KERN_NOISE_BIAS &&
+           type != KERN_NOISE_DEADZONE;
+}
+
+/* What holds for both sections. */
+static int check_text(const struct noise_text *t, const char *where, struct err *e) {
+    int rc = 0;
+    if (!(t->scale > 0) || !isfinite(t->scale))
+        rc = err_more(e, EXIT_CONFIG, "%s.scale is %g: %s of that size is nothing; give a scale "
+                      "above 0, or type = off", where, t->scale, noise_type_name[t->type]);
+    /* the sum t + e is rounded to f32: below this not even its size would be what was asked for */
+    else if (type_relative(t->type) && !t->bf16 && t->scale < 0x1p-23)
+        rc = err_more(e, EXIT_CONFIG, "%s.scale is %g: relative noise below %.3g vanishes in f32",
+                      where, t->scale, 0x1p-23);
+    if (t->type == KERN_NOISE_SPARSE && !(t->rate > 0 && t->rate <= 1))
+        rc = err_more(e, EXIT_CONFIG, "%s.rate is %g: sparse noise needs a share of elements "
+                      "above 0 and up to 1", where, t->rate);
+    if (!any_phase(t))
+        rc = err_more(e, EXIT_CONFIG, "%s.type is %s, but no phase is on (rollout, logprob, "
+                      "update, eval)", where, noise_type_name[t->type]);
+    return rc;
+}
+
+static int check_ops(struct noise_text *t, struct err *e) {
+    int rc = check_text(t, "noise.ops", e);
+    if (t->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || t->type == KERN_NOISE_BIAS)
+        rc = err_more(e, EXIT_CONFIG, "noise.ops.type = %s is for modules; operations take "
+                      "relative_gaussian, relative_uniform, systematic, sparse or deadzone",
+                      noise_type_name[t->type]);
+    if (!t->forward && !t->backward)
+        rc = err_more(e, EXIT_CONFIG, "noise.ops.direction names neither forward nor backward");
+    if (t->backward && t->type == KERN_NOISE_DEADZONE)
+        rc = err_more(e, EXIT_CONFIG, "noise.ops: deadzone acts on results, not on gradients; set "
+                      "direction = forward");
+    if (t->backward && !t->phase[NOISE_PHASE_UPDATE])
+        rc = err_more(e, EXIT_CONFIG, "noise.ops.direction has backward, but gradients are made in "
+                      "the update only, and update = no");
+    /* with nothing forward, the other phases are as clean as they would be without a plan */
+    for (int p = 0; p < NOISE_PHASE_COUNT; p++)
+        if (!t->forward && p != NOISE_PHASE_UPDATE) t->phase[p] = false;
+    return rc;
+}
+
+static int check_modules(const struct noise_text *t, struct err *e) {
+    int rc = check_text(t, "noise.modules", e);
+    if (t->type != KERN_NOISE_RELATIVE_GAUSSIAN && t->type != KERN_NOISE_ABSOLUTE_GAUSSIAN &&
+        t->type != KERN_NOISE_BIAS && t->type != KERN_NOISE_DEADZONE)
+        rc = err_more(e, EXIT_CONFIG, "noise.modules.type = %s is for operations; modules take "
+                      "relative_gaussian, absolute_gaussian, systematic_bias or deadzone",
+                      noise_type_name[t->type]);
+    if (t->point != NOISE_POINT_WEIGHT) return rc;
+    if (t->type != KERN_NOISE_RELATIVE_GAUSSIAN)
+        rc = err_more(e, EXIT_CONFIG, "noise.modules: %s on weights is not offered; at = weight "
+                      "takes relative_gaussian", noise_type_name[t->type]);
+    if (t->bf16)
+        rc = err_more(e, EXIT_CONFIG, "noise.modules: noise on weights is drawn in f32 and rounded "
+                      "once; at = weight takes dtype = f32");
+    return rc;
+}
+
+/* ---- operations ---- */
+
+static int op_of(const char *word) {
+    for (int op = 0; op < NOISE_OP_COUNT; op++)
+        if (!strcmp(word, noise_op_name[op])) return op;
+    return -1;
+}
+
+static int parse_ops(struct noise_plan *p, const char *names, struct err *e) {
+    char word[NOISE_WORD_MAX];
+    int rc = 0, present = 0;
+    bool all = false;
+    for (const char *at = names; noise_list_next(&at, word);) {
+        const int op = op_of(word);
+        if (!strcmp(word, "all")) all = true;
+        else if (op >= 0) p->op[op] = true;
+        else {
+            const char *near = str_nearest(word, noise_op_name, NOISE_OP_COUNT);
+            rc = err_more(e, EXIT_CONFIG, "noise.ops.ops: unknown operation '%s'%s%s%s; "
+                          "operations: matmul, bmm, softmax, silu, gelu, norm, rope, head, all",
+                          word, near ? ", did you mean '" : "", near ? near : "", near ? "'" : "");
+        }
+    }
+    if (p->op[NOISE_OP_HEAD] && !p->op_whole && !all)
+        rc = err_more(e, EXIT_CONFIG, "noise.ops.ops: the head lies in no layer; with a list of "
+                      "layers, leave it out");
+    for (int op = 0; op < NOISE_OP_COUNT && all; op++)
+        p->op[op] = op != NOISE_OP_HEAD || p->op_whole;
+    /* both architectures that we read have silu in their place */
+    p->op_absent[NOISE_OP_GELU] = p->op[NOISE_OP_GELU];
+    p->op[NOISE_OP_GELU] = false;
+    for (int op = 0; op < NOISE_OP_COUNT; op++) present += p->op[op];
+    if (rc < 0 || present) return rc;
+    return err_more(e, EXIT_CONFIG, p->op_absent[NOISE_OP_GELU]
+                    ? "noise.ops.ops: gelu is not in this model, and nothing else was asked for"
+                    : "noise.ops.ops names no operation; 'all' means all of them");
+}
+
+static void count_ops(struct noise_plan *p) {
+    for (int op = 0; op < NOISE_OP_COUNT; op++)
+        for (int d = 0; d < NOISE_DIRECTION_COUNT; d++) {
+            if (!p->op[op] || !(d == NOISE_FORWARD ? p->op_text.forward : p->op_text.backward))
+                continue;
+            const struct sites *s = &sites[op];
+            int n = p->op_whole ? s->last[d] : 0;
+            for (int l = 0; l < p->layers; l++)
+                if (p->op_layer[l]) n += s->layer[d] - (l == 0 && d ? s->first_less : 0);
+            p->op_sites[op][d] = n;
+        }
+}
+
+static int make_ops(struct noise_plan *p, struct err *e) {
+    struct noise_text *t = &p->op_text;
+    int rc = check_ops(t, e);
+    if (noise_layers_parse(p->op_layer, t->layers, p->layers, e) < 0) return -1;
+    p->op_whole = true;
+    for (int l = 0; l < p->layers; l++) p->op_whole = p->op_whole && p->op_layer[l];
+    if (parse_ops(p, t->names, e) < 0) return -1;
+    count_ops(p);
+    return rc;
+}
+
+/* ---- modules ---- */
+
+/* Marks what the patterns of a list hit, in chosen layers; false where a pattern hit nothing
+ * there. */
+static int mark(struct noise_plan *p, const char *list, const bool *layer, bool whole, bool to,
+                struct err *e) {
+    char word[NOISE_WORD_MAX];
+    int rc = 0, words = 0;
+    for (const char *at = list; noise_list_next(&at, word); words++) {
+        int hits = 0;
+        if (noise_pattern_check(word, p->layers, e) < 0) {
+            rc = -1;
+            continue;
+        }
+        for (int l = 0; l < p->layers; l++)
+            for (enum noise_module m = 0; m < NOISE_MODULE_COUNT; m++) {
+                if (noise_module_in_layer(m) ? !layer[l] : l || !whole) continue;
+                if (!noise_pattern_hits(word, m, l)) continue;
+                p->module[l][m] = to;
+                hits++;
+            }
+        if (!hits && to)
+            rc = err_more(e, EXIT_CONFIG, "noise.modules.targets: '%s' hits nothing in these "
+                          "layers", word);
+    }
+    return words || !to ? rc : err_more(e, EXIT_CONFIG, "noise.modules.targets is empty");
+}
+
+static int make_modules(struct noise_plan *p, struct err *e) {
+    const struct noise_text *t = &p->module_text;
+    bool layer[MODEL_LAYERS_MAX], whole = true;
+    int rc = check_modules(t, e), total = 0;
+    if (noise_layers_parse(layer, t->layers, p->layers, e) < 0) return -1;
+    for (int l = 0; l < p->layers; l++) whole = whole && layer[l];
+    if (mark(p, t->names, layer, whole, true, e) < 0) rc = -1;
+    if (mark(p, t->exclude, layer, whole, false, e) < 0) rc = -1;
+    for (int l = 0; l < p->layers; l++)
+        for (int m = 0; m < NOISE_MODULE_COUNT; m++) {
+            p->module_sites[m] += p->module[l][m];
+            total += p->module[l][m];
+        }
+    if (rc == 0 && !total)
+        rc = err_more(e, EXIT_CONFIG, "noise.modules: everything that targets name is excluded");
+    return rc;
+}
+
+int noise_plan_make(struct noise_plan *p, const struct noise_text *ops,
+                    const struct noise_text *modules, const struct model_conf *c, struct err *e) {
+    *p = (struct noise_plan){ .layers = c->layers };
+    int rc = 0;
+    if (ops && ops->type) {
+        p->op_text = *ops;
+        if (make_ops(p, e) < 0) rc = -1;
+    }
+    if (modules && modules->type) {
+        p->module_text = *modules;
+        p->module_text.forward = true;
+        p->module_text.backward = false;
+        if (make_modules(p, e) < 0) rc = -1;
+    }
+    return rc;
+}
+
+bool noise_plan_op_on(const struct noise_plan *p, enum noise_op op, enum noise_direction d,
+                      enum noise_phase phase) {
+    return p->op_text.type && p->op_text.phase[phase] && p->op_sites[op][d] &&
+           (d == NOISE_FORWARD || phase == NOISE_PHASE_UPDATE);
+}
+
+double noise_intended(const struct noise_text *t) {
+    return t->type == KERN_NOISE_SPARSE ? t->scale * sqrt(t->rate) : t->scale;
+}
+
+/* ---- text ---- */
+
+static void text_phases(const struct noise_text *t, struct str *out) {
+    const char *before = " ";
+    for (int p = 0; p < NOISE_PHASE_COUNT; p++) {
+        if (!t->phase[p]) continue;
+        str_printf(out, "%s%s", before, noise_phase_name[p]);
+        before = ",";
+    }
+}
+
+static void text_head(const char *kind, const struct noise_text *t, struct str *out) {
+    str_printf(out, "%s %s %.9g", kind, noise_type_name[t->type], t->scale);
+    if (t->type == KERN_NOISE_SPARSE) str_printf(out, " rate %.9g", t->rate);
+    if (t->bf16) str_puts(out, " bf16");
+}
+
+static void text_ops(const struct noise_plan *p, struct str *out) {
+    const struct noise_text *t = &p->op_text;
+    const char *before = " ";
+    text_head("ops", t, out);
+    for (int op = 0; op < NOISE_OP_COUNT; op++) {
+        if (!p->op[op]) continue;
+        str_printf(out, "%s%s", before, noise_op_name[op]);
+        before = ",";
+    }
+    if (!p->op_whole) {
+        str_puts(out, " layers ");
+        noise_layers_text(p->op_layer, p->layers, out);
+    }
+    str_printf(out, " %s%s%s", t->forward ? "forward" : "", t->forward && t->backward ? "+" : "",
+               t->backward ? "backward" : "");
+    text_phases(t, out);
+}
+
+/* q_proj, or q_proj[0-3,7] where it is hit in some layers only */
+static void text_modules(const struct noise_plan *p, struct str *out) {
+    const char *before = " ";
+    text_head("modules", &p->module_text, out);
+    for (int m = 0; m < NOISE_MODULE_COUNT; m++) {
+        bool layer[MODEL_LAYERS_MAX];
+        if (!p->module_sites[m]) continue;
+        str_printf(out, "%s%s", before, noise_module_name[m]);
+        before = ",";
+        if (!noise_module_in_layer(m) || p->module_sites[m] == p->layers) continue;
+        for (int l = 0; l < p->layers; l++) layer[l] = p->module[l][m];
+        str_puts(out, "[");
+        noise_layers_text(layer, p->layers, out);
+        str_puts(out, "]");
+    }
+    str_printf(out, " %s", point_name[p->module_text.point]);
+    text_phases(&p->module_text, out);
+}
+
+void noise_plan_text(const struct noise_plan *p, struct str *out) {
+    if (p->op_text.type) text_ops(p, out);
+    if (p->op_text.type && p->module_text.type) str_puts(out, "; ");
+    if (p->module_text.type) text_modules(p, out);
+    if (!p->op_text.type && !p->module_text.type) str_puts(out, "none");
+}
+
+/* ---- table ---- */
+
+static void row(json_t *table, int phase, const char *kind, const char *name, int direction,
+                const struct noise_text *t, int count) {
+    json_t *o = json_object();
+    json_object_set_new(o, "phase", json_string(noise_phase_name[phase]));
+    json_object_set_new(o, "kind", json_string(kind));
+    json_object_set_new(o, "name", json_string(name));
+    json_object_set_new(o, "direction", json_string(direction_name[direction]));
+    json_object_set_new(o, "type", json_string(noise_type_name[t->type]));
+    json_object_set_new(o, "intended", json_real(noise_intended(t)));
+    json_object_set_new(o, "sites", json_integer(count));
+    if (!count) json_object_set_new(o, "note", json_string("not in this model"));
+    json_array_append_new(table, o);
+}
+
+json_t *noise_plan_json(const struct noise_plan *p) {
+    json_t *table = json_array();
+    const struct noise_text *t = &p->op_text, *m = &p->module_text;
+    for (int phase = 0; phase < NOISE_PHASE_COUNT; phase++) {
+        for (int d = 0; d < NOISE_DIRECTION_COUNT; d++)
+            for (int op = 0; op < NOISE_OP_COUNT; op++)
+                if (noise_plan_op_on(p, op, d, phase) ||
+                    (p->op_absent[op] && t->phase[phase] && d == NOISE_FORWARD))
+                    row(table, phase, "op", noise_op_name[op], d, t, p->op_sites[op][d]);
+        if (noise_plan_op_on(p, NOISE_OP_MATMUL, NOISE_BACKWARD, phase))
+            row(table, phase, "op", "lora_grad", NOISE_BACKWARD, t, 1);
+        for (int i = 0; i < NOISE_MODULE_COUNT && m->type && m->phase[phase]; i++)
+            if (p->module_sites[i])
+                row(table, phase, "module", noise_module_name[i], NOISE_FORWARD, m,
+                    p->module_sites[i]);
+    }
+    return table;
+}

@@ -1,0 +1,392 @@
+/* noise_ops.c - plans of noise: names, layers and patterns to sites, the canonical text, the verdict on what
+ * was measured.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/model/noise_ops.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+
+#include "lib/base/rng.h"
+
+static const struct model_conf qwen = { .arch = MODEL_ARCH_QWEN2, .layers = 28 };
+
+/* matmul, forward, everywhere but eval; tests change what they are about */
+static struct noise_text text_ops(const char *names, const char *layers) {
+    return (struct noise_text){ .type = KERN_NOISE_RELATIVE_GAUSSIAN, .scale = .05, .names = names,
+                                .layers = layers, .forward = true, .phase = { true, true, true, false } };
+}
+static struct noise_text text_modules(const char *targets, const char *exclude, const char *layers) {
+    return (struct noise_text){ .type = KERN_NOISE_RELATIVE_GAUSSIAN, .scale = .05, .names = targets,
+                                .exclude = exclude, .layers = layers, .phase = { true, false, false, false },
+                                .point = NOISE_POINT_OUTPUT };
+}
+
+static void expect_text(const struct noise_text *o, const struct noise_text *m, const char *want) {
+    struct noise_plan p;
+    struct err e = { 0 };
+    struct str s;
+    str_init(&s);
+    cr_assert_eq(noise_plan_make(&p, o, m, &qwen, &e), 0, "%s", e.text);
+    noise_plan_text(&p, &s);
+    cr_expect_str_eq(s.s, want);
+    str_release(&s);
+}
+static void expect_ops(struct noise_text t, const char *want) { expect_text(&t, NULL, want); }
+static void expect_modules(struct noise_text t, const char *want) { expect_text(NULL, &t, want); }
+
+/* Refused with EXIT_CONFIG and all of these words. */
+static void expect_refused(const struct noise_text *o, const struct noise_text *m, const char *says,
+                           const char *also) {
+    struct noise_plan p;
+    struct err e = { 0 };
+    cr_expect_eq(noise_plan_make(&p, o, m, &qwen, &e), -1, "%s", says);
+    cr_expect_eq(e.code, EXIT_CONFIG);
+    cr_expect(strstr(e.text, says), "'%s' is not in: %s", says, e.text);
+    cr_expect(!also || strstr(e.text, also), "'%s' is not in: %s", also, e.text);
+}
+static void refused_ops(struct noise_text t, const char *says, const char *also) {
+    expect_refused(&t, NULL, says, also);
+}
+static void refused_modules(struct noise_text t, const char *says, const char *also) {
+    expect_refused(NULL, &t, says, also);
+}
+
+Test(noise_ops, one_text_for_one_treatment) {
+    expect_text(NULL, NULL, "none");
+    expect_ops(text_ops("matmul", "all"), "ops relative_gaussian 0.05 matmul forward rollout,logprob,update");
+    expect_ops(text_ops(" head , matmul,head", "0-27"),
+               "ops relative_gaussian 0.05 matmul,head forward rollout,logprob,update");
+    expect_ops(text_ops("all", "all"),
+               "ops relative_gaussian 0.05 matmul,bmm,softmax,silu,norm,rope,head forward rollout,logprob,update");
+    expect_ops(text_ops("silu", "3,0,1,14-17"),
+               "ops relative_gaussian 0.05 silu layers 0-1,3,14-17 forward rollout,logprob,update");
+    struct noise_text o = text_ops("matmul", "all"), m = text_modules("rmsnorm", "lm_head", "all");
+    o.type = KERN_NOISE_SPARSE;
+    o.rate = 1e-3;
+    o.backward = true;
+    expect_text(&o, &m,
+                "ops sparse 0.05 rate 0.001 matmul forward+backward rollout,logprob,update; modules relative_gaussian "
+                "0.05 input_layernorm,post_attention_layernorm,norm output rollout");
+    o = text_ops("matmul", "all");
+    o.bf16 = true;
+    o.scale = 1e-4;
+    expect_ops(o, "ops relative_gaussian 0.0001 bf16 matmul forward rollout,logprob,update");
+    /* a backward without a forward acts in the update alone, whatever else is on */
+    o = text_ops("matmul", "all");
+    o.backward = true;
+    o.forward = false;
+    expect_ops(o, "ops relative_gaussian 0.05 matmul backward update");
+}
+
+Test(noise_ops, layers_scale_to_the_depth_of_the_model) {
+    static const struct { const char *text; int layers; const char *want; } cases[] = {
+        { "14-17 of 28", 28, "14-17" }, { "14-17 of 28", 24, "12-15" }, { "14-17 of 28", 16, "8-10" },
+        { "14-17 of 28", 2, "1" },      { "0 of 28", 4, "0" },          { "27 of 28", 4, "3" },
+        { "14-17 of 28", 56, "28-35" }, { "0,27 of 28", 30, "0-1,28-29" },  { "0-27 of 28", 7, "all" },
+        { "3, 0", 28, "0,3" },          { "all", 5, "all" },            { "0-4", 5, "all" },
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        bool on[MODEL_LAYERS_MAX];
+        struct err e = { 0 };
+        struct str s;
+        str_init(&s);
+        cr_assert_eq(noise_layers_parse(on, cases[i].text, cases[i].layers, &e), 0, "%s", e.text);
+        noise_layers_text(on, cases[i].layers, &s);
+        cr_expect_str_eq(s.s, cases[i].want, "%s in %d layers: %s", cases[i].text, cases[i].layers, s.s);
+        str_release(&s);
+    }
+}
+
+Test(noise_ops, layers_that_are_not_there_are_refused) {
+    refused_ops(text_ops("matmul", "28"), "goes past layer 27", NULL);
+    refused_ops(text_ops("matmul", "14-28"), "goes past layer 27", NULL);
+    refused_ops(text_ops("matmul", "14-30 of 28"), "goes past layer 27", NULL);
+    refused_ops(text_ops("matmul", "17-14"), "'17-14'", NULL);
+    refused_ops(text_ops("matmul", "1, two, 40"), "'two'", "'40'");          /* both at once */
+    refused_ops(text_ops("matmul", "1-2 of many"), "of how many", NULL);
+    refused_ops(text_ops("matmul", "-1"), "'-1'", NULL);
+    refused_ops(text_ops("matmul", ""), "no layer", NULL);
+}
+
+Test(noise_ops, patterns_match_whole_parts) {
+    cr_expect(noise_pattern_hits("layers.2", NOISE_MODULE_Q, 2));
+    for (int l = 20; l < 30; l++) cr_expect_not(noise_pattern_hits("layers.2", NOISE_MODULE_Q, l));
+    cr_expect(noise_pattern_hits("layers.3.down_proj", NOISE_MODULE_DOWN, 3));
+    cr_expect(noise_pattern_hits("model.layers.3.mlp.down_proj", NOISE_MODULE_DOWN, 3));
+    cr_expect_not(noise_pattern_hits("layers.3.down_proj", NOISE_MODULE_DOWN, 13));
+    cr_expect_not(noise_pattern_hits("layers.3.down_proj", NOISE_MODULE_UP, 3));
+    cr_expect(noise_pattern_hits("layers.14-17.linear", NOISE_MODULE_O, 17));
+    cr_expect_not(noise_pattern_hits("layers.14-17.linear", NOISE_MODULE_O, 18));
+    cr_expect_not(noise_pattern_hits("layers.14-17.linear", NOISE_MODULE_NORM_IN, 15));
+    cr_expect_not(noise_pattern_hits("linear", NOISE_MODULE_HEAD, 0));
+    cr_expect(noise_pattern_hits("rmsnorm", NOISE_MODULE_NORM_FINAL, 0));
+    cr_expect(noise_pattern_hits("norm", NOISE_MODULE_NORM_FINAL, 0));
+    cr_expect_not(noise_pattern_hits("norm", NOISE_MODULE_NORM_IN, 0));
+    cr_expect_not(noise_pattern_hits("proj", NOISE_MODULE_Q, 0));
+    cr_expect(noise_pattern_hits("self_attn", NOISE_MODULE_V, 5));
+    cr_expect_not(noise_pattern_hits("", NOISE_MODULE_V, 5));
+}
+
+Test(noise_ops, modules_by_pattern) {
+    expect_modules(text_modules("linear", "lm_head", "all"),
+                   "modules relative_gaussian 0.05 q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj output "
+                   "rollout");
+    expect_modules(text_modules("q_proj, layers.2.mlp.down_proj", "", "all"),
+                   "modules relative_gaussian 0.05 q_proj,down_proj[2] output rollout");
+    expect_modules(text_modules("linear", "layers.0, layers.27, self_attn, up_proj", "all"),
+                   "modules relative_gaussian 0.05 gate_proj[1-26],down_proj[1-26] output rollout");
+    expect_modules(text_modules("rmsnorm", "", "14-17 of 28"),
+                   "modules relative_gaussian 0.05 input_layernorm[14-17],post_attention_layernorm[14-17] output "
+                   "rollout");
+    expect_modules(text_modules("lm_head", "", "all"), "modules relative_gaussian 0.05 lm_head output rollout");
+
+    struct noise_plan p;
+    struct err e = { 0 };
+    struct noise_text m = text_modules("linear, rmsnorm", "layers.0, layers.27", "all");
+    cr_assert_eq(noise_plan_make(&p, NULL, &m, &qwen, &e), 0, "%s", e.text);
+    int linears = 0;
+    for (int i = 0; i <= NOISE_MODULE_DOWN; i++) linears += p.module_sites[i];
+    cr_expect_eq(linears, 182);                      /* 7 x 26, as the study counted */
+    cr_expect_eq(p.module_sites[NOISE_MODULE_NORM_IN] + p.module_sites[NOISE_MODULE_NORM_POST] +
+                 p.module_sites[NOISE_MODULE_NORM_FINAL], 53);
+}
+
+Test(noise_ops, misspelt_and_empty_names_are_refused) {
+    refused_ops(text_ops("matmull", "all"), "did you mean 'matmul'", "softmax");
+    refused_ops(text_ops("matmull, softmx", "all"), "'matmull'", "'softmx'");
+    refused_ops(text_ops("", "all"), "names no operation", NULL);
+    refused_modules(text_modules("dwn_proj", "", "all"), "did you mean 'down_proj'", "lm_head");
+    refused_modules(text_modules("layers.28", "", "all"), "hits nothing", "28 layers");
+    refused_modules(text_modules("layers.3", "", "14-17"), "hits nothing in these layers", NULL);
+    refused_modules(text_modules("norm", "", "14-17"), "hits nothing in these layers", NULL);
+    refused_modules(text_modules("rmsnorm", "norms", "all"), "'norms'", NULL);
+    refused_modules(text_modules("", "", "all"), "targets is empty", NULL);
+    refused_modules(text_modules("q_proj", "layers.0-27", "all"), "excluded", NULL);
+}
+
+Test(noise_ops, what_the_model_has_not_is_said) {
+    struct noise_plan p;
+    struct err e = { 0 };
+    struct noise_text t = text_ops("gelu, silu", "all");
+    refused_ops(text_ops("gelu", "all"), "not in this model", NULL);
+    cr_assert_eq(noise_plan_make(&p, &t, NULL, &qwen, &e), 0, "%s", e.text);
+    cr_expect(p.op_absent[NOISE_OP_GELU] && !p.op[NOISE_OP_GELU] && p.op[NOISE_OP_SILU]);
+    json_t *table = noise_plan_json(&p);
+    int notes = 0;
+    for (size_t i = 0; i < json_array_size(table); i++)
+        notes += json_object_get(json_array_get(table, i), "note") != NULL;
+    cr_expect_eq(json_array_size(table), 6);
+    cr_expect_eq(notes, 3);                          /* once a phase */
+    json_decref(table);
+}
+
+Test(noise_ops, combinations_that_mean_nothing_are_refused) {
+    struct noise_text t = text_ops("matmul", "all"), m = text_modules("linear", "", "all"), x;
+    x = t, x.scale = 0;
+    refused_ops(x, "scale is 0", NULL);
+    x = t, x.scale = 1e-9;
+    refused_ops(x, "vanishes in f32", NULL);
+    x = t, x.type = KERN_NOISE_SPARSE;
+    refused_ops(x, "rate", NULL);
+    x = t, x.type = KERN_NOISE_ABSOLUTE_GAUSSIAN;
+    refused_ops(x, "is for modules", NULL);
+    x = t, x.forward = false;
+    refused_ops(x, "direction", NULL);
+    x = t, x.type = KERN_NOISE_DEADZONE, x.backward = true;
+    refused_ops(x, "deadzone acts on results", NULL);
+    x = t, x.backward = true, x.phase[NOISE_PHASE_UPDATE] = false;
+    refused_ops(x, "update only", NULL);
+    x = t, memset(x.phase, 0, sizeof x.phase);
+    refused_ops(x, "no phase is on", NULL);
+    refused_ops(text_ops("matmul,head", "14-17"), "head lies in no layer", NULL);
+    x = m, x.type = KERN_NOISE_SPARSE;
+    refused_modules(x, "is for operations", NULL);
+    x = m, x.type = KERN_NOISE_BIAS, x.point = NOISE_POINT_WEIGHT;
+    refused_modules(x, "at = weight takes relative_gaussian", NULL);
+    x = t, x.scale = 0;                              /* one message for all of it */
+    m.names = "liner";
+    expect_refused(&x, &m, "noise.ops.scale", "'liner'");
+}
+
+Test(noise_ops, sites_are_counted_from_the_model) {
+    struct noise_plan p;
+    struct err e = { 0 };
+    struct noise_text t = text_ops("all", "all");
+    t.backward = true;
+    cr_assert_eq(noise_plan_make(&p, &t, NULL, &qwen, &e), 0, "%s", e.text);
+    static const int want[NOISE_OP_COUNT][2] = {
+        { 7 * 28, 4 * 28 - 1 }, { 2 * 28, 4 * 28 }, { 28, 28 }, { 28, 28 }, { 0, 0 }, { 57, 56 }, { 56, 56 }, { 1, 1 }
+    };
+    for (int op = 0; op < NOISE_OP_COUNT; op++)
+        for (int d = 0; d < 2; d++)
+            cr_expect_eq(p.op_sites[op][d], want[op][d], "%s %d: %d", noise_op_name[op], d, p.op_sites[op][d]);
+    json_t *table = noise_plan_json(&p);
+    /* 7 forward and a note on gelu in three phases; 7 backward and the adapter's gradient in one */
+    cr_expect_eq(json_array_size(table), 3 * 8 + 8);
+    json_decref(table);
+    cr_expect(noise_plan_on(&p, NOISE_PHASE_ROLLOUT) && !noise_plan_on(&p, NOISE_PHASE_EVAL));
+    t = text_ops("matmul, norm", "0,14-17");
+    t.backward = true;
+    cr_assert_eq(noise_plan_make(&p, &t, NULL, &qwen, &e), 0, "%s", e.text);
+    cr_expect_eq(p.op_sites[NOISE_OP_MATMUL][NOISE_FORWARD], 35);
+    cr_expect_eq(p.op_sites[NOISE_OP_MATMUL][NOISE_BACKWARD], 19);
+    cr_expect_eq(p.op_sites[NOISE_OP_NORM][NOISE_FORWARD], 10);      /* not the final one */
+}
+
+/* ---- the verdict ---- */
+
+struct world { struct noise_plan plan; struct noise_evidence ev; struct noise_tally *t; };
+
+/* What a kernel would have counted over 3 passes with `n` elements, of a size that is `share` of the
+ * intended one: drawn, added in f32 and measured as kernels/noise.h says. */
+static void measured(struct noise_tally *t, const struct noise_text *x, int n, double share) {
+    const uint32_t key[2] = { 3, 4 };
+    const float scale = (float)(x->scale * share);
+    double r1 = 0, r2 = 0;
+    for (int i = 0; i < n; i += 4) {
+        const struct rng4 d = rng_philox((uint32_t[4]){ (uint32_t)i }, key),
+                          v = rng_philox((uint32_t[4]){ (uint32_t)i, 1 }, key);
+        double g[4];
+        rng_normal4(g, d);
+        for (int j = 0; j < 4; j++) {
+            const float y = .1f + rng_unit(v.v[j]), sign = d.v[j] & 1 ? 1.f : -1.f;
+            const float z = x->type == KERN_NOISE_RELATIVE_GAUSSIAN  ? (float)g[j]
+                            : x->type == KERN_NOISE_RELATIVE_UNIFORM ? sqrtf(12) * (rng_unit(d.v[j]) - .5f)
+                            : x->type == KERN_NOISE_SYSTEMATIC       ? sign
+                            : rng_unit(d.v[j]) < (float)x->rate      ? sign
+                                                                     : 0;
+            const float sum = y + scale * z * y, delta = sum - y;
+            const double r = (double)delta / ((double)y * x->scale);
+            r1 += r;
+            r2 += r * r;
+            t->changed += sum != y;
+        }
+    }
+    t->elements = t->measured = n;
+    t->r = llround(r1 * 0x1p20);
+    t->r2 = llround(r2 * 0x1p20);
+}
+
+static void world(struct world *w, struct noise_text t, int n, double share) {
+    struct err e = { 0 };
+    memset(w, 0, sizeof *w);
+    cr_assert_eq(noise_plan_make(&w->plan, &t, NULL, &qwen, &e), 0, "%s", e.text);
+    w->t = &w->ev.op[NOISE_OP_MATMUL][NOISE_FORWARD];
+    w->ev.passes[NOISE_FORWARD] = w->ev.wanted = 3;
+    w->ev.rows = w->ev.rows_squared = n;
+    w->t->sites = 3 * 7 * 28;
+    measured(w->t, &t, n, share);
+}
+static void expect_verdict(struct world *w, int want, const char *says) {
+    struct err e = { 0 };
+    cr_expect_eq(noise_evidence_check(&w->plan, NOISE_PHASE_UPDATE, &w->ev, &e), want, "%s: %s",
+                 says ? says : "accepted", e.text);
+    cr_expect(!says || strstr(e.text, says), "'%s' is not in: %s", says, e.text);
+}
+
+Test(noise_ops, a_realised_size_is_held_against_its_error) {
+    static const int types[] = { KERN_NOISE_RELATIVE_GAUSSIAN, KERN_NOISE_RELATIVE_UNIFORM, KERN_NOISE_SYSTEMATIC,
+                                 KERN_NOISE_SPARSE };
+    static const double scales[] = { 1e-6, 1e-5, 1e-3, .05, .5 };
+    struct world w;
+    for (size_t i = 0; i < COUNT_OF(types); i++)
+        for (size_t s = 0; s < COUNT_OF(scales); s++) {
+            struct noise_text t = text_ops("matmul", "all");
+            t.type = types[i];
+            t.rate = .01;
+            t.scale = scales[s];
+            world(&w, t, 200000, 1);
+            expect_verdict(&w, 0, NULL);
+            world(&w, t, 200000, types[i] == KERN_NOISE_SPARSE ? .8 : .96);
+            expect_verdict(&w, -1, "chance and rounding");
+            world(&w, t, 200000, types[i] == KERN_NOISE_SPARSE ? 1.2 : 1.04);
+            expect_verdict(&w, -1, "chance and rounding");
+        }
+    /* draws that are the same ones again say less */
+    world(&w, text_ops("matmul", "all"), 20000, 1.05);
+    expect_verdict(&w, -1, "chance and rounding");
+    w.ev.rows_squared *= 8;
+    expect_verdict(&w, 0, NULL);
+}
+
+Test(noise_ops, a_treatment_that_did_not_happen_is_an_error) {
+    struct world w;
+    struct noise_text t = text_ops("matmul", "all");
+    world(&w, t, 1000, 1);
+    w.t->sites -= 1;
+    expect_verdict(&w, -1, "were expected");
+    world(&w, t, 1000, 1);
+    *w.t = (struct noise_tally){ 0 };
+    expect_verdict(&w, -1, "no site was visited");
+    world(&w, t, 1000, 1);
+    w.t->changed = w.t->r = w.t->r2 = 0;
+    expect_verdict(&w, -1, "not one of 1000 elements changed");
+    world(&w, t, 1000, 1);
+    w.ev.op[NOISE_OP_SILU][NOISE_FORWARD].sites = 1;
+    expect_verdict(&w, -1, "was not intended");
+    world(&w, t, 1000, 1);
+    w.ev.op[NOISE_OP_MATMUL][NOISE_BACKWARD].elements = 1;
+    expect_verdict(&w, -1, "was not intended");
+    world(&w, t, 1000, 1);
+    memset(&w.ev, 0, sizeof w.ev);
+    expect_verdict(&w, -1, "no site was visited in 0 passes");
+    struct err e = { 0 };
+    world(&w, t, 1000, 1);
+    cr_expect_eq(noise_evidence_check(&w.plan, NOISE_PHASE_EVAL, &w.ev, &e), -1);
+    cr_expect(strstr(e.text, "eval was not intended"), "%s", e.text);
+}
+
+Test(noise_ops, a_backward_counts_in_the_update_only) {
+    struct world w;
+    struct noise_text t = text_ops("matmul", "all");
+    struct err e = { 0 };
+    t.backward = true;
+    world(&w, t, 1000, 1);
+    expect_verdict(&w, 0, NULL);                     /* no backward ran: flat losses */
+    w.ev.passes[NOISE_BACKWARD] = 1;
+    expect_verdict(&w, -1, "op/matmul/backward");
+    w.ev.op[NOISE_OP_MATMUL][NOISE_BACKWARD] = *w.t;
+    w.ev.op[NOISE_OP_MATMUL][NOISE_BACKWARD].sites = 4 * 28 - 1;
+    expect_verdict(&w, -1, "op/lora_grad/backward");
+    w.ev.grad = *w.t;
+    expect_verdict(&w, 0, NULL);
+    cr_expect_eq(noise_evidence_check(&w.plan, NOISE_PHASE_LOGPROB, &w.ev, &e), -1);
+    cr_expect(strstr(e.text, "backward in phase logprob was not intended"), "%s", e.text);
+}
+
+Test(noise_ops, bf16_that_realises_nothing_is_a_warning) {
+    struct world w;
+    struct noise_text t = text_ops("matmul", "all");
+    t.bf16 = true;
+    t.scale = 1e-4;
+    world(&w, t, 1000, 1);
+    w.t->changed = w.t->r = w.t->r2 = 0;
+    expect_verdict(&w, 0, NULL);
+    json_t *all = noise_evidence_json(&w.plan, NOISE_PHASE_UPDATE, &w.ev),
+           *o = json_object_get(all, "op/matmul/forward");
+    cr_assert_not_null(o);
+    cr_expect_not_null(json_object_get(o, "warning"));
+    cr_expect_float_eq(json_real_value(json_object_get(o, "intended")), 1e-4, 1e-12);
+    cr_expect_eq(json_real_value(json_object_get(o, "realised")), 0);
+    cr_expect_eq(json_object_size(all), 1);
+    json_decref(all);
+    w.t->sites = 0;                                  /* but it must have been tried */
+    expect_verdict(&w, -1, "no site was visited");
+    all = noise_evidence_json(&w.plan, NOISE_PHASE_EVAL, &w.ev);
+    cr_expect_eq(json_object_size(all), 0);
+    json_decref(all);
+}
+
+Test(noise_ops, evidence_adds_up) {
+    struct world w;
+    struct noise_evidence sum = { 0 };
+    world(&w, text_ops("matmul", "all"), 4000, 1);
+    for (int i = 0; i < 3; i++) noise_evidence_add(&sum, &w.ev);
+    const struct noise_tally *t = &sum.op[NOISE_OP_MATMUL][NOISE_FORWARD];
+    cr_expect_eq(t->sites, 3 * w.t->sites);
+    cr_expect_eq(t->elements, 12000);
+    cr_expect_eq(sum.passes[NOISE_FORWARD], 9);
+    cr_expect_float_eq(noise_tally_rms(t, .05), noise_tally_rms(w.t, .05), 1e-9);
+    cr_expect_float_eq(noise_tally_rms(t, .05), .05, .003);
+    cr_expect_float_eq(noise_tally_mean(t, .05), 0, .004);
+}
