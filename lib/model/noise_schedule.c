@@ -14,7 +14,8 @@ static double geometric(double start, double end, int64_t i, int64_t last) {
 
 /* Interval 0 is silent, interval j has value j - 1 of 0 .. last. */
 static double staged(double start, double end, int64_t interval, int64_t last) {
-    return interval == 0 ? 0 : geometric(start, end, interval - 1 < last ? interval - 1 : last, last);
+    return interval == 0 ? 0
+                         : geometric(start, end, interval - 1 < last ? interval - 1 : last, last);
 }
 
 static double step_at(const struct noise_schedule *s, int64_t done) {
@@ -54,16 +55,18 @@ double noise_schedule_at(const struct noise_schedule *s, int64_t done) {
 static int check_values(const struct noise_schedule *s, struct err *e) {
     if (s->kind == NOISE_AQN_CONSTANT) {
         if (s->start > 0 && (s->end == 0 || s->end == s->start)) return 0;
-        return err_more(e, EXIT_CONFIG,
-                        "noise.aqn.schedule = constant keeps sigma_start throughout, but sigma_start "
-                        "is %g and sigma_end %g: give sigma_start, and leave sigma_end out or equal",
-                        s->start, s->end);
+        return err_more(
+            e, EXIT_CONFIG,
+            "noise.aqn.schedule = constant keeps sigma_start throughout, but sigma_start "
+            "is %g and sigma_end %g: give sigma_start, and leave sigma_end out or equal",
+            s->start, s->end);
     }
     if (s->kind == NOISE_AQN_LINEAR || (s->start > 0 && s->end > 0)) return 0;
-    return err_more(e, EXIT_CONFIG,
-                    "noise.aqn.sigma_start is %g and noise.aqn.sigma_end %g: a geometric decay needs "
-                    "both above 0; set both to 0 for no noise, or noise.aqn.schedule = linear",
-                    s->start, s->end);
+    return err_more(
+        e, EXIT_CONFIG,
+        "noise.aqn.sigma_start is %g and noise.aqn.sigma_end %g: a geometric decay needs "
+        "both above 0; set both to 0 for no noise, or noise.aqn.schedule = linear",
+        s->start, s->end);
 }
 
 static int check_step(const struct noise_schedule *s, struct err *e) {
@@ -74,20 +77,22 @@ static int check_step(const struct noise_schedule *s, struct err *e) {
                         "constant",
                         s->stages);
     if (s->stages == 2 && s->end != s->start)
-        return err_more(e, EXIT_CONFIG,
-                        "noise.aqn.stages = 2: one silent stage and one of sigma_start, so sigma_end "
-                        "%g would never be reached; set sigma_end = %g or stages to 3 or more",
-                        s->end, s->start);
+        return err_more(
+            e, EXIT_CONFIG,
+            "noise.aqn.stages = 2: one silent stage and one of sigma_start, so sigma_end "
+            "%g would never be reached; set sigma_end = %g or stages to 3 or more",
+            s->end, s->start);
     if (s->steps >= s->stages) return 0;
     if (s->steps < (s->end == s->start ? 2 : 3))
         return err_more(e, EXIT_CONFIG,
                         "noise.aqn.stages = %d: a run of %lld steps has no room for a silent stage "
                         "and a decay; --set noise.aqn.schedule=constant or raise run.steps",
                         s->stages, (long long)s->steps);
-    return err_more(e, EXIT_CONFIG,
-                    "noise.aqn.stages = %d is longer than the run of %lld steps, so sigma would never "
-                    "reach noise.aqn.sigma_end; --set noise.aqn.stages=%lld fits",
-                    s->stages, (long long)s->steps, (long long)s->steps);
+    return err_more(
+        e, EXIT_CONFIG,
+        "noise.aqn.stages = %d is longer than the run of %lld steps, so sigma would never "
+        "reach noise.aqn.sigma_end; --set noise.aqn.stages=%lld fits",
+        s->stages, (long long)s->steps, (long long)s->steps);
 }
 
 static int check_epoch(const struct noise_schedule *s, struct err *e) {
@@ -97,10 +102,11 @@ static int check_epoch(const struct noise_schedule *s, struct err *e) {
                         "one of each",
                         s->epochs, s->stages);
     if (s->stages == 1 && s->end != s->start)
-        return err_more(e, EXIT_CONFIG,
-                        "noise.aqn.stages = 1 in each epoch: sigma_end %g would never be reached; set "
-                        "stages to 2 or more",
-                        s->end);
+        return err_more(
+            e, EXIT_CONFIG,
+            "noise.aqn.stages = 1 in each epoch: sigma_end %g would never be reached; set "
+            "stages to 2 or more",
+            s->end);
     const int64_t fit = s->steps / s->epochs;
     if (fit > s->stages) return 0;
     if (fit < 3)
@@ -116,13 +122,16 @@ static int check_epoch(const struct noise_schedule *s, struct err *e) {
 
 int noise_schedule_check(const struct noise_schedule *s, struct err *e) {
     if (!(isfinite(s->start) && isfinite(s->end) && s->start >= 0 && s->end >= 0))
-        return err_more(e, EXIT_CONFIG, "noise.aqn: sigma_start %g and sigma_end %g must be finite "
-                        "numbers, 0 or more", s->start, s->end);
+        return err_more(e, EXIT_CONFIG,
+                        "noise.aqn: sigma_start %g and sigma_end %g must be finite "
+                        "numbers, 0 or more",
+                        s->start, s->end);
     if (!noise_schedule_on(s)) return 0;
     if (check_values(s, e) < 0) return -1;
     if (s->kind == NOISE_AQN_STEP) return check_step(s, e);
     if (s->kind == NOISE_AQN_EPOCH) return check_epoch(s, e);
     if (s->kind == NOISE_AQN_CONSTANT || s->steps >= 2) return 0;
-    return err_more(e, EXIT_CONFIG, "noise.aqn.schedule: a run of one step cannot go from sigma_start "
+    return err_more(e, EXIT_CONFIG,
+                    "noise.aqn.schedule: a run of one step cannot go from sigma_start "
                     "to sigma_end; --set noise.aqn.schedule=constant or raise run.steps");
 }

@@ -1,8 +1,8 @@
 /* noise_schedule.h - how strong AQN is after so many completed steps of a run.
  *
  * A pure function of the run's own step counter, in integer arithmetic up to the choice of the
- * stage: nobody has to push a step anywhere, and `check` prints the very table that the run follows.
- * Does not know: which weights are hit (noise_target.h), how noise is drawn (noise.h).
+ * stage: nobody has to push a step anywhere, and `check` prints the very table that the run
+ * follows. Does not know: which weights are hit (noise_target.h), how noise is drawn (noise.h).
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_NOISE_SCHEDULE_H
 #define QERL_NOISE_SCHEDULE_H

@@ -9,7 +9,9 @@
 
 /* ---- layers ---- */
 
-static bool has_zones(const struct noise_target_text *x) { return *x->zone_edge || *x->zone_middle; }
+static bool has_zones(const struct noise_target_text *x) {
+    return *x->zone_edge || *x->zone_middle;
+}
 
 int64_t noise_target_switch(const struct noise_target_text *x, int64_t steps) {
     if (!*x->zone_middle || x->zone_early == x->zone_late) return -1;
@@ -22,9 +24,10 @@ static int zone_times(float *times, const struct noise_target_text *x, int64_t d
     float middle[MODEL_LAYERS_MAX];
     const bool late = done >= (int64_t)floor(x->zone_switch * (double)steps + 1e-9);
     if (*x->layers)
-        return err_more(e, EXIT_CONFIG,
-                        "noise.aqn.layers and noise.aqn.zone_edge or zone_middle are both set: zones "
-                        "stand in for the multipliers of layers; unset one");
+        return err_more(
+            e, EXIT_CONFIG,
+            "noise.aqn.layers and noise.aqn.zone_edge or zone_middle are both set: zones "
+            "stand in for the multipliers of layers; unset one");
     for (int i = 0; i < layers; i++) times[i] = middle[i] = NAN;
     if (*x->zone_edge &&
         select_layers(times, x->zone_edge, layers, (double)NAN, "noise.aqn.zone_edge", e) < 0)
@@ -35,7 +38,8 @@ static int zone_times(float *times, const struct noise_target_text *x, int64_t d
     for (int i = 0; i < layers; i++) {
         if (!isnan(times[i]) && !isnan(middle[i]))
             return err_more(e, EXIT_CONFIG,
-                            "noise.aqn: layer %d of %d is in zone_edge and in zone_middle", i, layers);
+                            "noise.aqn: layer %d of %d is in zone_edge and in zone_middle", i,
+                            layers);
         if (!isnan(middle[i])) times[i] = middle[i] * (float)(late ? x->zone_late : x->zone_early);
         else if (isnan(times[i])) times[i] = (float)x->others;
     }
@@ -48,18 +52,20 @@ static int layer_times(float *times, const struct noise_target_text *x, int64_t 
     if (select_layers(times, x->layers, layers, x->others, "noise.aqn.layers", e) < 0) return -1;
     if (!*x->layers) {
         if (x->others == 1) return 0;
-        return err_more(e, EXIT_CONFIG,
-                        "noise.aqn.others = %g, but neither noise.aqn.layers nor zones name layers: "
-                        "it would do nothing",
-                        x->others);
+        return err_more(
+            e, EXIT_CONFIG,
+            "noise.aqn.others = %g, but neither noise.aqn.layers nor zones name layers: "
+            "it would do nothing",
+            x->others);
     }
     bool all_one = x->others == 1;
     for (int i = 0; i < layers; i++) all_one &= times[i] == 1;
     if (!all_one) return 0;
-    return err_more(e, EXIT_CONFIG,
-                    "noise.aqn.layers = %s gives every layer the multiplier 1: set noise.aqn.others = "
-                    "0 to leave the other layers out",
-                    x->layers);
+    return err_more(
+        e, EXIT_CONFIG,
+        "noise.aqn.layers = %s gives every layer the multiplier 1: set noise.aqn.others = "
+        "0 to leave the other layers out",
+        x->layers);
 }
 
 /* ---- names ---- */
@@ -91,11 +97,12 @@ static int mark(struct noise_target *t, const char *list, float value, const cha
         }
         words++;
         if (!hits)
-            rc = err_more(e, EXIT_CONFIG,
-                          "%s: '%s' names nothing %s; give norms, linears, input_layernorm, "
-                          "post_attention_layernorm, norm (the last), q_proj, k_proj, v_proj, o_proj, "
-                          "gate_proj, up_proj, down_proj, or with a layer: layers.3.q_proj",
-                          key, word, value > 0 ? "of this model, or nothing more" : "that is a target");
+            rc = err_more(
+                e, EXIT_CONFIG,
+                "%s: '%s' names nothing %s; give norms, linears, input_layernorm, "
+                "post_attention_layernorm, norm (the last), q_proj, k_proj, v_proj, o_proj, "
+                "gate_proj, up_proj, down_proj, or with a layer: layers.3.q_proj",
+                key, word, value > 0 ? "of this model, or nothing more" : "that is a target");
     }
     if (words || value == 0) return rc;
     return err_more(e, EXIT_CONFIG, "%s is empty: name norms, linears or modules", key);

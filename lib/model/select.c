@@ -41,8 +41,8 @@ bool select_word(const char **list, char word[SELECT_NAME_MAX]) {
 }
 
 void select_proj_name(char out[SELECT_NAME_MAX], int layer, enum proj p) {
-    snprintf(out, SELECT_NAME_MAX, "model.layers.%d.%s.%s", layer, p <= PROJ_O ? "self_attn" : "mlp",
-             model_proj_name[p]);
+    snprintf(out, SELECT_NAME_MAX, "model.layers.%d.%s.%s", layer,
+             p <= PROJ_O ? "self_attn" : "mlp", model_proj_name[p]);
 }
 
 void select_norm_name(char out[SELECT_NAME_MAX], int index, int layers) {
@@ -101,10 +101,11 @@ static int parse(struct list *l, const char *text, const char *key, struct err *
     for (blanks(&at); *at; blanks(&at)) {
         const char *item = at;
         if (l->items == MODEL_LAYERS_MAX || !parse_item(l, &at) || (*at && *at != ','))
-            return err_more(e, EXIT_CONFIG,
-                            "%s: cannot read '%s' as layers: write 0,3,14-17, or 14-17 of 28 to scale "
-                            "to the model's depth, or 0-13:0.5, 14-17:1.5 with multipliers",
-                            key, item);
+            return err_more(
+                e, EXIT_CONFIG,
+                "%s: cannot read '%s' as layers: write 0,3,14-17, or 14-17 of 28 to scale "
+                "to the model's depth, or 0-13:0.5, 14-17:1.5 with multipliers",
+                key, item);
         at += *at == ',';
     }
     if (l->items) return 0;
@@ -155,8 +156,8 @@ const char *select_layers_text(char *out, size_t bytes, const float *times, int 
         const int first = i;
         if (times[i] == 0) continue;
         while (i + 1 < layers && times[i + 1] != 0) i++;
-        n += (size_t)snprintf(out + n, bytes - n, first < i ? "%s%d-%d" : "%s%d", n ? "," : "", first,
-                              i);
+        n += (size_t)snprintf(out + n, bytes - n, first < i ? "%s%d-%d" : "%s%d", n ? "," : "",
+                              first, i);
     }
     return out;
 }

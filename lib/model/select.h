@@ -10,23 +10,23 @@
 enum { SELECT_NAME_MAX = 96 };
 
 /* Whether the pattern's parts (between dots) stand in this order among the parts of name
- * ("model.layers.7.self_attn.q_proj"): "down_proj", "layers.27.q_proj", "layers.14-17", where a range
- * stands for a number. */
+ * ("model.layers.7.self_attn.q_proj"): "down_proj", "layers.27.q_proj", "layers.14-17", where a
+ * range stands for a number. */
 bool select_name(const char *pattern, const char *name);
 /* Next word of a list separated by commas or blanks, copied into word; false at its end. Words of
  * SELECT_NAME_MAX or more bytes are cut. */
 bool select_word(const char **list, char word[SELECT_NAME_MAX]);
 /* "model.layers.7.mlp.down_proj" */
 void select_proj_name(char out[SELECT_NAME_MAX], int layer, enum proj p);
-/* "model.layers.3.input_layernorm", "...post_attention_layernorm", "model.norm" (index 2 * layers) */
+/* "model.layers.3.input_layernorm", "...post_attention_layernorm"; index 2 * layers: "model.norm" */
 void select_norm_name(char out[SELECT_NAME_MAX], int index, int layers);
 
-/* times[layer] of "0,3,14-17", "14-17 of 28", "0-5:0.5, 14-17:1.5 of 28": 1 or the item's multiplier
- * for the layers that it names, `others` for the rest; "" and "all": 1 for all. "of N", said once,
- * holds for the whole list: each layer takes what stands at its relative depth in a model of N; an
- * item that no layer takes, in a shallower model, is given the layer in its middle if that is free.
- * EXIT_CONFIG, with `key` in the message, on anything else, on layers the model has not and on a
- * layer named twice. */
+/* times[layer] of "0,3,14-17", "14-17 of 28", "0-5:0.5, 14-17:1.5 of 28": 1 or the item's
+ * multiplier for the layers that it names, `others` for the rest; "" and "all": 1 for all. "of N",
+ * said once, holds for the whole list: each layer takes what stands at its relative depth in a
+ * model of N; an item that no layer takes, in a shallower model, is given the layer in its middle
+ * if that is free. EXIT_CONFIG, with `key` in the message, on anything else, on layers the model
+ * has not and on a layer named twice. */
 int select_layers(float times[MODEL_LAYERS_MAX], const char *text, int layers, double others,
                   const char *key, struct err *e);
 /* The layers whose multiplier is not 0 as "0-3,7": what a scaled list became. Returns out. */

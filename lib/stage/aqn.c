@@ -70,9 +70,10 @@ static void plan_continuous(const struct noise_schedule *s, json_t *table) {
     const int64_t steps = s->steps, parts = steps < 10 ? steps : 10;
     for (int64_t i = 0; i < parts; i++) {
         const int64_t from = i * steps / parts, to = (i + 1) * steps / parts - 1;
-        json_array_append_new(table, json_pack("{s:I, s:I, s:f, s:f}", "from", (json_int_t)from, "to",
-                                               (json_int_t)to, "sigma", noise_schedule_at(s, from),
-                                               "sigma_to", noise_schedule_at(s, to)));
+        json_array_append_new(table,
+                              json_pack("{s:I, s:I, s:f, s:f}", "from", (json_int_t)from, "to",
+                                        (json_int_t)to, "sigma", noise_schedule_at(s, from),
+                                        "sigma_to", noise_schedule_at(s, to)));
     }
 }
 
@@ -88,9 +89,9 @@ static int plan_target(json_t *out, const struct shared *c, const struct model_c
         if (at[i] < 0 || (rc = aqn_target(&t, c, at[i], m, e)) < 0) continue;
         const size_t needed = noise_view_plan(m, (enum model_quant)c->quant.weights, &t);
         bytes = needed > bytes ? needed : bytes;
-        json_array_append_new(
-            zones, json_pack("{s:I, s:i, s:i, s:f}", "from", (json_int_t)at[i], "norms", t.norms,
-                             "linears", t.linears, "middle", i ? x.zone_late : x.zone_early));
+        json_array_append_new(zones, json_pack("{s:I, s:i, s:i, s:f}", "from", (json_int_t)at[i],
+                                               "norms", t.norms, "linears", t.linears, "middle",
+                                               i ? x.zone_late : x.zone_early));
         if (i) continue;
         json_object_set_new(aqn, "norms", json_integer(t.norms));
         json_object_set_new(aqn, "linears", json_integer(t.linears));
