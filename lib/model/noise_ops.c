@@ -7,17 +7,25 @@
 
 #include <math.h>
 
+#include "lib/model/select.h"
+
 const char *const noise_phase_name[] = { "rollout", "logprob", "update", "eval" };
 const char *const noise_op_name[] = { "matmul", "bmm",  "softmax", "silu",
                                       "gelu",   "norm", "rope",    "head" };
 const char *const noise_type_name[] = { "off",        "relative_gaussian", "relative_uniform",
                                         "systematic", "sparse",            "deadzone",
                                         "absolute_gaussian", "systematic_bias" };
+const char *const noise_module_name[] = {
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    "input_layernorm", "post_attention_layernorm", "norm", "lm_head",
+};
 static const char *const direction_name[] = { "forward", "backward" };
 static const char *const point_name[] = { "input", "output", "weight" };
 _Static_assert(COUNT_OF(noise_phase_name) == NOISE_PHASE_COUNT, "a name for each phase");
 _Static_assert(COUNT_OF(noise_op_name) == NOISE_OP_COUNT, "a name for each operation");
 _Static_assert(COUNT_OF(noise_type_name) == KERN_NOISE_TYPE_COUNT, "a name for each type");
+_Static_assert(COUNT_OF(noise_module_name) == NOISE_MODULE_COUNT, "a name for each module");
+_Static_assert((int)NOISE_MODULE_DOWN == (int)PROJ_DOWN, "projections come first, in enum order");
 
 /* Sites in one layer, sites after the last layer, and what layer 0's backward leaves out: nothing
  * below it is trained. */
@@ -100,6 +108,19 @@ static int check_modules(const struct noise_text *t, struct err *e) {
     return rc;
 }
 
+/* Which layers; *whole: all of them. */
+static int parse_layers(bool *on, bool *whole, const char *text, int layers, const char *key,
+                        struct err *e) {
+    float times[MODEL_LAYERS_MAX];
+    if (strchr(text, ':'))
+        return err_more(e, EXIT_CONFIG, "%s = %s: multipliers of layers are for noise.aqn", key,
+                        text);
+    if (select_layers(times, text, layers, 0, key, e) < 0) return -1;
+    *whole = true;
+    for (int l = 0; l < layers; l++) *whole = (on[l] = times[l] > 0) && *whole;
+    return 0;
+}
+
 /* ---- operations ---- */
 
 static int op_of(const char *word) {
@@ -109,10 +130,10 @@ static int op_of(const char *word) {
 }
 
 static int parse_ops(struct noise_plan *p, const char *names, struct err *e) {
-    char word[NOISE_WORD_MAX];
+    char word[SELECT_NAME_MAX];
     int rc = 0, present = 0;
     bool all = false;
-    for (const char *at = names; noise_list_next(&at, word);) {
+    for (const char *at = names; select_word(&at, word);) {
         const int op = op_of(word);
         if (!strcmp(word, "all")) all = true;
         else if (op >= 0) p->op[op] = true;
@@ -154,9 +175,8 @@ static void count_ops(struct noise_plan *p) {
 static int make_ops(struct noise_plan *p, struct err *e) {
     struct noise_text *t = &p->op_text;
     int rc = check_ops(t, e);
-    if (noise_layers_parse(p->op_layer, t->layers, p->layers, e) < 0) return -1;
-    p->op_whole = true;
-    for (int l = 0; l < p->layers; l++) p->op_whole = p->op_whole && p->op_layer[l];
+    if (parse_layers(p->op_layer, &p->op_whole, t->layers, p->layers, "noise.ops.layers", e) < 0)
+        rc = -1;
     if (parse_ops(p, t->names, e) < 0) return -1;
     count_ops(p);
     return rc;
@@ -164,22 +184,52 @@ static int make_ops(struct noise_plan *p, struct err *e) {
 
 /* ---- modules ---- */
 
+bool noise_module_hit(const char *pattern, enum noise_module m, int layer) {
+    char name[SELECT_NAME_MAX], above[SELECT_NAME_MAX];
+    const char *dot = strrchr(pattern, '.'), *last = dot ? dot + 1 : pattern;
+    if (m == NOISE_MODULE_HEAD) snprintf(name, sizeof name, "lm_head");
+    else if (m <= NOISE_MODULE_DOWN) select_proj_name(name, layer, (enum proj)m);
+    else if (m == NOISE_MODULE_NORM_FINAL) select_norm_name(name, 0, 0);
+    else select_norm_name(name, 2 * layer + (m == NOISE_MODULE_NORM_POST), layer + 1);
+    if (select_name(pattern, name)) return true;
+    if (strcmp(last, m <= NOISE_MODULE_DOWN ? "linear" : "rmsnorm") != 0) return false;
+    snprintf(above, sizeof above, "%.*s", dot ? (int)(dot - pattern) : 0, pattern);
+    return m != NOISE_MODULE_HEAD && (!dot || select_name(above, name));
+}
+
+static int check_pattern(const char *pattern, int layers, struct err *e) {
+    static const char *const words[] = { "linear", "rmsnorm", "q_proj", "k_proj", "v_proj",
+                                         "o_proj", "gate_proj", "up_proj", "down_proj",
+                                         "input_layernorm", "post_attention_layernorm", "norm",
+                                         "lm_head", "layers" };
+    const char *dot = strrchr(pattern, '.');
+    for (int m = 0; m < NOISE_MODULE_COUNT; m++)
+        for (int l = 0; l < layers; l++)
+            if (noise_module_hit(pattern, m, l)) return 0;
+    const char *near = str_nearest(dot ? dot + 1 : pattern, words, COUNT_OF(words));
+    return err_more(e, EXIT_CONFIG, "'%s' names no module of this model of %d layers%s%s%s; names: "
+                    "linear, rmsnorm, q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+                    "down_proj, input_layernorm, post_attention_layernorm, norm, lm_head, "
+                    "layers.0-%d, layers.0.q_proj", pattern, layers, near ? ", did you mean '" : "",
+                    near ? near : "", near ? "'" : "", layers - 1);
+}
+
 /* Marks what the patterns of a list hit, in chosen layers; false where a pattern hit nothing
  * there. */
 static int mark(struct noise_plan *p, const char *list, const bool *layer, bool whole, bool to,
                 struct err *e) {
-    char word[NOISE_WORD_MAX];
+    char word[SELECT_NAME_MAX];
     int rc = 0, words = 0;
-    for (const char *at = list; noise_list_next(&at, word); words++) {
+    for (const char *at = list; select_word(&at, word); words++) {
         int hits = 0;
-        if (noise_pattern_check(word, p->layers, e) < 0) {
+        if (check_pattern(word, p->layers, e) < 0) {
             rc = -1;
             continue;
         }
         for (int l = 0; l < p->layers; l++)
             for (enum noise_module m = 0; m < NOISE_MODULE_COUNT; m++) {
                 if (noise_module_in_layer(m) ? !layer[l] : l || !whole) continue;
-                if (!noise_pattern_hits(word, m, l)) continue;
+                if (!noise_module_hit(word, m, l)) continue;
                 p->module[l][m] = to;
                 hits++;
             }
@@ -192,10 +242,9 @@ static int mark(struct noise_plan *p, const char *list, const bool *layer, bool 
 
 static int make_modules(struct noise_plan *p, struct err *e) {
     const struct noise_text *t = &p->module_text;
-    bool layer[MODEL_LAYERS_MAX], whole = true;
+    bool layer[MODEL_LAYERS_MAX], whole;
     int rc = check_modules(t, e), total = 0;
-    if (noise_layers_parse(layer, t->layers, p->layers, e) < 0) return -1;
-    for (int l = 0; l < p->layers; l++) whole = whole && layer[l];
+    if (parse_layers(layer, &whole, t->layers, p->layers, "noise.modules.layers", e) < 0) return -1;
     if (mark(p, t->names, layer, whole, true, e) < 0) rc = -1;
     if (mark(p, t->exclude, layer, whole, false, e) < 0) rc = -1;
     for (int l = 0; l < p->layers; l++)
@@ -252,6 +301,13 @@ static void text_head(const char *kind, const struct noise_text *t, struct str *
     if (t->bf16) str_puts(out, " bf16");
 }
 
+static void text_layers(const bool *on, int layers, struct str *out) {
+    float times[MODEL_LAYERS_MAX];
+    char text[8 * MODEL_LAYERS_MAX];
+    for (int l = 0; l < layers; l++) times[l] = on[l];
+    str_puts(out, select_layers_text(text, sizeof text, times, layers));
+}
+
 static void text_ops(const struct noise_plan *p, struct str *out) {
     const struct noise_text *t = &p->op_text;
     const char *before = " ";
@@ -263,7 +319,7 @@ static void text_ops(const struct noise_plan *p, struct str *out) {
     }
     if (!p->op_whole) {
         str_puts(out, " layers ");
-        noise_layers_text(p->op_layer, p->layers, out);
+        text_layers(p->op_layer, p->layers, out);
     }
     str_printf(out, " %s%s%s", t->forward ? "forward" : "", t->forward && t->backward ? "+" : "",
                t->backward ? "backward" : "");
@@ -282,7 +338,7 @@ static void text_modules(const struct noise_plan *p, struct str *out) {
         if (!noise_module_in_layer(m) || p->module_sites[m] == p->layers) continue;
         for (int l = 0; l < p->layers; l++) layer[l] = p->module[l][m];
         str_puts(out, "[");
-        noise_layers_text(layer, p->layers, out);
+        text_layers(layer, p->layers, out);
         str_puts(out, "]");
     }
     str_printf(out, " %s", point_name[p->module_text.point]);

@@ -8,7 +8,7 @@
 #ifndef QERL_NOISE_OPS_H
 #define QERL_NOISE_OPS_H
 #include "lib/base/json.h"
-#include "lib/model/noise_names.h"
+#include "lib/model/model.h"
 
 enum noise_phase { NOISE_PHASE_ROLLOUT, NOISE_PHASE_LOGPROB, NOISE_PHASE_UPDATE, NOISE_PHASE_EVAL,
                    NOISE_PHASE_COUNT };
@@ -17,8 +17,14 @@ enum noise_phase { NOISE_PHASE_ROLLOUT, NOISE_PHASE_LOGPROB, NOISE_PHASE_UPDATE,
 enum noise_op { NOISE_OP_MATMUL, NOISE_OP_BMM, NOISE_OP_SOFTMAX, NOISE_OP_SILU, NOISE_OP_GELU,
                 NOISE_OP_NORM, NOISE_OP_ROPE, NOISE_OP_HEAD, NOISE_OP_COUNT };
 enum noise_direction { NOISE_FORWARD, NOISE_BACKWARD, NOISE_DIRECTION_COUNT };
+/* modules by the names that model files give them; projections first, as in enum proj */
+enum noise_module { NOISE_MODULE_Q, NOISE_MODULE_K, NOISE_MODULE_V, NOISE_MODULE_O,
+                    NOISE_MODULE_GATE, NOISE_MODULE_UP, NOISE_MODULE_DOWN, NOISE_MODULE_NORM_IN,
+                    NOISE_MODULE_NORM_POST, NOISE_MODULE_NORM_FINAL, NOISE_MODULE_HEAD,
+                    NOISE_MODULE_COUNT };
 enum noise_point { NOISE_POINT_INPUT, NOISE_POINT_OUTPUT, NOISE_POINT_WEIGHT };
-extern const char *const noise_phase_name[], *const noise_op_name[], *const noise_type_name[];
+extern const char *const noise_phase_name[], *const noise_op_name[], *const noise_type_name[],
+    *const noise_module_name[];
 
 /* Numbers of sites, part of every draw's counter (KERN_NOISE_SITE(layer, number)): never renumber.
  * Those that lie in no layer have layer 0. Forward, of operations: the projections are 0 .. 6 as in
@@ -44,7 +50,7 @@ struct noise_text {
     double scale, rate;
     const char *names;           /* ops: "matmul, head" or "all"; modules: names or patterns */
     const char *exclude;         /* modules only */
-    const char *layers;          /* as noise_layers_parse takes it */
+    const char *layers;          /* as select_layers takes it, without multipliers */
     bool forward, backward, phase[NOISE_PHASE_COUNT], bf16;
     enum noise_point point;      /* modules only */
 };
@@ -64,6 +70,12 @@ struct noise_plan {
      * of rows counts once. What the counters must show is passes * this. */
     int op_sites[NOISE_OP_COUNT][NOISE_DIRECTION_COUNT], module_sites[NOISE_MODULE_COUNT];
 };
+static inline bool noise_module_in_layer(enum noise_module m) {
+    return m < NOISE_MODULE_NORM_FINAL;
+}
+/* Whether a pattern names a module: as select_name, and its last part may be "linear" (the seven
+ * projections) or "rmsnorm" (the norms). */
+bool noise_module_hit(const char *pattern, enum noise_module m, int layer);
 /* EXIT_CONFIG with the valid names on a misspelt one, on layers the model has not, on a pattern
  * that hits nothing, on a combination that means nothing; all of them in one go. */
 int noise_plan_make(struct noise_plan *p, const struct noise_text *ops,

@@ -54,7 +54,7 @@ static void refused_modules(struct noise_text t, const char *says, const char *a
 Test(noise_ops, one_text_for_one_treatment) {
     expect_text(NULL, NULL, "none");
     expect_ops(text_ops("matmul", "all"), "ops relative_gaussian 0.05 matmul forward rollout,logprob,update");
-    expect_ops(text_ops(" head , matmul,head", "0-27"),
+    expect_ops(text_ops(" head, matmul,head", "0-27"),
                "ops relative_gaussian 0.05 matmul,head forward rollout,logprob,update");
     expect_ops(text_ops("all", "all"),
                "ops relative_gaussian 0.05 matmul,bmm,softmax,silu,norm,rope,head forward rollout,logprob,update");
@@ -79,52 +79,49 @@ Test(noise_ops, one_text_for_one_treatment) {
 }
 
 Test(noise_ops, layers_scale_to_the_depth_of_the_model) {
-    static const struct { const char *text; int layers; const char *want; } cases[] = {
-        { "14-17 of 28", 28, "14-17" }, { "14-17 of 28", 24, "12-15" }, { "14-17 of 28", 16, "8-10" },
-        { "14-17 of 28", 2, "1" },      { "0 of 28", 4, "0" },          { "27 of 28", 4, "3" },
-        { "14-17 of 28", 56, "28-35" }, { "0,27 of 28", 30, "0-1,28-29" },  { "0-27 of 28", 7, "all" },
-        { "3, 0", 28, "0,3" },          { "all", 5, "all" },            { "0-4", 5, "all" },
+    static const struct { int layers; const char *want; } cases[] = {
+        { 28, "layers 14-17" }, { 24, "layers 12-14" }, { 56, "layers 28-35" }, { 4, "layers 2" },
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
-        bool on[MODEL_LAYERS_MAX];
+        const struct model_conf c = { .layers = cases[i].layers };
+        struct noise_text t = text_ops("silu", "14-17 of 28");
+        struct noise_plan p;
         struct err e = { 0 };
         struct str s;
         str_init(&s);
-        cr_assert_eq(noise_layers_parse(on, cases[i].text, cases[i].layers, &e), 0, "%s", e.text);
-        noise_layers_text(on, cases[i].layers, &s);
-        cr_expect_str_eq(s.s, cases[i].want, "%s in %d layers: %s", cases[i].text, cases[i].layers, s.s);
+        cr_assert_eq(noise_plan_make(&p, &t, NULL, &c, &e), 0, "%s", e.text);
+        noise_plan_text(&p, &s);
+        cr_expect(strstr(s.s, cases[i].want), "'%s' is not in: %s", cases[i].want, s.s);
         str_release(&s);
     }
 }
 
 Test(noise_ops, layers_that_are_not_there_are_refused) {
-    refused_ops(text_ops("matmul", "28"), "goes past layer 27", NULL);
-    refused_ops(text_ops("matmul", "14-28"), "goes past layer 27", NULL);
-    refused_ops(text_ops("matmul", "14-30 of 28"), "goes past layer 27", NULL);
-    refused_ops(text_ops("matmul", "17-14"), "'17-14'", NULL);
-    refused_ops(text_ops("matmul", "1, two, 40"), "'two'", "'40'");          /* both at once */
-    refused_ops(text_ops("matmul", "1-2 of many"), "of how many", NULL);
-    refused_ops(text_ops("matmul", "-1"), "'-1'", NULL);
-    refused_ops(text_ops("matmul", ""), "no layer", NULL);
+    refused_ops(text_ops("matmul", "28"), "noise.ops.layers", "28");
+    refused_ops(text_ops("matmul", "14-30 of 28"), "noise.ops.layers", "30");
+    refused_ops(text_ops("matmul", "17-14"), "noise.ops.layers", "17-14");
+    refused_ops(text_ops("matmul", "0-3:0.5"), "multipliers", NULL);
+    refused_ops(text_ops("matmull", "two"), "'two'", "'matmull'");           /* both at once */
+    refused_modules(text_modules("linear", "", "28"), "noise.modules.layers", "28");
 }
 
 Test(noise_ops, patterns_match_whole_parts) {
-    cr_expect(noise_pattern_hits("layers.2", NOISE_MODULE_Q, 2));
-    for (int l = 20; l < 30; l++) cr_expect_not(noise_pattern_hits("layers.2", NOISE_MODULE_Q, l));
-    cr_expect(noise_pattern_hits("layers.3.down_proj", NOISE_MODULE_DOWN, 3));
-    cr_expect(noise_pattern_hits("model.layers.3.mlp.down_proj", NOISE_MODULE_DOWN, 3));
-    cr_expect_not(noise_pattern_hits("layers.3.down_proj", NOISE_MODULE_DOWN, 13));
-    cr_expect_not(noise_pattern_hits("layers.3.down_proj", NOISE_MODULE_UP, 3));
-    cr_expect(noise_pattern_hits("layers.14-17.linear", NOISE_MODULE_O, 17));
-    cr_expect_not(noise_pattern_hits("layers.14-17.linear", NOISE_MODULE_O, 18));
-    cr_expect_not(noise_pattern_hits("layers.14-17.linear", NOISE_MODULE_NORM_IN, 15));
-    cr_expect_not(noise_pattern_hits("linear", NOISE_MODULE_HEAD, 0));
-    cr_expect(noise_pattern_hits("rmsnorm", NOISE_MODULE_NORM_FINAL, 0));
-    cr_expect(noise_pattern_hits("norm", NOISE_MODULE_NORM_FINAL, 0));
-    cr_expect_not(noise_pattern_hits("norm", NOISE_MODULE_NORM_IN, 0));
-    cr_expect_not(noise_pattern_hits("proj", NOISE_MODULE_Q, 0));
-    cr_expect(noise_pattern_hits("self_attn", NOISE_MODULE_V, 5));
-    cr_expect_not(noise_pattern_hits("", NOISE_MODULE_V, 5));
+    cr_expect(noise_module_hit("layers.2", NOISE_MODULE_Q, 2));
+    for (int l = 20; l < 30; l++) cr_expect_not(noise_module_hit("layers.2", NOISE_MODULE_Q, l));
+    cr_expect(noise_module_hit("layers.3.down_proj", NOISE_MODULE_DOWN, 3));
+    cr_expect(noise_module_hit("model.layers.3.mlp.down_proj", NOISE_MODULE_DOWN, 3));
+    cr_expect_not(noise_module_hit("layers.3.down_proj", NOISE_MODULE_DOWN, 13));
+    cr_expect_not(noise_module_hit("layers.3.down_proj", NOISE_MODULE_UP, 3));
+    cr_expect(noise_module_hit("layers.14-17.linear", NOISE_MODULE_O, 17));
+    cr_expect_not(noise_module_hit("layers.14-17.linear", NOISE_MODULE_O, 18));
+    cr_expect_not(noise_module_hit("layers.14-17.linear", NOISE_MODULE_NORM_IN, 15));
+    cr_expect_not(noise_module_hit("linear", NOISE_MODULE_HEAD, 0));
+    cr_expect(noise_module_hit("rmsnorm", NOISE_MODULE_NORM_FINAL, 0));
+    cr_expect(noise_module_hit("norm", NOISE_MODULE_NORM_FINAL, 0));
+    cr_expect_not(noise_module_hit("norm", NOISE_MODULE_NORM_IN, 0));
+    cr_expect_not(noise_module_hit("proj", NOISE_MODULE_Q, 0));
+    cr_expect(noise_module_hit("self_attn", NOISE_MODULE_V, 5));
+    cr_expect_not(noise_module_hit("", NOISE_MODULE_V, 5));
 }
 
 Test(noise_ops, modules_by_pattern) {
@@ -156,7 +153,7 @@ Test(noise_ops, misspelt_and_empty_names_are_refused) {
     refused_ops(text_ops("matmull, softmx", "all"), "'matmull'", "'softmx'");
     refused_ops(text_ops("", "all"), "names no operation", NULL);
     refused_modules(text_modules("dwn_proj", "", "all"), "did you mean 'down_proj'", "lm_head");
-    refused_modules(text_modules("layers.28", "", "all"), "hits nothing", "28 layers");
+    refused_modules(text_modules("layers.28", "", "all"), "names no module", "28 layers");
     refused_modules(text_modules("layers.3", "", "14-17"), "hits nothing in these layers", NULL);
     refused_modules(text_modules("norm", "", "14-17"), "hits nothing in these layers", NULL);
     refused_modules(text_modules("rmsnorm", "norms", "all"), "'norms'", NULL);
