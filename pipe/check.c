@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 
 #include "pipe/fetch.h"
-#include "pipe/plan.h"
+#include "pipe/treatment.h"
 
 #include <sys/sysinfo.h>
 
@@ -78,6 +78,26 @@ static void print_sigma(const json_t *sigma, FILE *to) {
         json_may_num(row, "sigma", &value, "plan", &e);
         fprintf(to, "  %6lld .. %-6lld  %.6g\n", (long long)from, (long long)last, value);
     }
+}
+
+static bool any_sigma(const json_t *sigma) {
+    for (size_t i = 0; i < json_array_size(sigma); i++)
+        if (json_number_value(json_object_get(json_array_get(sigma, i), "sigma")) > 0) return true;
+    return false;
+}
+
+/* The noise that is meant: the schedule of AQN, then operators and modules. */
+static void print_noise(const struct plan *pl, const struct pipeline *p, FILE *to) {
+    json_t *rows = treatment_rows(pl, p->stages);
+    const bool aqn = any_sigma(pl->sigma);
+    if (aqn) print_sigma(pl->sigma, to);
+    if (json_array_size(rows)) {
+        fprintf(to, "noise        intended, and sites in one pass through the network\n");
+        treatment_print(rows, NULL, "  ", to);
+    } else if (!aqn && pl->steps >= 0) {
+        fprintf(to, "noise        none\n");
+    }
+    json_decref(rows);
 }
 
 /* One line for each packed file, however many stages map it; returns the bytes of all. */
@@ -169,8 +189,7 @@ void plan_print(const struct plan *pl, const struct pipeline *p, FILE *to) {
     fprintf(to, "\n");
     if (pl->steps >= 0) fprintf(to, "steps        %lld\n", (long long)pl->steps);
     if (pl->scored) print_scored(pl->scored, to);
-    if (json_array_size(pl->sigma)) print_sigma(pl->sigma, to);
-    else if (pl->steps >= 0) fprintf(to, "sigma        0: no noise\n");
+    print_noise(pl, p, to);
     print_costs(pl, p, to);
     print_files(pl, to);
     print_notes(pl, p, to);

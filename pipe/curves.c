@@ -55,10 +55,14 @@ static void add_score(struct curves *c, const json_t *o, int64_t step, double ti
     double n = json_number_value(json_object_get(o, "n"));
     int64_t each = json_integer_value(json_object_get(o, "samples_per_question"));
     char tag[80];
+    const char *noise = json_string_value(json_object_get(o, "noise"));
+    /* a noisy score is another quantity, not a point of the same curve */
+    const bool clean = !noise || !*noise || strcmp(noise, "none") == 0;
     if (n <= 0) return;
-    snprintf(tag, sizeof tag, "val-core/openai/gsm8k/acc/mean@%lld",
+    snprintf(tag, sizeof tag, "%s/openai/gsm8k/acc/mean@%lld", clean ? "val-core" : "val-noisy",
              (long long)(each > 0 ? each : 1));
     tb_scalar(c->tb, tag, step, time, json_number_value(json_object_get(o, "right")) / n);
+    if (!clean) return;
     static const struct { const char *tag, *key;
     } part[] = {
         { "val-aux/openai/gsm8k/strict", "right_strict" },

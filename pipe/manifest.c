@@ -9,6 +9,7 @@
 
 #include "lib/base/fs.h"
 #include "lib/base/hash.h"
+#include "pipe/treatment.h"
 
 #ifndef QERL_COMMIT
 #define QERL_COMMIT "unknown"
@@ -111,6 +112,7 @@ static json_t *manifest(const struct folder *f, const struct pipeline *p, const 
     json_object_set_new(o, "exp_id", json_string(pipeline_text(p, "run.exp_id", "")));
     json_object_set_new(o, "question", json_string(pipeline_text(p, "run.question", "")));
     json_object_set_new(o, "treatment", treatment(p));
+    json_object_set_new(o, "noise", treatment_rows(pl, p->stages));
     json_object_set_new(o, "commit", json_string(QERL_COMMIT));
     json_object_set_new(o, "started", now_text());
     json_object_set_new(o, "argv", words);

@@ -1,4 +1,4 @@
-/* old_switches.h - environment variables of the earlier system: refused, with what to write instead.
+/* old_switches.h - environment variables of the earlier system: refused, with what to write.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_OLD_SWITCHES_H
 #define QERL_OLD_SWITCHES_H

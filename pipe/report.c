@@ -1,7 +1,7 @@
 /* report.c - see report.h.
  *
- * Order: scores, the table at the end of a run, runs/SUMMARY.md, status. Every accuracy is printed
- * with n and its 95 % interval; a difference is called one only where the intervals are apart.
+ * Order: the table at the end of a run, runs/SUMMARY.md, status. Every accuracy is printed with n
+ * and its 95 % interval; a difference is called one only where the intervals are apart.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/report.h"
 
@@ -12,111 +12,24 @@
 #include <time.h>
 
 #include "lib/base/fs.h"
-#include "lib/base/stat.h"
 #include "pipe/tail.h"
-
-static void copy_field(const json_t *o, const char *key, char *out, size_t size) {
-    const char *text = json_string_value(json_object_get(o, key));
-    snprintf(out, size, "%s", text ? text : "");
-}
-
-int score_from_json(struct score *s, const char *line, size_t bytes) {
-    struct err e = { 0 };
-    json_t *o = json_parse(line, bytes, "scores.jsonl", &e);
-    *s = (struct score){ 0 };
-    if (!o) return -1;
-    int rc = json_need_int(o, "step", &s->step, 0, INT64_MAX, "score", &e);
-    if (rc == 0) rc = json_need_int(o, "n", &s->n, 0, INT64_MAX, "score", &e);
-    if (rc == 0) rc = json_need_int(o, "right", &s->right, 0, INT64_MAX, "score", &e);
-    json_may_int(o, "version", &s->version, INT64_MIN, INT64_MAX, "score", &e);
-    copy_field(o, "split", s->split, sizeof s->split);
-    copy_field(o, "rule", s->rule, sizeof s->rule);
-    copy_field(o, "quant", s->quant, sizeof s->quant);
-    copy_field(o, "noise", s->noise, sizeof s->noise);
-    stat_interval(s->right, s->n, &s->low, &s->high);
-    json_decref(o);
-    return rc;
-}
-
-static bool same_series(const struct score *a, const struct score *b) {
-    return !strcmp(a->split, b->split) && !strcmp(a->rule, b->rule) &&
-           !strcmp(a->quant, b->quant) && !strcmp(a->noise, b->noise);
-}
-
-static int by_step(const void *a, const void *b) {
-    const struct score *x = a, *y = b;
-    int c = strcmp(x->split, y->split);
-    if (!c) c = strcmp(x->rule, y->rule);
-    if (!c) c = strcmp(x->quant, y->quant);
-    if (!c) c = strcmp(x->noise, y->noise);
-    return c ? c : x->step < y->step ? -1 : x->step > y->step;
-}
-
-void scores_read(struct scores *s, const char *run_dir) {
-    char path[FS_PATH_MAX];
-    struct tail t;
-    struct score one;
-    *s = (struct scores){ 0 };
-    fs_join(path, sizeof path, run_dir, "scores.jsonl");
-    tail_open(&t, path, false);
-    while (tail_next(&t)) {
-        if (score_from_json(&one, t.line.s, t.line.len) < 0) continue;
-        int at = s->n;
-        for (int i = 0; i < s->n; i++)
-            if (s->v[i].step == one.step && same_series(&s->v[i], &one)) at = i;
-        if (at == s->n) s->v = mem_grow(s->v, (size_t)++s->n * sizeof *s->v);
-        s->v[at] = one;
-    }
-    tail_close(&t);
-    if (s->n) qsort(s->v, (size_t)s->n, sizeof *s->v, by_step);
-}
-
-void scores_release(struct scores *s) {
-    free(s->v);
-    *s = (struct scores){ 0 };
-}
-
-bool scores_has_step(const struct scores *s, int64_t step) {
-    for (int i = 0; i < s->n; i++)
-        if (s->v[i].step == step) return true;
-    return false;
-}
-
-/* "none" is how a record says it; a reader calls it clean. */
-static const char *noise_label(const struct score *s) {
-    return *s->noise && strcmp(s->noise, "none") ? s->noise : "clean";
-}
-
-static double percent(const struct score *s) {
-    return s->n ? 100.0 * (double)s->right / (double)s->n : 0;
-}
-
-bool scores_ends(const struct scores *s, struct score *first, struct score *last) {
-    if (!s->n) return false;
-    *first = *last = s->v[0];
-    for (int i = 1; i < s->n && same_series(&s->v[i], first); i++) *last = s->v[i];
-    return true;
-}
-
-void score_text(char *out, size_t size, const struct score *s) {
-    snprintf(out, size, "%lld/%lld = %.1f %% [%.1f, %.1f] %s, %s, %s", (long long)s->right,
-             (long long)s->n, percent(s), 100 * s->low, 100 * s->high, s->rule, s->quant,
-             noise_label(s));
-}
+#include "pipe/treatment.h"
 
 /* ---- the end of a run ---- */
 
 static void print_series(const struct score *v, int n, FILE *to) {
     char text[300];
-    fprintf(to, "%s, %s rule, %s, %s\n", v->split, v->rule, v->quant, noise_label(v));
+    const bool varies = strcmp(v[0].noise, v[n - 1].noise) != 0;
+    fprintf(to, "%s, %s rule, %s, %s%s%s\n", v->split, v->rule, v->quant, score_noise(v),
+            varies ? ", at the end " : "", varies ? v[n - 1].noise : "");
     fprintf(to, "  %8s %8s %8s %9s   %s\n", "step", "right", "n", "accuracy", "95 % interval");
     for (int i = 0; i < n; i++)
         fprintf(to, "  %8lld %8lld %8lld %7.1f %%   [%.1f, %.1f]\n", (long long)v[i].step,
-                (long long)v[i].right, (long long)v[i].n, percent(&v[i]), 100 * v[i].low,
+                (long long)v[i].right, (long long)v[i].n, score_percent(&v[i]), 100 * v[i].low,
                 100 * v[i].high);
     if (n < 2) return;
     const struct score *a = &v[0], *b = &v[n - 1];
-    double gain = percent(b) - percent(a);
+    double gain = score_percent(b) - score_percent(a);
     bool apart = b->low > a->high || b->high < a->low;
     snprintf(text, sizeof text,
              apart ? "the 95 %% intervals are apart"
@@ -171,7 +84,7 @@ void report_results(const struct folder *f, FILE *to) {
     scores_read(&s, f->dir);
     fprintf(to, "\nrun %s\n", f->id);
     for (int i = 0, j; i < s.n; i = j) {
-        for (j = i + 1; j < s.n && same_series(&s.v[i], &s.v[j]);) j++;
+        j = scores_series_end(&s, i);
         print_series(&s.v[i], j - i, to);
     }
     if (!s.n) fprintf(to, "no scores\n");
@@ -190,8 +103,8 @@ static void cell(struct str *out, const char *text) {
 }
 
 static void summary_score(struct str *out, const struct score *s) {
-    str_printf(out, " %lld | %.1f %% (%lld/%lld) | %.1f - %.1f |", (long long)s->step, percent(s),
-               (long long)s->right, (long long)s->n, 100 * s->low, 100 * s->high);
+    str_printf(out, " %lld | %.1f %% (%lld/%lld) | %.1f - %.1f |", (long long)s->step,
+               score_percent(s), (long long)s->right, (long long)s->n, 100 * s->low, 100 * s->high);
 }
 
 static json_t *read_manifest(const struct folder *f) {
@@ -200,31 +113,39 @@ static json_t *read_manifest(const struct folder *f) {
     return json_parse_file(path, 1 << 22, NULL);
 }
 
+/* What a row of any series of the run begins with. */
+static void summary_head(struct str *out, const struct folder *f, const json_t *m) {
+    const char *exp_id = json_string_value(json_object_get(m, "exp_id")),
+        *treated = json_string_value(json_object_get(m, "treatment"));
+    const int64_t steps = json_integer_value(json_object_get(m, "steps"));
+    str_printf(out, "| %s | ", f->id);
+    cell(out, exp_id ? exp_id : "");
+    str_printf(out, " | %s | ", run_state_name[folder_state(f, NULL, 0)]);
+    cell(out, treated ? treated : "");
+    if (steps < 0) str_puts(out, " | - |");
+    else str_printf(out, " | %lld |", (long long)steps);
+}
+
+/* One row for each series: clean and noisy scores never share one. */
 static void summary_run(struct str *out, const char *runs_dir, const char *id) {
     struct folder f = { .lock_fd = -1 };
     struct scores s;
-    struct score first, last;
-    char reason[400];
     if (folder_find(&f, runs_dir, id, NULL) < 0) return;
     json_t *m = read_manifest(&f);
-    const char *exp_id = json_string_value(json_object_get(m, "exp_id")),
-        *treated = json_string_value(json_object_get(m, "treatment"));
-    enum run_state state = folder_state(&f, reason, sizeof reason);
     scores_read(&s, f.dir);
-    str_printf(out, "| %s | ", id);
-    cell(out, exp_id ? exp_id : "");
-    str_printf(out, " | %s | ", run_state_name[state]);
-    cell(out, treated ? treated : "");
-    int64_t steps = json_integer_value(json_object_get(m, "steps"));
-    if (steps < 0) str_puts(out, " | - |");
-    else str_printf(out, " | %lld |", (long long)steps);
-    if (scores_ends(&s, &first, &last)) {
-        summary_score(out, &first);
-        summary_score(out, &last);
-        str_printf(out, " %s, %s, %s, %s |\n", last.split, last.rule, last.quant,
-                   noise_label(&last));
-    } else {
-        str_puts(out, " - | - | - | - | - | - | - |\n");
+    for (int i = 0, end; i < s.n; i = end) {
+        end = scores_series_end(&s, i);
+        const struct score *last = &s.v[end - 1];
+        summary_head(out, &f, m);
+        summary_score(out, &s.v[i]);
+        summary_score(out, last);
+        str_printf(out, " %s, %s, %s | ", last->split, last->rule, last->quant);
+        cell(out, score_noise(last));
+        str_puts(out, " |\n");
+    }
+    if (!s.n) {
+        summary_head(out, &f, m);
+        str_puts(out, " - | - | - | - | - | - | - | - |\n");
     }
     scores_release(&s);
     json_decref(m);
@@ -241,7 +162,7 @@ int report_summary(const char *runs_dir, struct err *e) {
         "show no difference.\n\n"
         "| run | experiment | state | treatment | steps | first step | score | interval, % | last "
         "step | score | interval, % "
-        "| measured |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n");
+        "| measured | noise |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
     int n = folder_list(runs_dir, &ids);
     for (int i = 0; i < n; i++) {
         summary_run(&out, runs_dir, ids[i]);
@@ -299,19 +220,19 @@ static void status_details(const struct folder *f, const json_t *m, const json_t
         score_text(text, sizeof text, &s->v[i]);
         fprintf(to, "  score      step %lld: %s\n", (long long)s->v[i].step, text);
     }
+    treatment_print(json_object_get(m, "noise"), metrics, "  noise      ", to);
     status_metrics(metrics, to);
 }
 
 void report_status(const struct folder *f, bool details, FILE *to) {
     char reason[600], text[300] = "no score yet";
     struct scores s;
-    struct score first, last;
     struct str line;
     int64_t step = -1, holder = folder_holder(f);
     json_t *m = read_manifest(f);
     enum run_state state = folder_state(f, reason, sizeof reason);
     scores_read(&s, f->dir);
-    if (scores_ends(&s, &first, &last)) score_text(text, sizeof text, &last);
+    if (s.n) score_text(text, sizeof text, &s.v[scores_series_end(&s, 0) - 1]);
     str_init(&line);
     last_metrics(f, &line);
     json_t *o = line.len ? json_parse(line.s, line.len, "metrics.jsonl", NULL) : NULL;

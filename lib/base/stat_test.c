@@ -85,7 +85,8 @@ static void draw_choice(int *chosen, int *all, int k, int n, uint32_t number) {
     for (int i = 0; i < n; i++) all[i] = i;
     for (int i = 0; i < k; i++) {
         const uint32_t counter[4] = { number, (uint32_t)i, 0, 0 };
-        const int j = i + (int)(((uint64_t)rng_philox(counter, key).v[0] * (uint64_t)(n - i)) >> 32);
+        const uint64_t drawn = rng_philox(counter, key).v[0];
+        const int j = i + (int)((drawn * (uint64_t)(n - i)) >> 32);
         const int kept = all[i];
         all[i] = all[j];
         all[j] = kept;

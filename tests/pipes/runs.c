@@ -51,6 +51,36 @@ Test(runs, a_run_ends_done_and_leaves_its_records) {
                   "done; true");
 }
 
+Test(runs, noise_is_shown_as_intended_and_as_measured) {
+    box_pipeline("a.pipe",
+                 "start; score 0 10; echo '{\"step\":1,"
+                 "\"noise/rollout/op/matmul/forward/realised\":0.0499,"
+                 "\"noise/rollout/op/matmul/forward/sites\":84}' >> $dir/metrics.jsonl; score 3 50",
+                 EVAL, "[stage learner]\nnoisy = yes\n");
+    box_expect(0, "qerl-pipe check a.pipe");
+    box_has(box_out.s, "  rollout  operator forward   relative_gaussian 0.05: matmul x 42, head x 1\n");
+    box_has(box_out.s, "  update   operator backward  relative_gaussian 0.05: matmul x 42\n");
+    box_has(box_out.s, "gelu (not in this model)");
+    box_lacks(box_out.s, "noise        none");
+    box_expect(0, "qerl-pipe a.pipe && qerl-pipe status a");
+    box_has(box_out.s, "relative_gaussian 0.05: matmul realised 0.0499, 84 sites, head x 1\n");
+}
+
+Test(runs, clean_and_noisy_scores_are_never_one_series) {
+    box_pipeline("a.pipe",
+                 "start; noisy() { score $1 $2; sed -i '$s/\"none\"/\"ops sparse 0.05; aqn '$3'\"/' "
+                 "$dir/scores.jsonl; }; score 0 10; noisy 0 5 0.01; noisy 3 20 0.002; score 3 50",
+                 EVAL, "");
+    box_expect(0, "qerl-pipe a.pipe");
+    box_has(box_out.s, "step 0 to 3: +40.0 points");
+    box_has(box_out.s, "step 0 to 3: +15.0 points");
+    box_has(box_out.s, "aqn 0.01, at the end ops sparse 0.05; aqn 0.002\n");
+    box_has(box_read("runs/SUMMARY.md"), "| test, strict, mxfp4 | clean |\n| a-0001 |");
+    box_has(box_read("runs/SUMMARY.md"), "| test, strict, mxfp4 | ops sparse 0.05; aqn 0.002 |");
+    box_expect(0, "qerl-pipe status");
+    box_has(box_out.s, "50/100");
+}
+
 Test(runs, a_run_folder_is_never_used_twice) {
     box_pipeline("a.pipe", GOOD, EVAL, "");
     box_expect(

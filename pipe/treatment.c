@@ -1,0 +1,78 @@
+/* treatment.c - see treatment.h.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/treatment.h"
+
+json_t *treatment_rows(const struct plan *pl, int stages) {
+    json_t *rows = json_array();
+    for (int i = 0; i < stages; i++) {
+        const json_t *said = json_object_get(pl->of[i], "treatment");
+        for (size_t j = 0; j < json_array_size(said); j++) {
+            json_t *row = json_array_get(said, j);
+            bool told = false;
+            for (size_t k = 0; k < json_array_size(rows) && !told; k++)
+                told = json_equal(row, json_array_get(rows, k));
+            if (!told) json_array_append(rows, row);
+        }
+    }
+    return rows;
+}
+
+static const char *text_of(const json_t *row, const char *key) {
+    const char *text = json_string_value(json_object_get(row, key));
+    return text ? text : "";
+}
+
+static double number_of(const json_t *row, const char *key) {
+    return json_number_value(json_object_get(row, key));
+}
+
+static bool same(const json_t *a, const json_t *b, const char *key) {
+    return strcmp(text_of(a, key), text_of(b, key)) == 0;
+}
+
+/* Of one line: the same phase, kind, direction, type and size. */
+static bool one_line(const json_t *a, const json_t *b) {
+    return same(a, b, "phase") && same(a, b, "kind") && same(a, b, "direction") &&
+           same(a, b, "type") && number_of(a, "intended") == number_of(b, "intended") &&
+           !json_object_get(a, "note") == !json_object_get(b, "note");
+}
+
+/* "noise/rollout/op/matmul/forward/realised" */
+static const json_t *measured(const json_t *metrics, const json_t *row, const char *what) {
+    char name[300];
+    snprintf(name, sizeof name, "noise/%.50s/%.50s/%.60s/%.50s/%.50s", text_of(row, "phase"),
+             text_of(row, "kind"), text_of(row, "name"), text_of(row, "direction"), what);
+    return json_object_get(metrics, name);
+}
+
+static void print_name(const json_t *row, const json_t *metrics, FILE *to) {
+    const json_t *note = json_object_get(row, "note"),
+                 *realised = measured(metrics, row, "realised");
+    fprintf(to, "%s", text_of(row, "name"));
+    if (json_is_string(note)) fprintf(to, " (%s)", json_string_value(note));
+    else if (json_is_number(realised))
+        fprintf(to, " realised %.4g, %.0f sites", json_number_value(realised),
+                json_number_value(measured(metrics, row, "sites")));
+    else fprintf(to, " x %.0f", number_of(row, "sites"));
+}
+
+void treatment_print(const json_t *rows, const json_t *metrics, const char *indent, FILE *to) {
+    const size_t n = json_array_size(rows);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *row = json_array_get(rows, i);
+        bool begun = false;
+        for (size_t j = 0; j < i && !begun; j++) begun = one_line(json_array_get(rows, j), row);
+        if (begun) continue;
+        const bool op = strcmp(text_of(row, "kind"), "op") == 0;
+        fprintf(to, "%s%-8s %-8s %-8s  %s %.4g: ", indent, text_of(row, "phase"),
+                op ? "operator" : text_of(row, "kind"), text_of(row, "direction"),
+                text_of(row, "type"), number_of(row, "intended"));
+        for (size_t j = i, k = 0; j < n; j++) {
+            const json_t *other = json_array_get(rows, j);
+            if (!one_line(row, other)) continue;
+            if (k++) fprintf(to, ", ");
+            print_name(other, metrics, to);
+        }
+        fprintf(to, "\n");
+    }
+}
