@@ -112,8 +112,10 @@ static int64_t print_weights(const struct plan *pl, const struct pipeline *p, FI
             told = json_equal(label, json_object_get(pl->of[j], "weights"));
         if (told) continue;
         bytes_text(text, sizeof text, (double)bytes);
-        fprintf(to, "weights      %s as %s, mapped once for all stages\n", text,
-                json_string_value(label));
+        const char *count = json_string_value(json_object_get(pl->of[i], "quantised"));
+        fprintf(to, "weights      %s as %s%s%s%s, mapped once for all stages\n", text,
+                json_string_value(label), count ? " (" : "", count ? count : "",
+                count ? ")" : "");
         all += bytes;
     }
     return all;

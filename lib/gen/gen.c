@@ -67,7 +67,8 @@ static struct net_opts net_opts_of(const struct gen_opts *o) {
                           .slots_max = o->rows + 1,
                           .positions_max = o->positions_max,
                           .pages_max = (o->rows + 1) * slot_pages,
-                          .lora = o->lora };
+                          .lora = o->lora,
+                          .activations = o->activations };
 }
 
 size_t gen_plan(const struct model_conf *c, enum model_quant q, const struct gen_opts *o) {

@@ -10,6 +10,7 @@
 #include "lib/base/clock.h"
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
+#include "lib/model/exclude.h"
 #include "lib/model/packed.h"
 
 struct model_store {
@@ -35,6 +36,27 @@ bool model_quant_rounds(enum model_quant q) {
 
 const char *model_quant_label(enum model_quant q, enum model_rounding r) {
     return QUANT[q][r == MODEL_ROUNDING_SEED];
+}
+
+/* [weights][activations][rounding][excluded] */
+#define EACH_ROUNDING(before, after)                                                               \
+    { { before after, before after "-x" }, { before "-seed" after, before "-seed" after "-x" } }
+#define EACH_SAME(text) { { text, text }, { text, text } }
+static const char *const FORMAT[4][3][2][2] = {
+    [MODEL_QUANT_BF16] = { EACH_SAME("bf16"), EACH_ROUNDING("mxfp4", "-w16a4"),
+                           EACH_ROUNDING("nvfp4", "-w16a4") },
+    [MODEL_QUANT_MXFP4] = { EACH_ROUNDING("mxfp4", ""), EACH_ROUNDING("mxfp4", "-w4a4"),
+                            EACH_ROUNDING("mxfp4-nvfp4", "-w4a4") },
+    [MODEL_QUANT_NVFP4] = { EACH_ROUNDING("nvfp4", ""), EACH_ROUNDING("nvfp4-mxfp4", "-w4a4"),
+                            EACH_ROUNDING("nvfp4", "-w4a4") },
+    [MODEL_QUANT_F32] = { EACH_SAME("f32"), EACH_ROUNDING("mxfp4", "-w32a4"),
+                          EACH_ROUNDING("nvfp4", "-w32a4") }
+};
+
+const char *model_format_label(enum model_quant weights, enum model_quant activations,
+                               enum model_rounding r, bool excluded) {
+    assert(activations <= MODEL_QUANT_NVFP4);
+    return FORMAT[weights][activations][r == MODEL_ROUNDING_SEED][excluded];
 }
 
 int model_quant_parse(const char *text) {
@@ -140,9 +162,9 @@ int model_sha256(const char *path, const char *packed_dir, char out[SHA256_HEX],
 
 /* --- opening --- */
 
-size_t model_plan(const struct model_conf *c, enum model_quant q) {
+size_t model_plan(const struct model_conf *c, enum model_quant q, const struct model_exclude *x) {
     struct packed_plan p;
-    packed_plan_init(&p, c, q, MODEL_ROUNDING_OCP);
+    packed_plan_init(&p, c, q, MODEL_ROUNDING_OCP, x);
     const size_t bytes = p.file_bytes;
     packed_plan_release(&p);
     return bytes;
@@ -166,7 +188,7 @@ static int map_packed(struct model *m, struct packed_plan *p, const struct model
                       struct err *e) {
     char path[FS_PATH_MAX];
     struct err why = { 0 };
-    packed_path(path, o->packed_dir, m->sha256, o->quant, o->rounding);
+    packed_path(path, o->packed_dir, m->sha256, p);
     if (fs_exists(path)) {
         if (fs_map(&m->store->map, path, &why) == 0 &&
             packed_check(p, m->sha256, &m->store->map, false, &why) == 0)
@@ -214,7 +236,8 @@ static int to_backend(struct model *m, const struct packed_plan *p, kptr *base, 
     return 0;
 }
 
-static void point_at(struct model *m, const struct packed_plan *p, kptr base) {
+static void point_at(struct model *m, const struct packed_plan *p, const struct model_exclude *ex,
+                     kptr base) {
     m->layer = mem_alloc((size_t)m->conf.layers * sizeof *m->layer);
     for (int i = 0; i < p->items; i++) {
         const struct source_item *x = &p->item[i];
@@ -229,7 +252,10 @@ static void point_at(struct model *m, const struct packed_plan *p, kptr base) {
         case SOURCE_KIND_NORM_IN: l->norm_in = at; break;
         case SOURCE_KIND_NORM_POST: l->norm_post = at; break;
         case SOURCE_KIND_BIAS: l->bias[x->proj] = at; break;
-        case SOURCE_KIND_PROJ: l->w[x->proj] = w; break;
+        case SOURCE_KIND_PROJ:
+            l->w[x->proj] = w;
+            l->quant_in[x->proj] = m->activations && !ex->on[x->layer][x->proj];
+            break;
         }
     }
     if (m->conf.tied) m->head = m->embed;
@@ -238,20 +264,25 @@ static void point_at(struct model *m, const struct packed_plan *p, kptr base) {
 int model_open(struct model **out, struct kern *k, const struct model_opts *o, struct err *e) {
     struct model *m = mem_alloc(sizeof *m);
     struct packed_plan p = { 0 };
+    struct model_exclude x;
     kptr base;
     *out = NULL;
     m->store = mem_alloc(sizeof *m->store);
     m->kern = k;
     m->quant = o->quant;
     m->rounding = o->rounding;
+    m->activations = o->activations;
     int rc = model_conf_load(&m->conf, o->path, e);
+    if (rc == 0 && (rc = model_exclude_make(&x, o->exclude, &m->conf, e)) < 0)
+        err_wrap(e, "quant.exclude");
     if (rc == 0) rc = model_sha256(o->path, o->packed_dir, m->sha256, e);
     if (rc == 0) {
-        packed_plan_init(&p, &m->conf, o->quant, o->rounding);
+        m->excluded = x.count;
+        packed_plan_init(&p, &m->conf, o->quant, o->rounding, &x);
         rc = o->packed_dir ? map_packed(m, &p, o, e) : pack_in_memory(m, &p, o, e);
     }
     if (rc == 0) rc = to_backend(m, &p, &base, e);
-    if (rc == 0) point_at(m, &p, base);
+    if (rc == 0) point_at(m, &p, &x, base);
     packed_plan_release(&p);
     if (rc == 0) {
         *out = m;

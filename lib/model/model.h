@@ -38,6 +38,7 @@ struct model_layer {
     struct kern_weight w[PROJ_COUNT];
     kptr bias[3];                                    /* q, k, v; f32; absent in Llama */
     kptr norm_in, norm_post;                         /* f32 [dim] */
+    bool quant_in[PROJ_COUNT];                       /* reads its input in model.activations */
 };
 
 struct model {
@@ -47,7 +48,10 @@ struct model {
     struct kern_weight embed, head;
     kptr norm_final;
     enum model_quant quant;
-    enum model_rounding rounding;
+    enum model_rounding rounding;                    /* of weights and activations */
+    /* MXFP4 or NVFP4: what the projections read, by row; BF16: their input as it is */
+    enum model_quant activations;
+    int excluded;                                    /* projections left alone by exclude.h */
     /* of the source weights: names the base in manifests and records */
     char sha256[SHA256_HEX];
     struct kern *kern;                               /* lent */
@@ -59,6 +63,8 @@ struct model_opts {
     enum model_quant quant;
     enum model_rounding rounding;
     const char *packed_dir; /* where packed files live, "models/.packed"; NULL = pack in memory */
+    enum model_quant activations;                    /* MXFP4 or NVFP4, else as they are */
+    const char *exclude;                             /* patterns of exclude.h; NULL = none */
 };
 
 /* A folder without config.json that holds exactly one .gguf file stands for that file: every
@@ -69,12 +75,13 @@ const char *model_path_resolve(const char *path, char *buf);
  * damaged. */
 int model_conf_load(struct model_conf *c, const char *path, struct err *e);
 /* Bytes of the packed file, which the stages of a host map: there once for all of them. */
-size_t model_plan(const struct model_conf *c, enum model_quant q);
+struct model_exclude;
+size_t model_plan(const struct model_conf *c, enum model_quant q, const struct model_exclude *x);
 /* sha256 over the weight files (sorted by name), cached beside the packed files by path, size and
  * time. */
 int model_sha256(const char *path, const char *packed_dir, char out[SHA256_HEX], struct err *e);
-/* Maps the packed file of (sha256, quant, rounding), making it first where absent (atomically, so
- * two stages may race). */
+/* Maps the packed file of (sha256, quant, rounding, exclusions), making it first where absent
+ * (atomically, so two stages may race). */
 int model_open(struct model **out, struct kern *k, const struct model_opts *o, struct err *e);
 void model_close(struct model **m);
 
@@ -86,6 +93,10 @@ int model_quant_parse(const char *text);
 const char *model_quant_name(enum model_quant q);
 /* The 4-bit formats: those that have two roundings. */
 bool model_quant_rounds(enum model_quant q);
-/* "mxfp4", "mxfp4-seed", "bf16", ...: names packed files and scores */
+/* "mxfp4", "mxfp4-seed", "bf16", ...: names packed files */
 const char *model_quant_label(enum model_quant q, enum model_rounding r);
+/* The same for scores: "mxfp4", "mxfp4-seed-w4a4", "nvfp4-w16a4" (weights bf16), "mxfp4-w4a4-x"
+ * (some modules excluded), ... */
+const char *model_format_label(enum model_quant weights, enum model_quant activations,
+                               enum model_rounding r, bool excluded);
 #endif

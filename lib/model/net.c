@@ -83,6 +83,11 @@ static void carve_backward(struct net *n, const struct model_conf *m, struct car
     n->grad = carve(c, n->lora.params * sizeof(float));
 }
 
+static int widest_input(const struct net *n, const struct model_conf *m) {
+    const int widest = m->dim > n->q_dim ? m->dim : n->q_dim;
+    return m->ffn_dim > widest ? m->ffn_dim : widest;
+}
+
 static size_t pages_bytes(const struct net *n, const struct model_conf *m) {
     return (size_t)n->pages_max * (size_t)m->layers * 2 * (size_t)n->kv_dim * KERN_PAGE *
            net_type_bytes(n->type);
@@ -107,6 +112,7 @@ static size_t net_carve(struct net *n, const struct model_conf *m, kptr base) {
     n->hid = carve_f32(&c, R, m->dim);
     n->hid_t = carve_t(n, &c, R, m->dim);
     n->hid_rstd = carve_f32(&c, R, 1);
+    if (model_quant_rounds(n->o.activations)) n->xq = carve_t(n, &c, R, widest_input(n, m));
     n->logits = carve_f32(&c, H, m->vocab);
     kptr *heads[] = { &n->lp, &n->lse, &n->entropy, &n->coef };
     for (size_t i = 0; i < COUNT_OF(heads); i++) *heads[i] = carve_f32(&c, H, 1);
@@ -228,6 +234,7 @@ int net_create(struct net **out, const struct model *m, const struct net_opts *o
                         o->positions_max, c->positions_max);
     struct net *n = mem_alloc(sizeof *n);
     net_shape(n, c, m->quant, o);
+    n->o.activations = m->activations;
     n->model = m;
     n->k = m->kern;
     n->act = mem_alloc((size_t)(o->train ? c->layers : 1) * sizeof *n->act);
@@ -301,8 +308,7 @@ int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, s
     if (l->params != n->lora.params)
         return err_set(e, "cannot adopt an adapter of %zu values, %zu needed", l->params,
                        n->lora.params);
-    int widest = n->model->conf.dim > n->q_dim ? n->model->conf.dim : n->q_dim;
-    if (n->model->conf.ffn_dim > widest) widest = n->model->conf.ffn_dim;
+    const int widest = widest_input(n, &n->model->conf);
     float *stack = mem_alloc(3 * (size_t)l->shape.rank * (size_t)widest * sizeof *stack);
     for (int layer = 0; layer < n->model->conf.layers; layer++) pack_layer(n, l, layer, stack);
     free(stack);

@@ -19,6 +19,7 @@ struct net_opts {
     int pages_max;               /* KV pages of 32; 0 = slots_max * ceil(positions_max / 32) */
     bool train;                  /* keep what the backward needs */
     struct lora_shape lora;      /* rank 0 = this net never sees an adapter */
+    enum model_quant activations;    /* as model.activations, which net_create takes itself */
 };
 /* The bill that `check` prints, by the code that allocates: bytes of net_create with these
  * options. */

@@ -23,15 +23,38 @@ static void adapter_in(struct net *n, int layer, enum net_site site, kptr x, int
                                               .rows = rows }, 1);
 }
 
+/* What the weights of projections p .. p + count - 1 read of x: x itself, or x as a 4-bit unit
+ * would. The adapter and the backward have x (gradients pass straight through). */
+static void weight_inputs(struct net *n, int layer, enum proj p, int count, kptr x, int rows,
+                          kptr in[KERN_LINEARS_MAX]) {
+    const struct model *m = n->model;
+    bool any = false;
+    for (int i = 0; i < count; i++) {
+        const bool quant = m->layer[layer].quant_in[p + (enum proj)i];
+        in[i] = quant ? n->xq : x;
+        any |= quant;
+    }
+    if (!any) return;
+    n->k->quant_rows(n->k, &(struct kern_quant_rows){
+                               .x = x,
+                               .y = n->xq,
+                               .type = n->type,
+                               .format = m->activations == MODEL_QUANT_MXFP4 ? KERN_FORMAT_MXFP4
+                                                                             : KERN_FORMAT_NVFP4,
+                               .seed = m->rounding == MODEL_ROUNDING_SEED,
+                               .rows = rows,
+                               .dim = m->layer[layer].w[p].in });
+}
+
 /* y += dW x of those projections whose weights carry noise: (W + dW) x in two products. */
-static void project_noise(struct net *n, int layer, enum proj p, int count, kptr x, const kptr *y,
-                          int rows) {
+static void project_noise(struct net *n, int layer, enum proj p, int count, const kptr *in,
+                          const kptr *y, int rows) {
     struct kern_linear a[KERN_LINEARS_MAX];
     int used = 0;
     for (int i = 0; i < count; i++) {
         const struct kern_weight *w = noise_view_linear(n->noise, layer, p + (enum proj)i);
         if (!w) continue;
-        a[used++] = (struct kern_linear){ .x = x,
+        a[used++] = (struct kern_linear){ .x = in[i],
                                           .x_type = n->type,
                                           .x_ld = w->in,
                                           .w = *w,
@@ -52,10 +75,12 @@ static void project(struct net *n, int layer, enum proj p, int count, kptr x,
     const struct model_layer *l = &n->model->layer[layer];
     struct kern_linear a[KERN_LINEARS_MAX];
     const enum proj first = p;
+    kptr in[KERN_LINEARS_MAX];
     assert(count <= KERN_LINEARS_MAX);
+    weight_inputs(n, layer, p, count, x, rows, in);
     for (int i = 0; i < count; i++, p++) {
         const struct kern_weight *w = &l->w[p];
-        a[i] = (struct kern_linear){ .x = x,
+        a[i] = (struct kern_linear){ .x = in[i],
                                      .x_type = n->type,
                                      .x_ld = w->in,
                                      .w = *w,
@@ -72,7 +97,7 @@ static void project(struct net *n, int layer, enum proj p, int count, kptr x,
         a[i].b = n->lora_layer[layer].b[p];
     }
     n->k->linear(n->k, a, count);
-    project_noise(n, layer, first, count, x, y, rows);
+    project_noise(n, layer, first, count, in, y, rows);
 }
 
 static void norm(struct net *n, int index, kptr w, kptr y, kptr rstd, int rows) {

@@ -73,6 +73,8 @@ struct net {
     kptr gate, up;                                /* (R, F) f32; in the backward their gradients */
     /* (R, D) f32, (R, D) T, (R): wanted rows, before and after the final norm */
     kptr hid, hid_t, hid_rstd;
+    /* (R, widest input) T: a projection's input in model.activations; only where that rounds */
+    kptr xq;
     kptr logits, lp, lse, entropy, coef;          /* (H, V), (H) f32 */
     struct net_act *act;                          /* [layers] when training, else [1] */
     struct kern_kv kv;

@@ -23,16 +23,21 @@ enum { CHUNK_VALUES = 1 << 18 };
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-static enum kern_format format_of(const struct source_item *x, enum model_quant q) {
+static enum kern_format format_of(const struct source_item *x, enum model_quant q,
+                                  const struct model_exclude *ex) {
     if (!source_is_matrix(x) || q == MODEL_QUANT_F32) return KERN_FORMAT_F32;
     if (x->kind != SOURCE_KIND_PROJ || !model_quant_rounds(q)) return KERN_FORMAT_BF16;
+    if (ex && ex->on[x->layer][x->proj]) return KERN_FORMAT_BF16;
     return q == MODEL_QUANT_MXFP4 ? KERN_FORMAT_MXFP4 : KERN_FORMAT_NVFP4;
 }
 
 void packed_plan_init(struct packed_plan *p, const struct model_conf *c, enum model_quant q,
-                      enum model_rounding r) {
+                      enum model_rounding r, const struct model_exclude *ex) {
     *p = (struct packed_plan){ .conf = *c, .quant = q, .rounding = MODEL_ROUNDING_OCP };
-    if (model_quant_rounds(q)) p->rounding = r;
+    if (model_quant_rounds(q)) {
+        p->rounding = r;
+        if (ex) model_exclude_id(ex, p->exclude);
+    }
     p->items = source_items(c, &p->item);
     p->entry = mem_alloc((size_t)p->items * sizeof *p->entry);
     p->header_bytes = round_up(sizeof(struct packed_header) + (size_t)p->items * sizeof *p->entry,
@@ -40,7 +45,7 @@ void packed_plan_init(struct packed_plan *p, const struct model_conf *c, enum mo
     size_t at = p->header_bytes;
     for (int i = 0; i < p->items; i++) {
         const struct source_item *x = &p->item[i];
-        enum kern_format f = format_of(x, q);
+        enum kern_format f = format_of(x, q, ex);
         size_t bytes = source_is_matrix(x) ? kern_weight_bytes(f, x->rows, x->cols)
                                            : (size_t)x->cols * sizeof(float);
         p->entry[i] = (struct packed_entry){
@@ -236,10 +241,11 @@ int packed_fill(struct packed_plan *p, const struct source *s, const char *sha25
 
 /* --- the file --- */
 
-void packed_path(char out[FS_PATH_MAX], const char *dir, const char *sha256, enum model_quant q,
-                 enum model_rounding r) {
-    char name[SHA256_HEX + 16];
-    snprintf(name, sizeof name, "%s-%s", sha256, model_quant_label(q, r));
+void packed_path(char out[FS_PATH_MAX], const char *dir, const char *sha256,
+                 const struct packed_plan *p) {
+    char name[SHA256_HEX + 32];
+    snprintf(name, sizeof name, "%s-%s%s%s", sha256, model_quant_label(p->quant, p->rounding),
+             *p->exclude ? "-x-" : "", p->exclude);
     fs_join(out, FS_PATH_MAX, dir, name);
 }
 

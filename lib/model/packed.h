@@ -7,6 +7,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_PACKED_H
 #define QERL_PACKED_H
+#include "lib/model/exclude.h"
 #include "lib/model/quant.h"
 #include "lib/model/source.h"
 
@@ -31,18 +32,20 @@ struct packed_entry {
 };
 _Static_assert(sizeof(struct packed_entry) == 32, "a packed entry is 32 bytes on disk");
 
-/* where everything goes; a pure function of shape, quant, rounding */
+/* where everything goes; a pure function of shape, quant, rounding, exclusions */
 struct packed_plan {
     struct model_conf conf;
     enum model_quant quant;
     enum model_rounding rounding;
+    char exclude[9];                                 /* model_exclude_id; "" where none counts */
     struct source_item *item;
     struct packed_entry *entry;
     int items;
     size_t header_bytes, file_bytes;
 };
+/* x: NULL = no exclusions. They count under a 4-bit format only. */
 void packed_plan_init(struct packed_plan *p, const struct model_conf *c, enum model_quant q,
-                      enum model_rounding r);
+                      enum model_rounding r, const struct model_exclude *x);
 void packed_plan_release(struct packed_plan *p);
 
 /* Reads the source and packs one tensor to `to` (entry[item].bytes long); its tensor scale goes
@@ -65,7 +68,7 @@ int packed_make(struct packed_plan *p, const struct source *s, const char *sha25
  * everything). */
 int packed_check(struct packed_plan *p, const char *sha256, const struct fs_map *m,
                  bool data_too, struct err *e);
-/* "DIR/SHA-quant[-seed]" */
-void packed_path(char out[FS_PATH_MAX], const char *dir, const char *sha256, enum model_quant q,
-                 enum model_rounding r);
+/* "DIR/SHA-quant[-seed][-x-ID]" */
+void packed_path(char out[FS_PATH_MAX], const char *dir, const char *sha256,
+                 const struct packed_plan *p);
 #endif

@@ -9,6 +9,7 @@
 #include "lib/base/json.h"
 #include "lib/base/log.h"
 #include "lib/base/rng.h"
+#include "lib/model/exclude.h"
 #include "lib/stage/aqn.h"
 #include "lib/task/task.h"
 
@@ -34,16 +35,23 @@ int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *
     return rc;
 }
 
+static bool quantises(const struct shared *c) {
+    return model_quant_rounds((enum model_quant)c->quant.weights) || c->quant.activations;
+}
+
 const char *policy_quant_label(const struct shared *c) {
-    return model_quant_label((enum model_quant)c->quant.weights,
-                             (enum model_rounding)c->quant.parity);
+    return model_format_label((enum model_quant)c->quant.weights,
+                              (enum model_quant)c->quant.activations,
+                              (enum model_rounding)c->quant.parity, *c->quant.exclude != 0);
 }
 
 void policy_treatment(char out[17], const struct shared *c, const char *model_sha256) {
     struct str text;
     str_init(&text);
-    str_printf(&text, "model %s\nquant %s\nlora %lld %.17g %s\n", model_sha256,
-               policy_quant_label(c), (long long)c->lora.rank, c->lora.alpha, c->lora.targets);
+    str_printf(&text, "model %s\nquant %s", model_sha256, policy_quant_label(c));
+    if (quantises(c) && *c->quant.exclude) str_printf(&text, " without %s", c->quant.exclude);
+    str_printf(&text, "\nlora %lld %.17g %s\n", (long long)c->lora.rank, c->lora.alpha,
+               c->lora.targets);
     str_puts(&text, "aqn ");
     aqn_text(c, &text);
     str_puts(&text, "\nops none\n");
@@ -80,7 +88,9 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     p->pool = pool_create(asked > 0 && asked < cores ? asked : cores);
     struct model_opts o = { .path = c->model.path, .quant = (enum model_quant)c->quant.weights,
                             .rounding = (enum model_rounding)c->quant.parity,
-                            .packed_dir = *c->model.packed_dir ? c->model.packed_dir : NULL };
+                            .packed_dir = *c->model.packed_dir ? c->model.packed_dir : NULL,
+                            .activations = (enum model_quant)c->quant.activations,
+                            .exclude = c->quant.exclude };
     if (kern_open(&p->kern, shared_kernels(c->run.kernels, path, sizeof path), p->pool, e) < 0 ||
         model_open(&p->model, &p->kern, &o, e) < 0 || tok_open(&p->tok, c->model.path, e) < 0) {
         policy_close(p);
@@ -94,8 +104,10 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
         return -1;
     }
     policy_treatment(p->treatment, c, p->model->sha256);
-    log_info("kernels %s, %d threads; model '%s' %s, treatment %s", p->kern.name,
-             pool_threads(p->pool), c->model.path, policy_quant_label(c), p->treatment);
+    const int all = p->model->conf.layers * PROJ_COUNT;
+    log_info("kernels %s, %d threads; model '%s' %s (%d of %d projections), treatment %s",
+             p->kern.name, pool_threads(p->pool), c->model.path, policy_quant_label(c),
+             all - p->model->excluded, all, p->treatment);
     return 0;
 }
 
@@ -166,13 +178,28 @@ void policy_plan_files(json_t *files, const struct shared *c) {
     plan_shards(files, model, path, get);
 }
 
-void policy_plan_memory(json_t *out, const struct shared *c, const struct model_conf *m,
-                        size_t bytes, size_t pages_bytes) {
-    const size_t weights = model_plan(m, (enum model_quant)c->quant.weights);
+/* "182 of 196 projections" */
+static json_t *quantised_json(const struct shared *c, const struct model_conf *m,
+                              const struct model_exclude *x) {
+    const int all = m->layers * PROJ_COUNT;
+    char text[48];
+    if (!quantises(c)) return NULL;
+    snprintf(text, sizeof text, "%d of %d projections", all - x->count, all);
+    return json_string(text);
+}
+
+int policy_plan_memory(json_t *out, const struct shared *c, const struct model_conf *m,
+                       size_t bytes, size_t pages_bytes, struct err *e) {
+    struct model_exclude x;
+    if (model_exclude_make(&x, c->quant.exclude, m, e) < 0) return err_wrap(e, "quant.exclude");
+    const size_t weights = model_plan(m, (enum model_quant)c->quant.weights, &x);
+    json_t *quantised = quantised_json(c, m, &x);
+    if (quantised) json_object_set_new(out, "quantised", quantised);
     json_object_set_new(out, "memory_bytes", json_integer((json_int_t)bytes));
     json_object_set_new(out, "pages_bytes", json_integer((json_int_t)pages_bytes));
     json_object_set_new(out, "weights_bytes", json_integer((json_int_t)weights));
     json_object_set_new(out, "weights", json_string(policy_quant_label(c)));
+    return 0;
 }
 
 void policy_sample_key(uint32_t key[2], uint64_t seed, int64_t step) {

@@ -25,7 +25,7 @@ int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *
 /* 16 hex digits over base model, formats, adapter shape and noise settings: what a record must
  * agree on. */
 void policy_treatment(char out[17], const struct shared *c, const char *model_sha256);
-/* "mxfp4", "mxfp4-seed", "nvfp4", "bf16", ...: how scores are labelled. */
+/* "mxfp4", "mxfp4-seed-w4a4-x", "bf16", ...: how scores are labelled; see model_format_label. */
 const char *policy_quant_label(const struct shared *c);
 /* Renders a question with the model's own chat template and encodes it. EXIT_ENV on an unknown
  * template. */
@@ -35,9 +35,10 @@ int policy_prompt(const struct policy *p, const struct shared *c, const char *qu
 int policy_kernels(const struct shared *c, struct err *e);
 /* The files of the model for --plan. */
 void policy_plan_files(json_t *files, const struct shared *c);
-/* The memory for --plan: what the stage makes, KV pages included, and the weights it maps. */
-void policy_plan_memory(json_t *out, const struct shared *c, const struct model_conf *m,
-                        size_t bytes, size_t pages_bytes);
+/* The memory for --plan: what the stage makes, KV pages included, the weights it maps, and how many
+ * projections are quantised. EXIT_CONFIG where quant.exclude hits nothing. */
+int policy_plan_memory(json_t *out, const struct shared *c, const struct model_conf *m,
+                       size_t bytes, size_t pages_bytes, struct err *e);
 /* One key per sampled step: what rollout and offline replays use. */
 void policy_sample_key(uint32_t key[2], uint64_t seed, int64_t step);
 /* AQN key of a step. */

@@ -200,9 +200,7 @@ int shared_refuse(const void *conf, const struct stage_key *table, const char *c
 }
 
 int shared_check(const struct shared *c, struct err *e) {
-    static const char *const quant[] = { "quant.activations", "quant.exclude", NULL };
     int rc = aqn_check(c, e);
-    if (shared_refuse(c, shared_quant_keys, quant, e) < 0) rc = -1;
     if (shared_refuse(c, shared_ops_keys, NULL, e) < 0) rc = -1;
     if (shared_refuse(c, shared_modules_keys, NULL, e) < 0) rc = -1;
     return rc;

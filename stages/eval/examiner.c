@@ -23,7 +23,8 @@ static int64_t new_max(const struct eval_conf *c) {
 struct gen_opts examiner_gen_opts(const struct eval_conf *c, const struct lora_shape *shape) {
     return (struct gen_opts){ .rows = (int)c->rows,
                               .positions_max = (int)(c->shared.data.prompt_max + new_max(c)),
-                              .lora = *shape };
+                              .lora = *shape,
+                              .activations = (enum model_quant)c->shared.quant.activations };
 }
 
 struct examiner *examiner_create(struct stage *s) {

@@ -30,7 +30,8 @@ static struct net_opts train_opts(const struct learner_conf *c, const struct mod
                               .positions_max = (int)longest,
                               .pages_max = rows / KERN_PAGE + slots + 1,
                               .train = true,
-                              .lora = *shape };
+                              .lora = *shape,
+                              .activations = (enum model_quant)c->shared.quant.activations };
 }
 
 size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,

@@ -45,8 +45,8 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     if (model_conf_load(&m, c->shared.model.path, NULL) < 0) return 0;
     struct gen_opts o = work_gen_opts(c, &shape);
     const enum model_quant q = (enum model_quant)c->shared.quant.weights;
-    policy_plan_memory(out, &c->shared, &m, gen_plan(&m, q, &o), gen_plan_pages(&m, q, &o));
-    return 0;
+    return policy_plan_memory(out, &c->shared, &m, gen_plan(&m, q, &o), gen_plan_pages(&m, q, &o),
+                              e);
 }
 
 static const struct stage_about about = {

@@ -52,7 +52,8 @@ struct gen_opts work_gen_opts(const struct rollout_conf *c, const struct lora_sh
     struct gen_opts o = { .rows = (int)c->rows,
                           .positions_max = (int)(c->shared.data.prompt_max +
                                                  c->shared.sample.new_max),
-                          .lora = *shape };
+                          .lora = *shape,
+                          .activations = (enum model_quant)c->shared.quant.activations };
     if (*c->stop) o.stop[o.stops++] = c->stop;
     return o;
 }

@@ -18,7 +18,7 @@ static struct model *open_model(const char *path, enum model_quant q, enum model
                                 const char *packed_dir) {
     struct model *m;
     struct err e = { 0 };
-    struct model_opts o = { path, q, r, packed_dir };
+    struct model_opts o = { .path = path, .quant = q, .rounding = r, .packed_dir = packed_dir };
     log_open("test", LOG_LEVEL_ERROR);
     cr_assert(model_open(&m, NULL, &o, &e) == 0, "%s: %s", path, e.text);
     return m;
@@ -127,7 +127,10 @@ Test(model_open, values,
 /* --- packed files --- */
 
 static void packed_name(char *out, const char *dir, const struct model *m) {
-    packed_path(out, dir, m->sha256, m->quant, m->rounding);
+    struct packed_plan p;
+    packed_plan_init(&p, &m->conf, m->quant, m->rounding, NULL);
+    packed_path(out, dir, m->sha256, &p);
+    packed_plan_release(&p);
 }
 
 static ino_t inode(const char *path) {
@@ -198,7 +201,8 @@ Test(model_open, race,
     for (size_t i = 0; i < COUNT_OF(child); i++)
         if ((child[i] = fork()) == 0) {
             struct model *m;
-            struct model_opts o = { VECTORS "llama", MODEL_QUANT_MXFP4, MODEL_ROUNDING_OCP, dir };
+            struct model_opts o = { .path = VECTORS "llama", .quant = MODEL_QUANT_MXFP4,
+                                    .packed_dir = dir };
             int rc = model_open(&m, NULL, &o, &e);
             if (rc < 0) fprintf(stderr, "%s\n", e.text);
             else model_close(&m);
@@ -217,7 +221,7 @@ Test(model_open, threads,
     struct pool *pool = pool_create(3);
     struct kern k = { .name = "ref", .pool = pool };
     struct model *a = open_model("models/tiny", MODEL_QUANT_MXFP4, MODEL_ROUNDING_OCP, NULL), *b;
-    struct model_opts o = { "models/tiny", MODEL_QUANT_MXFP4, MODEL_ROUNDING_OCP, NULL };
+    struct model_opts o = { .path = "models/tiny", .quant = MODEL_QUANT_MXFP4 };
     struct err e = { 0 };
     cr_assert(model_open(&b, &k, &o, &e) == 0, "%s", e.text);
     expect_same(a, b);
@@ -259,7 +263,7 @@ static void expect_refused(const char *dir, const struct st_out *t, int n, const
     char path[FS_PATH_MAX], want[512];
     struct model *m;
     struct err e = { 0 };
-    struct model_opts o = { dir, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, NULL };
+    struct model_opts o = { .path = dir, .quant = MODEL_QUANT_BF16 };
     fs_join(path, sizeof path, dir, "model.safetensors");
     cr_assert(st_write(path, t, n, NULL, &e) == 0);
     cr_assert_eq(model_open(&m, NULL, &o, &e), -1, "accepted, wanted: %s", message);
@@ -349,7 +353,7 @@ Test(model_open, shards,
     cr_expect_eq(pack_get(m->embed.data.p, m->embed.format, 2, 2, 1, 0), 3);
     model_close(&m);
     test_text(dir, "model.safetensors.index.json", "{\"weight_map\":{\"a\":\"../x.safetensors\"}}");
-    struct model_opts o = { dir, MODEL_QUANT_F32, MODEL_ROUNDING_OCP, NULL };
+    struct model_opts o = { .path = dir, .quant = MODEL_QUANT_F32 };
     cr_expect_eq(model_open(&m, NULL, &o, &e), -1);
     cr_expect(strstr(e.text, "tensor 'a' must name a .safetensors file in the same folder"), "%s",
               e.text);

@@ -81,6 +81,14 @@ void fix_open(struct fix *f, const char *path, int threads, const struct model_c
     }
 }
 
+void fix_activations(struct fix *f, enum model_quant a, enum model_rounding r, bool some) {
+    f->model.activations = a;
+    f->model.rounding = r;
+    for (int l = 0; l < f->model.conf.layers; l++)
+        for (int p = 0; p < PROJ_COUNT; p++)
+            f->model.layer[l].quant_in[p] = model_quant_rounds(a) && !(some && (l + p) % 5 == 3);
+}
+
 void fix_close(struct fix *f) {
     struct model *m = &f->model;
     for (int l = 0; l < m->conf.layers; l++) {

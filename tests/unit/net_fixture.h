@@ -16,6 +16,9 @@ typedef float fix_value(const char *name, int layer, enum proj p, size_t i);
 void fix_open(struct fix *f, const char *path, int threads, const struct model_conf *c,
               enum model_quant q, fix_value *value);
 void fix_close(struct fix *f);
+/* Projections read their input in this format, but those with (layer + projection) % 5 == 3 where
+ * some are to be left alone. */
+void fix_activations(struct fix *f, enum model_quant a, enum model_rounding r, bool some);
 
 /* the toy transformer of spec dapo 17.13 */
 struct model_conf fix_toy_conf(void);

@@ -28,8 +28,19 @@ static const struct shape { const char *name; struct model_conf conf; } shapes[]
         .head_dim = 22, .ffn_dim = 31, .tied = true } },
 };
 /* f32 too: there no rounding to bf16 hides a small difference */
-static const enum model_quant quants[] = { MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4, MODEL_QUANT_BF16,
-                                           MODEL_QUANT_F32 };
+static const struct format {
+    const char *name;
+    enum model_quant weights, activations;
+    enum model_rounding rounding;                    /* of the activations */
+    bool some;                                       /* some inputs are left alone */
+} formats[] = {
+    { "mxfp4", MODEL_QUANT_MXFP4, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false },
+    { "nvfp4", MODEL_QUANT_NVFP4, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false },
+    { "bf16", MODEL_QUANT_BF16, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false },
+    { "f32", MODEL_QUANT_F32, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false },
+    { "mxfp4, inputs too", MODEL_QUANT_MXFP4, MODEL_QUANT_MXFP4, MODEL_ROUNDING_SEED, false },
+    { "nvfp4, most inputs too", MODEL_QUANT_NVFP4, MODEL_QUANT_NVFP4, MODEL_ROUNDING_OCP, true },
+};
 static const struct dress { const char *name; bool lora; double sigma; } dresses[] = {
     { "bare", false, 0 }, { "adapter", true, 0 }, { "adapter and noise", true, .02 },
 };
@@ -70,7 +81,7 @@ struct world {
     const char *path;
     const struct shape *shape;
     const struct dress *dress;
-    enum model_quant quant;
+    const struct format *format;
     struct model_conf conf;
     struct fix fix[3];
     struct noise_view noise[3];
@@ -108,7 +119,7 @@ static void expect_same(const struct world *w, const char *way, const struct tex
             cr_expect(false,
                       "path %s, %s, %s, %s; %s: sequence %d, token %d is %d with log-prob %.9g "
                       "instead of %d with %.9g",
-                      w->path, w->shape->name, model_quant_name(w->quant), w->dress->name, way, s, i,
+                      w->path, w->shape->name, w->format->name, w->dress->name, way, s, i,
                       got[s].ids[at], (double)got[s].lp[i], want[s].ids[at],
                       (double)want[s].lp[i]);
             return;                                  /* what follows a wrong token is another text */
@@ -120,7 +131,7 @@ static void expect_same_grad(const struct world *w, const char *way, const float
     for (size_t i = 0; i < w->lora->params; i++)
         if (memcmp(&want[i], &got[i], sizeof *want) != 0) {
             cr_expect(false, "path %s, %s, %s, %s; %s: gradient %zu of %zu is %.9g instead of %.9g",
-                      w->path, w->shape->name, model_quant_name(w->quant), w->dress->name, way, i,
+                      w->path, w->shape->name, w->format->name, w->dress->name, way, i,
                       w->lora->params, (double)got[i], (double)want[i]);
             return;
         }
@@ -271,9 +282,9 @@ static float *train(struct world *w, const struct score *c, const struct text *t
 /* --- worlds --- */
 
 static void world_open(struct world *w, const char *path, const struct shape *s,
-                       enum model_quant q) {
+                       const struct format *format) {
     struct err e = { 0 };
-    *w = (struct world){ .path = path, .shape = s, .quant = q, .conf = s->conf };
+    *w = (struct world){ .path = path, .shape = s, .format = format, .conf = s->conf };
     w->slow = !strcmp(path, "ref") || !strcmp(path, "amx-emulated");
     w->seqs = w->slow ? SEQS_SLOW : SEQS;
     w->conf.positions_max = POSITIONS;
@@ -282,7 +293,8 @@ static void world_open(struct world *w, const char *path, const struct shape *s,
     w->conf.bos = -1;
     w->lora = fix_lora(&w->conf, 5, 8, .2f, 7);
     for (int i = 0; i < 3; i++) {
-        fix_open(&w->fix[i], path, i + 1, &w->conf, q, fix_small_value);
+        fix_open(&w->fix[i], path, i + 1, &w->conf, format->weights, fix_small_value);
+        fix_activations(&w->fix[i], format->activations, format->rounding, format->some);
         cr_assert_eq(noise_view_open(&w->noise[i], &w->fix[i].model, NULL, .02, 1, 2, &e), 0);
     }
 }
@@ -336,10 +348,10 @@ static void on_path(const char *path) {
     const bool is_ref = !strcmp(path, "ref");
     if (kern_open(&k, path, NULL, &e) < 0) cr_skip_test("%s", e.text);
     for (size_t s = 0; s < COUNT_OF(shapes); s++)
-        for (size_t q = 0; q < COUNT_OF(quants); q++) {
+        for (size_t q = 0; q < COUNT_OF(formats); q++) {
             struct world w, ref;
-            world_open(&w, path, &shapes[s], quants[q]);
-            if (!is_ref) world_open(&ref, "ref", &shapes[s], quants[q]);
+            world_open(&w, path, &shapes[s], &formats[q]);
+            if (!is_ref) world_open(&ref, "ref", &shapes[s], &formats[q]);
             /* two of the three dresses, one on slow paths: each meets each shape and each format;
              * the first is held against ref */
             for (size_t d = 0; d < (w.slow ? 1 : 2); d++) {

@@ -11,12 +11,14 @@
 #include "tools/model/cmd.h"
 
 static const char HELP[] =
-    "usage: qerl-model inspect MODEL [--tensors] [--json]\n\n"
+    "usage: qerl-model inspect MODEL [--exclude PATTERNS] [--tensors] [--json]\n\n"
     "Shape, parameters, types of the tensors, files with their sha256 (as sha256sum prints it), "
     "and the\n"
     "memory a packed model takes. Every tensor's name, shape and type is checked; the weights "
     "themselves\n"
     "are not (see verify).\n\n"
+    "  --exclude   with these projections left in bf16 (see pack): the memory, and how many are "
+    "left\n"
     "  --tensors   list every tensor\n"
     "  --json      everything as one JSON object\n\n"
     "examples:\n"
@@ -80,11 +82,11 @@ static json_t *tensors_json(const struct source *s, int64_t *params, json_t *dty
     return list;
 }
 
-static json_t *packed_json(const struct model_conf *c) {
+static json_t *packed_json(const struct model_conf *c, const struct model_exclude *x) {
     json_t *o = json_object();
     for (int q = 0; q <= MODEL_QUANT_F32; q++) {
         struct packed_plan p;
-        packed_plan_init(&p, c, (enum model_quant)q, MODEL_ROUNDING_OCP);
+        packed_plan_init(&p, c, (enum model_quant)q, MODEL_ROUNDING_OCP, x);
         json_object_set_new(o, model_quant_name((enum model_quant)q),
                             json_integer((json_int_t)p.file_bytes));
         packed_plan_release(&p);
@@ -93,17 +95,21 @@ static json_t *packed_json(const struct model_conf *c) {
 }
 
 /* Everything known, as one object; NULL with e. The text form prints the same object. */
-static json_t *gather(const char *path, struct err *e) {
+static json_t *gather(const char *path, const char *patterns, struct err *e) {
     struct model_conf c;
+    struct model_exclude exclude;
     struct source *s;
     char sha256[SHA256_HEX];
     int64_t params;
-    if (model_conf_load(&c, path, e) < 0 || source_open(&s, path, &c, e) < 0) return NULL;
+    if (model_conf_load(&c, path, e) < 0 || model_exclude_make(&exclude, patterns, &c, e) < 0 ||
+        source_open(&s, path, &c, e) < 0) return NULL;
     json_t *o = shape_json(&c), *dtypes = json_object(), *files = NULL;
     json_object_set_new(o, "tensors", tensors_json(s, &params, dtypes));
     json_object_set_new(o, "dtypes", dtypes);
     json_object_set_new(o, "params", json_integer(params));
-    json_object_set_new(o, "packed_bytes", packed_json(&c));
+    json_object_set_new(o, "packed_bytes", packed_json(&c, &exclude));
+    json_object_set_new(o, "projections", json_integer(c.layers * PROJ_COUNT));
+    json_object_set_new(o, "quantised", json_integer(c.layers * PROJ_COUNT - exclude.count));
     source_close(&s);
     if (model_sha256(path, NULL, sha256, e) == 0) files = files_json(path, e);
     if (!files) {
@@ -120,7 +126,7 @@ static void print_shape(const json_t *o) {
                                          "layers",       "heads",     "kv_heads", "head_dim",
                                          "ffn_dim",      "positions", "norm_eps", "rope_theta",
                                          "rope_llama3",  "tied",      "qkv_bias", "bos",
-                                         "eos",          "sha256" };
+                                         "eos",          "projections", "quantised", "sha256" };
     for (size_t i = 0; i < COUNT_OF(order); i++) {
         const json_t *v = json_object_get(o, order[i]);
         if (!v) continue;
@@ -152,13 +158,15 @@ static void print_text(json_t *o, bool tensors) {
 }
 
 int cmd_inspect(int argc, char **argv) {
-    const char *path;
+    const char *path, *exclude = NULL;
     bool json = false, tensors = false;
-    const struct arg arg[] = { { "json", NULL, &json }, { "tensors", NULL, &tensors } };
+    const struct arg arg[] = { { "exclude", &exclude, NULL },
+                               { "json", NULL, &json },
+                               { "tensors", NULL, &tensors } };
     struct err e = { 0 };
     int go = args_parse(argc, argv, HELP, arg, COUNT_OF(arg), &path);
     if (go < 1) return go < 0 ? EXIT_USAGE : EXIT_DONE;
-    json_t *o = gather(path, &e);
+    json_t *o = gather(path, exclude, &e);
     if (!o) {
         fprintf(stderr, "qerl-model inspect: %s\n", e.text);
         return e.code ? e.code : EXIT_ENV;

@@ -12,7 +12,7 @@
 
 static const char HELP[] =
     "usage: qerl-model pack MODEL [--quant mxfp4|nvfp4|bf16|f32] [--rounding ocp|seed]\n"
-    "                       [--packed DIR] [--tensors]\n\n"
+    "                       [--exclude PATTERNS] [--packed DIR] [--tensors]\n\n"
     "Makes DIR/SHA256-QUANT, the file that all stages map. Stages make it themselves when it is "
     "absent;\n"
     "this makes it ahead and reports the error: mean relative error |q-x|/(|x|+1e-10), signal to\n"
@@ -23,11 +23,14 @@ static const char HELP[] =
     "                stay bf16\n"
     "  --rounding    ocp: to nearest, ties to even (the default); seed: the earlier system's "
     "rounding\n"
+    "  --exclude     projections that stay bf16: \"layers.0, down_proj, layers.14-17.q_proj\" "
+    "(none)\n"
     "  --packed      where packed files live (models/.packed)\n"
     "  --tensors     one line per quantised tensor\n\n"
     "examples:\n"
     "  qerl-model pack models/tiny\n"
     "  qerl-model pack models/tiny --quant nvfp4\n"
+    "  qerl-model pack models/tiny --exclude layers.0,layers.5\n"
     "  qerl-model pack models/tiny --rounding seed --tensors\n";
 
 struct worst { struct quant_stats s; char name[SOURCE_NAME_BYTES]; };
@@ -67,18 +70,22 @@ static int pack(const struct model_opts *o, struct report *r, struct err *e) {
     struct model_conf c;
     struct source *s;
     struct packed_plan plan;
+    struct model_exclude exclude;
     char sha256[SHA256_HEX], path[FS_PATH_MAX];
     double start = clock_seconds();
-    if (model_conf_load(&c, o->path, e) < 0 || fs_mkdirs(o->packed_dir, e) < 0 ||
+    if (model_conf_load(&c, o->path, e) < 0 ||
+        model_exclude_make(&exclude, o->exclude, &c, e) < 0 || fs_mkdirs(o->packed_dir, e) < 0 ||
         model_sha256(o->path, o->packed_dir, sha256, e) < 0 || source_open(&s, o->path, &c, e) < 0)
         return -1;
     struct pool *pool = pool_create(pool_cores());
-    packed_plan_init(&plan, &c, o->quant, o->rounding);
-    packed_path(path, o->packed_dir, sha256, o->quant, o->rounding);
+    packed_plan_init(&plan, &c, o->quant, o->rounding, &exclude);
+    packed_path(path, o->packed_dir, sha256, &plan);
     int rc = packed_make(&plan, s, sha256, path, pool, see, r, e);
     if (rc == 0)
         printf("%s: %.1f MB in %.1f s\n", path, (double)plan.file_bytes / 1e6,
                clock_seconds() - start);
+    if (rc == 0 && *plan.exclude)
+        printf("%d of %d projections stay bf16\n", exclude.count, c.layers * PROJ_COUNT);
     packed_plan_release(&plan);
     pool_destroy(&pool);
     source_close(&s);
@@ -88,11 +95,12 @@ static int pack(const struct model_opts *o, struct report *r, struct err *e) {
 int cmd_pack(int argc, char **argv) {
     const char *path, *quant = "mxfp4", *rounding = "ocp", *dir = "models/.packed";
     struct report r = { 0 };
+    struct model_opts o = { 0 };
     const struct arg arg[] = { { "quant", &quant, NULL },
                                { "rounding", &rounding, NULL },
+                               { "exclude", &o.exclude, NULL },
                                { "packed", &dir, NULL },
                                { "tensors", NULL, &r.each } };
-    struct model_opts o = { 0 };
     struct err e = { 0 };
     int go = args_parse(argc, argv, HELP, arg, COUNT_OF(arg), &path);
     if (go < 1) return go < 0 ? EXIT_USAGE : EXIT_DONE;

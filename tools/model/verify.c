@@ -7,7 +7,7 @@
 
 static const char HELP[] =
     "usage: qerl-model verify MODEL [--quant mxfp4|nvfp4|bf16|f32] [--rounding ocp|seed]\n"
-    "                         [--packed DIR]\n\n"
+    "                         [--exclude PATTERNS] [--packed DIR]\n\n"
     "Reads every weight of the model and checks names, shapes, types and that all values are "
     "finite;\n"
     "where DIR holds the packed file, checks its header and checksums and that its bits equal a "
@@ -52,12 +52,17 @@ static int compare(struct packed_plan *p, const struct source *s, const struct f
 static int verify(const struct model_opts *o, const struct model_conf *c, const struct source *s,
                   const char *sha256) {
     struct packed_plan plan;
+    struct model_exclude exclude;
     struct fs_map map = { 0 };
     struct err e = { 0 };
     char path[FS_PATH_MAX];
     int code = EXIT_DONE;
-    packed_plan_init(&plan, c, o->quant, o->rounding);
-    packed_path(path, o->packed_dir, sha256, o->quant, o->rounding);
+    if (model_exclude_make(&exclude, o->exclude, c, &e) < 0) {
+        fprintf(stderr, "qerl-model verify: %s\n", e.text);
+        return e.code;
+    }
+    packed_plan_init(&plan, c, o->quant, o->rounding, &exclude);
+    packed_path(path, o->packed_dir, sha256, &plan);
     bool there = fs_exists(path);
     if (there && (fs_map(&map, path, &e) < 0 || packed_check(&plan, sha256, &map, true, &e) < 0)) {
         code = bad("packed file '%s': %s", path, e.text);
@@ -79,10 +84,11 @@ static int verify(const struct model_opts *o, const struct model_conf *c, const 
 
 int cmd_verify(int argc, char **argv) {
     const char *path, *quant = "mxfp4", *rounding = "ocp", *dir = "models/.packed";
+    struct model_opts o = { 0 };
     const struct arg arg[] = { { "quant", &quant, NULL },
                                { "rounding", &rounding, NULL },
+                               { "exclude", &o.exclude, NULL },
                                { "packed", &dir, NULL } };
-    struct model_opts o = { 0 };
     struct model_conf c;
     struct source *s;
     struct err e = { 0 };
