@@ -30,7 +30,10 @@ static int hit_scaled(struct model_exclude *x, const char *pattern, const char *
     char layers[SELECT_NAME_MAX], one[SELECT_NAME_MAX], key[2 * SELECT_NAME_MAX];
     int found = 0;
     const char *at = pattern;
-    while (*at && !isdigit((unsigned char)*at)) at += strcspn(at, ".") + (at[strcspn(at, ".")] == '.');
+    while (*at && !isdigit((unsigned char)*at)) {
+        at += strcspn(at, ".");
+        at += *at == '.';
+    }
     const int n = (int)strcspn(at, ".");
     snprintf(layers, sizeof layers, "%.*s%s", n, at, of);
     snprintf(key, sizeof key, "pattern '%s%s'", pattern, of);
