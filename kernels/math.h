@@ -24,6 +24,15 @@
 #define KEXP_P3     4.1665795894e-2f
 #define KEXP_P4     1.6666665459e-1f
 #define KEXP_P5     5.0000001201e-1f
+#define KLOG_P0     7.0376836292e-2f
+#define KLOG_P1     (-1.1514610310e-1f)
+#define KLOG_P2     1.1676998740e-1f
+#define KLOG_P3     (-1.2420140846e-1f)
+#define KLOG_P4     1.4249322787e-1f
+#define KLOG_P5     (-1.6668057665e-1f)
+#define KLOG_P6     2.0000714765e-1f
+#define KLOG_P7     (-2.4999993993e-1f)
+#define KLOG_P8     3.3333331174e-1f
 
 static inline uint32_t kern_bits(float f) {
     union { float f; uint32_t u; } v = { f };
@@ -70,14 +79,14 @@ static inline float kern_logf(float x) {
         m = m + m;
     }
     float f = m - 1.0f, z = f * f, k = (float)e;
-    float p = fmaf(7.0376836292e-2f, f, -1.1514610310e-1f);
-    p = fmaf(p, f, 1.1676998740e-1f);
-    p = fmaf(p, f, -1.2420140846e-1f);
-    p = fmaf(p, f, 1.4249322787e-1f);
-    p = fmaf(p, f, -1.6668057665e-1f);
-    p = fmaf(p, f, 2.0000714765e-1f);
-    p = fmaf(p, f, -2.4999993993e-1f);
-    p = fmaf(p, f, 3.3333331174e-1f);
+    float p = fmaf(KLOG_P0, f, KLOG_P1);
+    p = fmaf(p, f, KLOG_P2);
+    p = fmaf(p, f, KLOG_P3);
+    p = fmaf(p, f, KLOG_P4);
+    p = fmaf(p, f, KLOG_P5);
+    p = fmaf(p, f, KLOG_P6);
+    p = fmaf(p, f, KLOG_P7);
+    p = fmaf(p, f, KLOG_P8);
     float y = f * z * p;
     y = fmaf(k, KEXP_LN2_LO, y);
     y = fmaf(-0.5f, z, y);

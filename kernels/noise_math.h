@@ -31,7 +31,7 @@ static inline float kern_unitf(uint32_t w) {
 
 /* cosine and sine of u turns, u in [0, 1] */
 static inline void kern_turnf(float u, float *c, float *s) {
-    float t = fmaf(u, 4.0f, KEXP_MAGIC), f = fmaf(u, 4.0f, -(t - KEXP_MAGIC)), q = f * f;
+    float t = fmaf(u, 4.0f, KEXP_MAGIC), f = fmaf(u, 4.0f, KEXP_MAGIC - t), q = f * f;
     float ps = fmaf(fmaf(fmaf(KTURN_S0, q, KTURN_S1), q, KTURN_S2), q, KTURN_S3) * f;
     float pc = fmaf(fmaf(fmaf(fmaf(KTURN_C0, q, KTURN_C1), q, KTURN_C2), q, KTURN_C3), q, 1.0f);
     uint32_t n = kern_bits(t);                                    /* its low bits: the quarter */
@@ -127,7 +127,7 @@ static inline float kern_noise_edge(const struct kern_noise *n, float most) {
 /* t + e of element i; counts into l where that is given. */
 static inline float kern_noise_add(const struct kern_noise *n, float t, float z, float edge, int i,
                                    struct kern_noise_lanes *l) {
-    t = kern_noise_round(t, n->bf16);
+    t = kern_noise_round(t, n->bf16), z = kern_noise_round(z, n->bf16);
     const bool flat = n->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || n->type == KERN_NOISE_BIAS,
                flush = n->type == KERN_NOISE_DEADZONE;
     float size = fabsf(t), by = flat ? 1.0f : n->type == KERN_NOISE_SYSTEMATIC ? t : size;

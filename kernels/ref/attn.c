@@ -44,7 +44,7 @@ static void page_noise(const struct kern_noise *on, int row, int head, float edg
     ref_noise_add(on, counter, edge, t, at, n, on->sums.p ? l : NULL);
 }
 static void above_zero(float *p, int n) {
-    for (int j = 0; j < n; j++) p[j] = 0.0f > p[j] ? 0.0f : p[j];         /* a NaN stays */
+    for (int j = 0; j < n; j++) p[j] = (0.0f > p[j] ? 0.0f : p[j]) + 0.0f;   /* no -0; NaN stays */
 }
 
 /* One query vector; q and o are buffers of head_dim floats, page of 32 * head_dim. */

@@ -5,11 +5,13 @@
  * the same page, heads of a row, rows of a slot or slots that share a prompt, take it unpacked
  * once. All multiplying is mul.h's; between two products a page's scores are [query][32] floats.
  * The forward owns (rows, kv head), the backward (sequence, kv head): every sum is one part's own.
+ * Noise, where asked for, acts on those floats in place.
  * Order: block of queries, forward, backward.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_SIMD_ATTN_H
 #define QERL_SIMD_ATTN_H
 #include "kernels/simd/mul.h"
+#include "kernels/simd/noise.h"
 
 enum { ATTN_QUERIES = 128, ATTN_ROWS = ATTN_QUERIES + MUL_ROWS };   /* of a block; of its memory */
 _Static_assert((int)KERN_PAGE == (int)MUL_K, "a page is one block of the tile order");
@@ -69,6 +71,8 @@ struct attn_block {
     struct attn_run { int i, end, least, most; } run[ATTN_QUERIES];
     int runs;
     float m[ATTN_QUERIES], l[ATTN_QUERIES], fix[ATTN_QUERIES];
+    float edge[ATTN_QUERIES];                                /* of type deadzone on scores */
+    struct noise scores, probs;                              /* with noise */
 };
 static size_t attn_plan(struct attn_block *b, char *base) {
     const size_t ld = (size_t)b->panels * 16, k_blocks = (size_t)b->k_blocks;
@@ -147,10 +151,44 @@ static void attn_scores(struct attn_block *b, const struct attn_run *r, int at) 
                            .ahead = attn_ahead(&a->kv, next) });
 }
 
+/* Queries [i, i + rows), sixteen at most, as the noise knows them. */
+INLINE void attn_noise_pages(const struct attn_block *b, struct noise_page page[16], int i,
+                             int rows, int at, const float *edge) {
+    for (int r = 0; r < rows; r++)
+        page[r] = (struct noise_page){ attn_row(b, i + r),
+                                       b->kvh * b->group + (b->first + i + r) % b->group,
+                                       attn_seen(b, i + r, at), edge ? edge[i + r] : 0.0f };
+}
+static void above_zero(float *p, int n) {                    /* no -0; a NaN stays */
+    for (int i = 0; i < n; i += 16) v_store(p + i, v_add(v_max(v_zero(), v_load(p + i)), v_zero()));
+}
+static void attn_noisy_scores(struct attn_block *b, int from, int end, int at) {
+    const vf scale = v_set(b->a->scale);
+    struct noise_page page[16];
+    for (float *s = b->s + from * KERN_PAGE; s < b->s + end * KERN_PAGE; s += 16)
+        v_store(s, v_mul(v_load(s), scale));
+    for (int i = from, rows; i < end; i += rows) {
+        rows = v_left(i, end);
+        attn_noise_pages(b, page, i, rows, at, b->edge);
+        noise_pages(&b->scores, b->s + i * KERN_PAGE, page, rows, at);
+    }
+}
+/* And the sums of probabilities. */
+static void attn_noisy_probs(struct attn_block *b, int i, int rows, int at, vf x[16]) {
+    float *s = b->s + i * KERN_PAGE, edge[ATTN_QUERIES];
+    struct noise_page page[16];
+    for (int r = i; r < i + rows; r++) edge[r] = kern_noise_edge(b->probs.n, 1.0f);
+    attn_noise_pages(b, page, i, rows, at, edge);            /* p of the row's maximum is 1 */
+    noise_pages(&b->probs, s, page, rows, at);
+    above_zero(s, rows * KERN_PAGE);
+    for (int r = 0; r < rows; r++) x[r] = v_add(v_load(s + r * 32), v_load(s + r * 32 + 16));
+}
+
 /* Scores of queries [i, i + rows), sixteen at most, to probabilities; m, l and fix of all of them
- * at once. A query that sees nothing keeps m and l. */
-INLINE void attn_softmax16(struct attn_block *b, int i, const int rows, int at, const bool whole) {
-    const vf scale = v_set(b->a->scale), none = v_set(-INFINITY), zero = v_zero();
+ * at once. A query that sees nothing keeps m and l. noisy: scores are scaled already. */
+INLINE void attn_softmax16(struct attn_block *b, int i, const int rows, int at, const bool whole,
+                           const bool noisy) {
+    const vf scale = v_set(noisy ? 1.0f : b->a->scale), none = v_set(-INFINITY), zero = v_zero();
     float *s = b->s + i * KERN_PAGE;
     vf x[16];
     for (int r = 0; r < rows; r++) {
@@ -179,6 +217,7 @@ INLINE void attn_softmax16(struct attn_block *b, int i, const int rows, int at, 
         v_store(s + r * 32 + 16, hi);
         x[r] = v_add(lo, hi);
     }
+    if (noisy) attn_noisy_probs(b, i, rows, at, x);
     for (int r = rows; r < 16; r++) x[r] = zero;
     v_store(b->l + i, v_fma(v_load(b->l + i), fix, v_fold_all(x)));
 }
@@ -187,8 +226,9 @@ static void attn_softmax(struct attn_block *b, int from, int end, int at) {
         const int rows = v_left(i, b->count);
         int least = b->keys[i];
         for (int r = i + 1; r < i + rows; r++) least = b->keys[r] < least ? b->keys[r] : least;
-        if (rows == 16 && least >= at + KERN_PAGE) attn_softmax16(b, i, 16, at, true);
-        else attn_softmax16(b, i, rows, at, false);
+        if (b->a->noise) attn_softmax16(b, i, rows, at, false, true);
+        else if (rows == 16 && least >= at + KERN_PAGE) attn_softmax16(b, i, 16, at, true, false);
+        else attn_softmax16(b, i, rows, at, false, false);
     }
 }
 
@@ -243,6 +283,40 @@ static void attn_values(struct attn_block *b, const struct attn_run *r, int at) 
         attn_values_of(b, page, i, i + 1, attn_seen(b, i, at), NULL);
 }
 
+/* Runs and raw scores of the page from `at`. */
+static void attn_page_scores(struct attn_block *b, int at) {
+    attn_runs(b, at);
+    const int from = b->run[0].i, end = b->run[b->runs - 1].end;
+    memset(b->s + from * KERN_PAGE, 0, (size_t)((end - from) * KERN_PAGE) * sizeof *b->s);
+    for (int i = 0; i < b->runs; i++) attn_scores(b, &b->run[i], at);
+}
+
+/* Before the pages: each query's largest |score|, then its largest score, where a type of noise
+ * needs it. Nothing is counted here. */
+static void attn_peaks(struct attn_block *b, int most) {
+    struct noise scores = b->scores;
+    float size[ATTN_QUERIES] = { 0 };
+    for (int at = 0; at < most && scores.n->type == KERN_NOISE_DEADZONE; at += KERN_PAGE) {
+        attn_page_scores(b, at);
+        for (int i = b->run[0].i; i < b->count; i++)
+            for (int j = 0; j < attn_seen(b, i, at); j++) {
+                const float t = fabsf(b->s[i * KERN_PAGE + j] * b->a->scale);
+                size[i] = t > size[i] ? t : size[i];
+            }
+    }
+    for (int i = 0; i < b->count; i++) b->edge[i] = kern_noise_edge(scores.n, size[i]);
+    for (int at = 0; at < most && !kern_noise_relative(b->probs.n); at += KERN_PAGE) {
+        attn_page_scores(b, at);
+        attn_noisy_scores(b, b->run[0].i, b->run[b->runs - 1].end, at);
+        for (int i = b->run[0].i; i < b->count; i++)
+            for (int j = 0; j < attn_seen(b, i, at); j++) {
+                const float t = b->s[i * KERN_PAGE + j];
+                b->m[i] = t > b->m[i] ? t : b->m[i];
+            }
+    }
+    b->scores = scores;
+}
+
 static void attn_block(struct attn_block *b) {
     const struct kern_attn *a = b->a;
     const size_t ld = (size_t)b->panels * 16, q_row = (size_t)b->k_blocks * MUL_LHS,
@@ -267,11 +341,11 @@ static void attn_block(struct attn_block *b) {
     for (int i = 0; i < ATTN_QUERIES; i++) b->m[i] = -INFINITY, b->l[i] = 0.0f;
     memset(b->o, 0, (size_t)b->count * ld * sizeof *b->o);
     struct mul_source p = { b->s, KERN_F32, KERN_PAGE, 1.0f, a->kv.type == KERN_BF16 };
+    if (a->noise) attn_peaks(b, most);
     for (int at = 0; at < most; at += KERN_PAGE) {
-        attn_runs(b, at);
+        attn_page_scores(b, at);
         const int from = b->run[0].i, end = b->run[b->runs - 1].end;
-        memset(b->s + from * KERN_PAGE, 0, (size_t)((end - from) * KERN_PAGE) * sizeof *b->s);
-        for (int i = 0; i < b->runs; i++) attn_scores(b, &b->run[i], at);
+        if (a->noise) attn_noisy_scores(b, from, end, at);
         attn_softmax(b, from, end, at);
         p.from = b->s + from * KERN_PAGE;
         lhs_rows(b->p + from * MUL_LHS, MUL_LHS, MUL_LHS, &p, end - from, KERN_PAGE);
@@ -298,17 +372,21 @@ static void attn_part(void *arg, int part, int parts) {
     b.a = t->a, b.kvh = part % kv->kv_heads, b.group = t->group, b.dim = kv->head_dim;
     b.panels = (b.dim + 15) / 16, b.k_blocks = (b.dim + MUL_K - 1) / MUL_K;
     attn_plan(&b, cpu_scratch(attn_plan(&b, NULL)));
+    if (b.a->noise) noise_open(&b.scores, &b.a->noise->scores);
+    if (b.a->noise) noise_open(&b.probs, &b.a->noise->probs);
     for (int i = 0; i < rows * t->group; i += ATTN_QUERIES) {
         b.first = row * t->group + i;
         b.count = rows * t->group - i < ATTN_QUERIES ? rows * t->group - i : ATTN_QUERIES;
         attn_block(&b);
     }
+    if (b.a->noise) noise_close(&b.scores);
+    if (b.a->noise) noise_close(&b.probs);
 }
 
 static void simd_attn(struct kern *k, const struct kern_attn *a) {
     if (a->rows <= 0) return;
     /* ragged groups: nobody has them, ref is right */
-    if (a->heads % a->kv.kv_heads || a->noise) {
+    if (a->heads % a->kv.kv_heads) {
         ref_attn(k, a);
         return;
     }
@@ -342,6 +420,7 @@ struct bwd {
     float *p, *dp;                       /* [BWD_QUERIES][32]: scores and then p, dp and then ds */
     float *dq, *dk, *dv;                 /* [queries], [32], [32] of panels * 16 */
     float *delta, *lse, *some;           /* [queries] twice; 32 queries' vectors in a row */
+    struct noise scores, probs, dprobs, dscores;             /* with noise */
 };
 static size_t bwd_plan(struct bwd *b, char *base) {
     const size_t queries = (size_t)b->q_blocks * MUL_K + MUL_ROWS, k_blocks = (size_t)b->k_blocks,
@@ -482,12 +561,9 @@ static void bwd_keys(const struct bwd *b, float *acc, mul_t *lhs, const float *x
                            .blocks = (count + MUL_K - 1) / MUL_K });
 }
 
-/* The n keys from `at` against queries [q0, q0 + count); q0 is a multiple of 32. */
-static void bwd_block(struct bwd *b, int at, int n, int q0, int count) {
+/* Products to p and ds, of queries [q0, q0 + count) and the page from `at`. */
+static void bwd_softmax(struct bwd *b, int at, int q0, int count) {
     const vf scale = v_set(b->a->scale), zero = v_zero();
-    const size_t ld = (size_t)b->panels * 16;
-    bwd_scores(b, b->p, b->q, b->key, q0, count);
-    bwd_scores(b, b->dp, b->dy, b->val, q0, count);
     for (int i = 0; i < count; i++) {
         const int row = (q0 + i) / b->group - at, seen = row < 0 ? 0 : row + 1;
         const vf lse = v_set(b->lse[q0 + i]), delta = v_set(b->delta[q0 + i]);
@@ -503,6 +579,45 @@ static void bwd_block(struct bwd *b, int at, int n, int q0, int count) {
             v_store(ds_at, ds);
         }
     }
+}
+/* The same with noise, of queries [q, q + rows), sixteen at most; p and ds are theirs. */
+static void bwd_noisy_softmax(struct bwd *b, float *p, float *ds, int at, int q, int rows) {
+    const vf scale = v_set(b->a->scale);
+    struct noise_page page[16];
+    for (int i = 0; i < rows; i++) {
+        const int row = (q + i) / b->group, seen = row - at + 1;
+        page[i] = (struct noise_page){ b->first + row, b->kvh * b->group + (q + i) % b->group,
+                                       seen < 0 ? 0 : seen < KERN_PAGE ? seen : KERN_PAGE, 0.0f };
+    }
+    for (int i = 0; i < rows * KERN_PAGE; i += 16) v_store(p + i, v_mul(v_load(p + i), scale));
+    noise_pages(&b->scores, p, page, rows, at);
+    for (int i = 0; i < rows * KERN_PAGE; i += 16)
+        v_store(p + i, v_exp(v_sub(v_load(p + i), v_set(b->lse[q + i / KERN_PAGE]))));
+    noise_pages(&b->probs, p, page, rows, at);
+    above_zero(p, rows * KERN_PAGE);
+    noise_pages(&b->dprobs, ds, page, rows, at);
+    for (int i = 0; i < rows * KERN_PAGE; i += 16) {
+        const vf d = v_sub(v_load(ds + i), v_set(b->delta[q + i / KERN_PAGE]));
+        v_store(ds + i, v_mul(v_mul(v_load(p + i), d), scale));
+    }
+    noise_pages(&b->dscores, ds, page, rows, at);
+    for (int i = 0; i < rows * KERN_PAGE; i += 16) {
+        const int n = page[i / KERN_PAGE].n - i % KERN_PAGE;
+        v_store(p + i, v_pick(v_load(p + i), v_zero(), n < 0 ? 0 : n < 16 ? n : 16));
+        v_store(ds + i, v_pick(v_load(ds + i), v_zero(), n < 0 ? 0 : n < 16 ? n : 16));
+    }
+}
+
+/* The n keys from `at` against queries [q0, q0 + count); q0 is a multiple of 32. */
+static void bwd_block(struct bwd *b, int at, int n, int q0, int count) {
+    const size_t ld = (size_t)b->panels * 16;
+    bwd_scores(b, b->p, b->q, b->key, q0, count);
+    bwd_scores(b, b->dp, b->dy, b->val, q0, count);
+    if (!b->a->noise) bwd_softmax(b, at, q0, count);
+    else
+        for (int i = 0; i < count; i += 16)
+            bwd_noisy_softmax(b, b->p + i * KERN_PAGE, b->dp + i * KERN_PAGE, at, q0 + i,
+                              v_left(i, count));
     const struct mul_source s = { b->dp, KERN_F32, KERN_PAGE, 1.0f, b->round };
     const int blind = at * b->group > q0 ? at * b->group - q0 : 0;   /* see nothing of the page */
     lhs_rows(b->ds, MUL_LHS, MUL_LHS, &s, count, KERN_PAGE);
@@ -526,6 +641,15 @@ INLINE void bwd_put(float *to, const float *from, int dim) {
     for (int i = 0; i < dim; i += 16) v_store_n(to + i, v_load(from + i), v_left(i, dim));
 }
 
+static void bwd_noise(struct bwd *b, const struct kern_attn_noise *n, bool open) {
+    if (!n) return;
+    struct noise *s[] = { &b->scores, &b->probs, &b->dprobs, &b->dscores };
+    const struct kern_noise *of[] = { &n->scores, &n->probs, &n->dprobs, &n->dscores };
+    for (size_t i = 0; i < COUNT_OF(s); i++)
+        if (open) noise_open(s[i], of[i]);
+        else noise_close(s[i]);
+}
+
 static void attn_bwd_part(void *arg, int part, int parts) {
     (void)parts;
     const struct kern_attn_bwd *a = arg;
@@ -545,6 +669,7 @@ static void attn_bwd_part(void *arg, int part, int parts) {
     b.queries = b.len * b.group;
     b.q_blocks = (b.queries + MUL_K - 1) / MUL_K;
     bwd_plan(&b, cpu_scratch(bwd_plan(&b, NULL)));
+    bwd_noise(&b, a->noise, true);
     bwd_queries(&b);
     const size_t ld = (size_t)b.panels * 16;
     for (int at = 0; at < b.len; at += KERN_PAGE) {
@@ -564,10 +689,12 @@ static void attn_bwd_part(void *arg, int part, int parts) {
     }
     for (int i = 0; i < b.queries; i++)
         bwd_put((float *)a->dq.p + bwd_head(&b, i) * dim, b.dq + (size_t)i * ld, b.dim);
+    bwd_noise(&b, a->noise, false);
 }
 
 static void simd_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
-    if (a->heads % a->kv.kv_heads || a->noise) {
+    assert(!a->noise || kern_noise_backward(a->noise));
+    if (a->heads % a->kv.kv_heads) {
         ref_attn_bwd(k, a);
         return;
     }

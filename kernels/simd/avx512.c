@@ -7,6 +7,7 @@
 #include "kernels/simd/attn.h"
 #include "kernels/simd/gemm.h"
 #include "kernels/simd/loss.h"
+#include "kernels/simd/perturb.h"
 #include "kernels/simd/quant.h"
 #include "kernels/simd/rows.h"
 
