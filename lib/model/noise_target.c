@@ -1,113 +1,14 @@
-/* noise_target.c - see noise_target.h. Order: a list of layers, multipliers of all layers, names,
- * the two together.
+/* noise_target.c - see noise_target.h. Order: multipliers of the layers, names, the two together.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/noise_target.h"
 
-#include <ctype.h>
 #include <math.h>
 
-#include "lib/model/noise_names.h"
+#include "lib/base/str.h"
+#include "lib/model/noise_ops.h"
+#include "lib/model/select.h"
 
-/* ---- a list of layers ---- */
-
-struct item { int first, last; double times; };
-struct list { struct item item[MODEL_LAYERS_MAX]; int items, of; };      /* of 0: as the model */
-
-static bool number(const char **at, int *out) {
-    char *end;
-    if (!isdigit((unsigned char)**at)) return false;
-    const long v = strtol(*at, &end, 10);
-    *out = v < MODEL_LAYERS_MAX ? (int)v : MODEL_LAYERS_MAX;
-    *at = end;
-    return true;
-}
-
-static void blanks(const char **at) { *at += strspn(*at, " \t"); }
-
-/* ":1.5" or "of 28", behind an item's layers in either order. */
-static bool parse_tail(struct list *l, struct item *i, const char **at) {
-    if (**at == ':') {
-        char *end;
-        i->times = strtod(*at + 1, &end);
-        const bool read = end != *at + 1 && i->times >= 0 && i->times <= 1000;
-        *at = end;
-        return read;
-    }
-    int of;
-    *at += strlen("of ");
-    blanks(at);
-    if (!number(at, &of) || of < 1 || of > MODEL_LAYERS_MAX || (l->of && l->of != of)) return false;
-    l->of = of;
-    return true;
-}
-
-static bool parse_item(struct list *l, const char **at) {
-    struct item *i = &l->item[l->items++];
-    i->times = 1;
-    if (!number(at, &i->first)) return false;
-    i->last = i->first;
-    if (**at == '-') {
-        (*at)++;
-        if (!number(at, &i->last)) return false;
-    }
-    for (blanks(at); **at == ':' || strncmp(*at, "of ", 3) == 0; blanks(at))
-        if (!parse_tail(l, i, at)) return false;
-    return i->first <= i->last;
-}
-
-/* Appends the items of text, their multipliers times `factor`. */
-static int parse_list(struct list *l, const char *text, double factor, const char *key,
-                      struct err *e) {
-    const char *at = text;
-    for (blanks(&at); *at; blanks(&at)) {
-        const char *item = at;
-        if (l->items == MODEL_LAYERS_MAX || !parse_item(l, &at) || (*at && *at != ','))
-            return err_more(
-                e, EXIT_CONFIG,
-                "%s: cannot read '%s' as layers: write 0,3,14-17, or 14-17 of 28 to scale "
-                "to the model's depth, or 0-13:0.5, 14-17:1.5 with multipliers",
-                key, item);
-        l->item[l->items - 1].times *= factor;
-        at += *at == ',';
-    }
-    return 0;
-}
-
-/* The multipliers in a model of the list's own depth; NAN where it names none. */
-static int list_times(float *times, const struct list *l, int of, const char *key, struct err *e) {
-    for (int i = 0; i < of; i++) times[i] = NAN;
-    for (const struct item *i = l->item; i < l->item + l->items; i++) {
-        if (i->last >= of)
-            return err_more(e, EXIT_CONFIG, "%s: layer %d: %s %d layers, 0 to %d%s", key, i->last,
-                            l->of ? "the list is for" : "the model has", of, of - 1,
-                            l->of ? "" : "; 'of N' scales a list made for N layers");
-        for (int s = i->first; s <= i->last; s++) {
-            if (!isnan(times[s]))
-                return err_more(e, EXIT_CONFIG, "%s: layer %d is named twice", key, s);
-            times[s] = (float)i->times;
-        }
-    }
-    return 0;
-}
-
-/* times[layer] of the list in this model; `others` for layers not named. Scaled, a layer takes
- * what stands at its relative depth; then an item has what else it touches (as noise_layers_parse
- * has it) and no other item took. */
-static int scale_list(float *times, const struct list *l, int layers, double others,
-                      const char *key, struct err *e) {
-    float source[MODEL_LAYERS_MAX];
-    const int of = l->of ? l->of : layers;
-    if (list_times(source, l, of, key, e) < 0) return -1;
-    for (int i = 0; i < layers; i++) times[i] = source[(2 * i + 1) * of / (2 * layers)];
-    for (const struct item *i = l->item; i < l->item + l->items; i++)
-        for (int t = i->first * layers / of; t < ((i->last + 1) * layers + of - 1) / of; t++)
-            if (isnan(times[t])) times[t] = (float)i->times;
-    for (int i = 0; i < layers; i++)
-        if (isnan(times[i])) times[i] = (float)others;
-    return 0;
-}
-
-/* ---- multipliers of all layers ---- */
+/* ---- layers ---- */
 
 int64_t noise_target_switch(const struct noise_target_text *x, int64_t steps) {
     if (!*x->zone_middle || x->zone_early == x->zone_late) return -1;
@@ -117,26 +18,21 @@ int64_t noise_target_switch(const struct noise_target_text *x, int64_t steps) {
 
 static int zone_times(float *times, const struct noise_target_text *x, int64_t done, int64_t steps,
                       int layers, struct err *e) {
-    struct list l = { 0 };
     const int64_t change = noise_target_switch(x, steps);
     const double middle = change >= 0 && done >= change ? x->zone_late : x->zone_early;
+    const struct select_list list[] = { { x->zone_edge, "noise.aqn.zone_edge", 1 },
+                                        { x->zone_middle, "noise.aqn.zone_middle", middle } };
     if (*x->layers)
         return err_more(e, EXIT_CONFIG,
                         "noise.aqn.layers and zones are both set: zones stand in for the "
                         "multipliers of layers; unset noise.aqn.layers, or zone_edge and "
                         "zone_middle");
-    if (parse_list(&l, x->zone_edge, 1, "noise.aqn.zone_edge", e) < 0 ||
-        parse_list(&l, x->zone_middle, middle, "noise.aqn.zone_middle", e) < 0)
-        return -1;
-    return scale_list(times, &l, layers, x->others, "noise.aqn.zone_edge and zone_middle", e);
+    return select_lists(times, list, COUNT_OF(list), layers, x->others, e);
 }
 
 static int list_of_layers(float *times, const struct noise_target_text *x, int layers,
                           struct err *e) {
-    struct list l = { 0 };
-    if (parse_list(&l, x->layers, 1, "noise.aqn.layers", e) < 0 ||
-        scale_list(times, &l, layers, x->others, "noise.aqn.layers", e) < 0)
-        return -1;
+    if (select_layers(times, x->layers, layers, x->others, "noise.aqn.layers", e) < 0) return -1;
     bool all_one = x->others == 1;
     for (int i = 0; i < layers; i++) all_one &= times[i] == 1;
     if (!all_one) return 0;
@@ -161,7 +57,7 @@ static int layer_times(float *times, const struct noise_target_text *x, int64_t 
 /* ---- names ---- */
 
 static int mark_one(float *at, float value, const char *pattern, enum noise_module m, int layer) {
-    if (*at == value || !noise_pattern_hits(pattern, m, layer)) return 0;
+    if (*at == value || !noise_module_hit(pattern, m, layer)) return 0;
     *at = value;
     return 1;
 }
@@ -180,19 +76,27 @@ static int mark_pattern(struct noise_target *t, const char *pattern, float value
 
 static int mark(struct noise_target *t, const char *list, float value, const char *key,
                 const struct model_conf *c, struct err *e) {
-    char word[NOISE_WORD_MAX];
+    static const char *const known[] = {
+        "norms",     "linears",         "input_layernorm", "post_attention_layernorm",
+        "norm",      "q_proj",          "k_proj",          "v_proj",
+        "o_proj",    "gate_proj",       "up_proj",         "down_proj",
+    };
+    char word[SELECT_NAME_MAX];
     int rc = 0, words = 0;
-    for (; noise_list_next(&list, word); words++) {
+    for (; select_word(&list, word); words++) {
         const char *pattern = strcmp(word, "norms") == 0     ? "rmsnorm"
                               : strcmp(word, "linears") == 0 ? "linear"
                                                              : word;
-        struct err unknown = { 0 };
-        if (noise_pattern_check(pattern, c->layers, &unknown) < 0)
-            rc = err_more(e, EXIT_CONFIG, "%s: %s", key, unknown.text);
-        else if (!mark_pattern(t, pattern, value, c->layers))
-            rc = err_more(e, EXIT_CONFIG, "%s: '%s' names %s", key, word,
-                          value > 0 ? "nothing that AQN can hit and that is not named already"
-                                    : "nothing that is a target");
+        if (mark_pattern(t, pattern, value, c->layers)) continue;
+        const char *near = str_nearest(word, known, COUNT_OF(known));
+        const bool guess = near && strcmp(near, word) != 0;
+        rc = err_more(e, EXIT_CONFIG,
+                      "%s: '%s' names %s of this model of %d layers%s%s%s; names: norms, "
+                      "linears, input_layernorm, post_attention_layernorm, norm, q_proj, "
+                      "k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, layers.0.q_proj",
+                      key, word, value > 0 ? "no weight, or no further one" : "no target",
+                      c->layers, guess ? ", did you mean '" : "", guess ? near : "",
+                      guess ? "'" : "");
     }
     if (words || value == 0) return rc;
     return err_more(e, EXIT_CONFIG, "%s is empty: name norms, linears or modules", key);

@@ -18,7 +18,7 @@ struct noise_target {
 struct noise_target_text {               /* as the configuration says it; lent */
     const char *targets;         /* "norms", "linears", or names: "input_layernorm, down_proj" */
     const char *exclude;                 /* names; "" = none */
-    /* "0,3,14-17", "14-17 of 28" (as noise_layers_parse scales it), "0-13:0.5, 14-17:1.5" with
+    /* "0,3,14-17", "14-17 of 28" (as select_layers scales it), "0-13:0.5, 14-17:1.5" with
      * multipliers; "" = 1 everywhere. "of N", said once, holds for the whole list. What it does not
      * name, the final norm among it, gets `others`. */
     const char *layers;

@@ -58,7 +58,8 @@ static int read_metrics(const char *run, int steps, double *step, double *gather
 
 static int run_pipeline(struct loop *l, struct err *e) {
     struct bench *b = l->b;
-    char program[PATH_ROOM], file[PATH_ROOM], runs[96], steps[32], threads[32], kernels[64], stages[40];
+    char program[PATH_ROOM], file[PATH_ROOM], runs[96], steps[32], threads[32], kernels[64];
+    char stages[40];
     double gather[STEPS_MAX];
     struct child_args a = { 0 };
     snprintf(program, sizeof program, "%s/qerl-pipe", b->bin);
