@@ -178,13 +178,14 @@ void policy_plan_files(json_t *files, const struct shared *c) {
     plan_shards(files, model, path, get);
 }
 
-/* "182 of 196 projections" */
+/* "182 of 196 projections; embeddings and head bf16" */
 static json_t *quantised_json(const struct shared *c, const struct model_conf *m,
                               const struct model_exclude *x) {
     const int all = m->layers * PROJ_COUNT;
-    char text[48];
+    char text[80];
     if (!quantises(c)) return NULL;
-    snprintf(text, sizeof text, "%d of %d projections", all - x->count, all);
+    snprintf(text, sizeof text, "%d of %d projections; embeddings and head %s", all - x->count, all,
+             c->quant.weights == MODEL_QUANT_F32 ? "f32" : "bf16");
     return json_string(text);
 }
 
