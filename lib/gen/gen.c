@@ -68,6 +68,7 @@ static struct net_opts net_opts_of(const struct gen_opts *o) {
                           .positions_max = o->positions_max,
                           .pages_max = (o->rows + 1) * slot_pages,
                           .lora = o->lora,
+                          .noise = o->noise,
                           .activations = o->activations };
 }
 
@@ -178,6 +179,16 @@ int64_t gen_tokens_total(const struct gen *g) { return g->tokens_total; }
 int gen_adopt(struct gen *g, const struct lora *l, const struct noise_view *v, struct err *e) {
     if (!gen_idle(g)) return err_set(e, "cannot change the adapter while samples are being made");
     return net_adopt(g->net, l, v, e);
+}
+
+void gen_set_noise(struct gen *g, const struct noise_plan *plan, enum noise_phase phase,
+                   uint64_t seed, uint64_t fixed_seed) {
+    assert(gen_idle(g));
+    net_set_noise(g->net, plan, phase, seed, fixed_seed);
+}
+
+int gen_take_noise(struct gen *g, struct noise_evidence *to, struct err *e) {
+    return net_take_noise(g->net, to, e);
 }
 
 int gen_submit(struct gen *g, const struct gen_request *r, struct err *e) {

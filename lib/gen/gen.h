@@ -42,6 +42,7 @@ struct gen_opts {
     const char *stop[GEN_STOPS_MAX]; int stops;
     struct lora_shape lora;                            /* rank 0 = base only */
     enum model_quant activations;                      /* for gen_plan: as model.activations */
+    bool noise;                                        /* as net_opts.noise */
 };
 size_t gen_plan(const struct model_conf *c, enum model_quant q, const struct gen_opts *o);
 /* of these, the KV pages */
@@ -51,6 +52,10 @@ int gen_create(struct gen **out, const struct model *m, const struct tok *t,
 void gen_destroy(struct gen **g);
 /* only when idle */
 int gen_adopt(struct gen *g, const struct lora *l, const struct noise_view *v, struct err *e);
+/* As net_set_noise, when idle, and net_take_noise. */
+void gen_set_noise(struct gen *g, const struct noise_plan *plan, enum noise_phase phase,
+                   uint64_t seed, uint64_t fixed_seed);
+int gen_take_noise(struct gen *g, struct noise_evidence *to, struct err *e);
 /* Refuses (-1) a prompt that is empty, holds ids outside the vocabulary, or does not fit
  * positions_max with new_max. */
 int gen_submit(struct gen *g, const struct gen_request *r, struct err *e);

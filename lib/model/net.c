@@ -41,6 +41,7 @@ static void carve_act(struct net *n, const struct model_conf *m, struct carve *c
     a->h_post = carve_t(n, c, R, m->dim);
     a->q = carve_t(n, c, R, n->q_dim);
     a->attn = carve_t(n, c, R, n->q_dim);
+    if (n->o.noise && n->o.train) a->attn_clean = carve_t(n, c, R, n->q_dim);
     a->act = carve_t(n, c, R, m->ffn_dim);
     for (enum net_site s = 0; s < NET_SITE_COUNT; s++)
         if (n->site_rank[s]) a->u[s] = carve_t(n, c, R, n->site_rank[s]);
@@ -88,6 +89,23 @@ static int widest_input(const struct net *n, const struct model_conf *m) {
     return m->ffn_dim > widest ? m->ffn_dim : widest;
 }
 
+static int max_int(int a, int b) { return a > b ? a : b; }
+
+static void carve_noise(struct net *n, const struct model_conf *m, struct carve *c) {
+    struct net_noise *x = &n->op_noise;
+    const int R = n->o.rows_max, wide = max_int(m->dim, m->ffn_dim);
+    int rank = 1;
+    for (enum net_site s = 0; s < NET_SITE_COUNT; s++) rank = max_int(rank, n->site_rank[s]);
+    x->id = carve(c, 2 * (size_t)R * sizeof(uint32_t));
+    x->want_id = carve(c, 2 * (size_t)R * sizeof(uint32_t));
+    x->want_pos = carve(c, (size_t)R * sizeof(int32_t));
+    x->sums = carve(c, (size_t)NET_TALLIES * KERN_NOISE_SUMS * sizeof(int64_t));
+    x->wide = carve_f32(c, R, wide);
+    x->norm_in = carve_f32(c, R, m->dim);
+    x->in = carve_t(n, c, R, widest_input(n, m));
+    x->u = carve_t(n, c, R, rank);
+}
+
 static size_t pages_bytes(const struct net *n, const struct model_conf *m) {
     return (size_t)n->pages_max * (size_t)m->layers * 2 * (size_t)n->kv_dim * KERN_PAGE *
            net_type_bytes(n->type);
@@ -123,6 +141,7 @@ static size_t net_carve(struct net *n, const struct model_conf *m, kptr base) {
     if (n->lora.shape.rank)
         for (int l = 0; l < m->layers; l++) carve_lora(n, m, &c, l);
     if (n->o.train) carve_backward(n, m, &c);
+    if (n->o.noise) carve_noise(n, m, &c);
     return c.used;
 }
 
@@ -220,6 +239,8 @@ static void host_alloc(struct net *n) {
     h->want_start = h->seq_start + S;
     h->seq = h->want_start + S;
     h->slot = h->seq + S;
+    h->id = mem_alloc(6 * R * sizeof *h->id);
+    h->pos = (int32_t *)(h->id + 4 * R);
     h->lp = mem_alloc(3 * (size_t)n->head_rows * sizeof *h->lp);
     h->entropy = h->lp + n->head_rows;
     h->coef = h->entropy + n->head_rows;
@@ -270,6 +291,7 @@ void net_destroy(struct net **np) {
     free(n->page_free);
     free(n->host.row);
     free(n->host.upload);
+    free(n->host.id);
     free(n->host.lp);
     free(n);
     *np = NULL;

@@ -10,6 +10,7 @@
 #define QERL_NET_H
 #include "lib/model/lora.h"
 #include "lib/model/noise.h"
+#include "lib/model/noise_ops.h"
 
 struct net;
 struct net_opts {
@@ -20,6 +21,7 @@ struct net_opts {
     bool train;                  /* keep what the backward needs */
     struct lora_shape lora;      /* rank 0 = this net never sees an adapter */
     enum model_quant activations;    /* as model.activations, which net_create takes itself */
+    bool noise;                  /* make room for noise on operations and modules */
 };
 /* The bill that `check` prints, by the code that allocates: bytes of net_create with these
  * options. */
@@ -32,6 +34,18 @@ void net_destroy(struct net **n);
 /* From now on: base + lora (NULL = none) with noise (NULL = clean). lora is packed (copied); noise
  * is lent until the next adopt. */
 int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, struct err *e);
+
+/* From now on passes add the plan's noise of `phase`: the same draws for the same seed, token and
+ * place, in every phase. fixed_seed is that of type systematic, whose draws should not change from
+ * step to step. plan is lent; NULL, or one that is off in that phase, is clean: then not one
+ * operation differs. Needs net_opts.noise where it is on. */
+void net_set_noise(struct net *n, const struct noise_plan *plan, enum noise_phase phase,
+                   uint64_t seed, uint64_t fixed_seed);
+/* Adds what was counted since the last take (passes are counted always). */
+int net_take_noise(struct net *n, struct noise_evidence *to, struct err *e);
+/* Backward noise on net_grad, once it holds an update's whole gradient: each layer's part in rows
+ * of 4096, keyed by the update's number. Nothing where the plan has none. */
+void net_noise_grad(struct net *n, uint64_t update);
 
 /* Slots. open gives an empty one, -1 when none (or no page) is free; fork shares the full pages of
  * the first `positions` of `from` and copies the partial one; close gives the pages back when the

@@ -18,6 +18,7 @@ static void adapter_grad(const struct pass *t, enum proj p, const struct net_act
                          kptr x) {
     struct net *n = t->n;
     if (!net_lora_on(n, p)) return;
+    x = net_noise_input(n, t->layer, p, x, t->rows, false);
     const struct kern_weight *b = &n->lora_layer[t->layer].b[p];
     const int rank = n->lora.shape.rank, ld = n->site_rank[net_site_of(p)];
     const kptr du = kptr_at(n->du, (size_t)net_site_column(n, p) * sizeof(float));
@@ -97,15 +98,20 @@ static void adapter_dx(const struct pass *t, enum net_site site, kptr dx) {
 
 static void norm_bwd(const struct pass *t, int index, kptr x, kptr rstd, kptr w) {
     const int dim = t->n->model->conf.dim;
-    t->n->k->rmsnorm_bwd(t->n->k,
-                         &(struct kern_rmsnorm_bwd){ .dy = t->n->dh,
-                                                     .x = x,
-                                                     .rstd = rstd,
-                                                     .w = w,
-                                                     .dw = noise_view_dw(t->n->noise, index, dim),
-                                                     .dx = t->n->dx,
-                                                     .rows = t->rows,
-                                                     .dim = dim });
+    const struct kern_rmsnorm_bwd a = { .dy = t->n->dh,
+                                        .x = x,
+                                        .rstd = rstd,
+                                        .w = w,
+                                        .dw = noise_view_dw(t->n->noise, index, dim),
+                                        .dx = t->n->dx,
+                                        .rows = t->rows,
+                                        .dim = dim };
+    if (!net_noise_norm_bwd(t->n, index, &a)) t->n->k->rmsnorm_bwd(t->n->k, &a);
+}
+
+static void noise_back(const struct pass *t, enum noise_op op, enum noise_site site, kptr dx,
+                       int dim) {
+    net_noise_back(t->n, op, t->layer, site, dx, t->rows, dim);
 }
 
 static void mlp_bwd(const struct pass *t, struct net_act *a) {
@@ -114,19 +120,23 @@ static void mlp_bwd(const struct pass *t, struct net_act *a) {
     adapter_grad(t, PROJ_DOWN, a, n->dx, a->act);
     base_dx(t, PROJ_DOWN, n->dx, n->dact, false);
     adapter_dx(t, NET_SITE_DOWN, n->dact);
-    n->k->swiglu_bwd(n->k, &(struct kern_swiglu_bwd){ .dy = n->dact,
-                                                      .gate = a->gate,
-                                                      .up = a->up,
-                                                      .type = n->type,
-                                                      .dgate = n->gate,
-                                                      .dup = n->up,
-                                                      .rows = t->rows,
-                                                      .dim = ffn });
+    noise_back(t, NOISE_OP_MATMUL, NOISE_SITE_DX_DOWN, n->dact, ffn);
+    const struct kern_swiglu_bwd swiglu = { .dy = n->dact,
+                                            .gate = a->gate,
+                                            .up = a->up,
+                                            .type = n->type,
+                                            .dgate = n->gate,
+                                            .dup = n->up,
+                                            .rows = t->rows,
+                                            .dim = ffn };
+    n->k->swiglu_bwd(n->k, &swiglu);
+    net_noise_swiglu_bwd(n, t->layer, &swiglu);
     adapter_grad(t, PROJ_GATE, a, n->gate, a->h_post);
     adapter_grad(t, PROJ_UP, a, n->up, a->h_post);
     base_dx(t, PROJ_GATE, n->gate, n->dh, false);
     base_dx(t, PROJ_UP, n->up, n->dh, true);
     adapter_dx(t, NET_SITE_MLP, n->dh);
+    noise_back(t, NOISE_OP_MATMUL, NOISE_SITE_DX_MLP, n->dh, n->model->conf.dim);
     norm_bwd(t, 2 * t->layer + 1, a->x_mid, a->rstd_post, n->model->layer[t->layer].norm_post);
 }
 
@@ -149,24 +159,28 @@ static void attention_bwd(const struct pass *t, struct net_act *a) {
     adapter_grad(t, PROJ_O, a, n->dx, a->attn);
     base_dx(t, PROJ_O, n->dx, n->dh, false);
     adapter_dx(t, NET_SITE_O, n->dh);
-    n->k->attn_bwd(n->k, &(struct kern_attn_bwd){ .q = a->q,
-                                                  .q_type = n->type,
-                                                  .kv = n->kv,
-                                                  .layer = t->layer,
-                                                  .slots = n->slots,
-                                                  .y = a->attn,
-                                                  .y_type = n->type,
-                                                  .lse = a->lse,
-                                                  .dy = n->dh,
-                                                  .dq = n->dq,
-                                                  .dk = n->dk,
-                                                  .dv = n->dv,
-                                                  .seq_start = t->seq_start,
-                                                  .seqs = t->seqs,
-                                                  .heads = c->heads,
-                                                  .scale = net_attn_scale(n) });
+    noise_back(t, NOISE_OP_MATMUL, NOISE_SITE_DX_O, n->dh, n->q_dim);
+    struct kern_attn_bwd attn = { .q = a->q,
+                                  .q_type = n->type,
+                                  .kv = n->kv,
+                                  .layer = t->layer,
+                                  .slots = n->slots,
+                                  .y = a->attn,
+                                  .y_type = n->type,
+                                  .lse = a->lse,
+                                  .dy = n->dh,
+                                  .dq = n->dq,
+                                  .dk = n->dk,
+                                  .dv = n->dv,
+                                  .seq_start = t->seq_start,
+                                  .seqs = t->seqs,
+                                  .heads = c->heads,
+                                  .scale = net_attn_scale(n) };
+    if (!net_noise_attn_bwd(n, t->layer, a, t->rows, &attn)) n->k->attn_bwd(n->k, &attn);
     rope_bwd(t, n->dq, c->heads);
     rope_bwd(t, n->dk, c->kv_heads);
+    noise_back(t, NOISE_OP_ROPE, NOISE_SITE_ROPE_DQ, n->dq, n->q_dim);
+    noise_back(t, NOISE_OP_ROPE, NOISE_SITE_ROPE_DK, n->dk, n->kv_dim);
     adapter_grad(t, PROJ_Q, a, n->dq, a->h_in);
     adapter_grad(t, PROJ_K, a, n->dk, a->h_in);
     adapter_grad(t, PROJ_V, a, n->dv, a->h_in);
@@ -175,10 +189,12 @@ static void attention_bwd(const struct pass *t, struct net_act *a) {
     base_dx(t, PROJ_K, n->dk, n->dh, true);
     base_dx(t, PROJ_V, n->dv, n->dh, true);
     adapter_dx(t, NET_SITE_QKV, n->dh);
+    noise_back(t, NOISE_OP_MATMUL, NOISE_SITE_DX_QKV, n->dh, c->dim);
     norm_bwd(t, 2 * t->layer, a->x_in, a->rstd_in, n->model->layer[t->layer].norm_in);
 }
 
 void net_layers_bwd(struct net *n, int rows, const int32_t *seq_start, int seqs) {
+    n->op_noise.seen.passes[NOISE_BACKWARD]++;
     for (int layer = n->model->conf.layers - 1; layer >= 0; layer--) {
         const struct pass t = { n, layer, rows, seqs, seq_start };
         mlp_bwd(&t, &n->act[layer]);

@@ -47,23 +47,23 @@ static void weight_inputs(struct net *n, int layer, enum proj p, int count, kptr
 }
 
 /* y += dW x of those projections whose weights carry noise: (W + dW) x in two products. */
-static void project_noise(struct net *n, int layer, enum proj p, int count, const kptr *in,
-                          const kptr *y, int rows) {
+static void project_noise(struct net *n, int layer, enum proj p, const struct kern_linear *base,
+                          int count) {
     struct kern_linear a[KERN_LINEARS_MAX];
     int used = 0;
     for (int i = 0; i < count; i++) {
         const struct kern_weight *w = noise_view_linear(n->noise, layer, p + (enum proj)i);
         if (!w) continue;
-        a[used++] = (struct kern_linear){ .x = in[i],
+        a[used++] = (struct kern_linear){ .x = base[i].x,
                                           .x_type = n->type,
                                           .x_ld = w->in,
                                           .w = *w,
                                           .scale = 1,
                                           .accumulate = true,
-                                          .y = y[i],
+                                          .y = base[i].y,
                                           .y_type = KERN_F32,
                                           .y_ld = w->out,
-                                          .rows = rows };
+                                          .rows = base[i].rows };
     }
     if (used) n->k->linear(n->k, a, used);
 }
@@ -96,41 +96,63 @@ static void project(struct net *n, int layer, enum proj p, int count, kptr x,
         a[i].u_ld = n->site_rank[net_site_of(p)];
         a[i].b = n->lora_layer[layer].b[p];
     }
+    const bool noisy = net_noise_linear(n, layer, first, a, count);
     n->k->linear(n->k, a, count);
-    project_noise(n, layer, first, count, in, y, rows);
+    project_noise(n, layer, first, a, count);
+    if (noisy) net_noise_linear_end(n, layer, first, a, count, y);
 }
 
-static void norm(struct net *n, int index, kptr w, kptr y, kptr rstd, int rows) {
+/* What follows one input x of width `in`: u of its adapters, then its projections. Modules with
+ * noise on their input read a copy each. */
+static void linears(struct net *n, int layer, enum proj p, int count, kptr x, int in,
+                    const struct net_act *act, const kptr *y, bool add, int rows) {
+    const enum net_site site = net_site_of(p);
+    if (!net_noise_at_input(n, layer, p, count)) {
+        adapter_in(n, layer, site, x, in, act->u[site], rows);
+        project(n, layer, p, count, x, act, y, add, rows);
+        return;
+    }
+    for (int i = 0; i < count; i++, p++) {
+        const kptr own = net_noise_input(n, layer, p, x, rows, true);
+        adapter_in(n, layer, site, own, in, n->op_noise.u, rows);
+        net_noise_keep_u(n, p, act, rows);
+        project(n, layer, p, 1, own, act, &y[i], add, rows);
+    }
+}
+
+static void norm(struct net *n, int index, kptr x, kptr w, kptr y, kptr rstd, int rows) {
     const struct model_conf *c = &n->model->conf;
-    n->k->rmsnorm(n->k, &(struct kern_rmsnorm){ .x = n->x,
-                                                .w = w,
-                                                .dw = noise_view_dw(n->noise, index, c->dim),
-                                                .y = y,
-                                                .rstd = rstd,
-                                                .y_type = n->type,
-                                                .rows = rows,
-                                                .dim = c->dim,
-                                                .eps = c->norm_eps });
+    const struct kern_rmsnorm a = { .x = x,
+                                    .w = w,
+                                    .dw = noise_view_dw(n->noise, index, c->dim),
+                                    .y = y,
+                                    .rstd = rstd,
+                                    .y_type = n->type,
+                                    .rows = rows,
+                                    .dim = c->dim,
+                                    .eps = c->norm_eps };
+    if (!net_noise_norm(n, index, &a)) n->k->rmsnorm(n->k, &a);
 }
 
-static void rope(struct net *n, kptr x, kptr y, int heads, int rows) {
-    n->k->rope(n->k, &(struct kern_rope){ .x = x,
-                                          .y = y,
-                                          .y_type = n->type,
-                                          .pos = n->pos,
-                                          .cos = n->cos,
-                                          .sin = n->sin,
-                                          .rows = rows,
-                                          .heads = heads,
-                                          .head_dim = n->model->conf.head_dim });
+static void rope(struct net *n, int layer, enum noise_site site, kptr x, kptr y, int heads,
+                 int rows) {
+    const struct kern_rope a = { .x = x,
+                                 .y = y,
+                                 .y_type = n->type,
+                                 .pos = n->pos,
+                                 .cos = n->cos,
+                                 .sin = n->sin,
+                                 .rows = rows,
+                                 .heads = heads,
+                                 .head_dim = n->model->conf.head_dim };
+    if (!net_noise_rope(n, layer, site, &a)) n->k->rope(n->k, &a);
 }
 
 static void attention(struct net *n, int layer, struct net_act *a, int rows, bool save) {
     const struct model_conf *c = &n->model->conf;
-    adapter_in(n, layer, NET_SITE_QKV, a->h_in, c->dim, a->u[NET_SITE_QKV], rows);
-    project(n, layer, PROJ_Q, 3, a->h_in, a, (kptr[]){ n->qf, n->kf, n->vf }, false, rows);
-    rope(n, n->qf, a->q, c->heads, rows);
-    rope(n, n->kf, n->kt, c->kv_heads, rows);
+    linears(n, layer, PROJ_Q, 3, a->h_in, c->dim, a, (kptr[]){ n->qf, n->kf, n->vf }, false, rows);
+    rope(n, layer, NOISE_SITE_ROPE_Q, n->qf, a->q, c->heads, rows);
+    rope(n, layer, NOISE_SITE_ROPE_K, n->kf, n->kt, c->kv_heads, rows);
     n->k->kv_put(n->k, &(struct kern_kv_put){ .kv = n->kv,
                                               .layer = layer,
                                               .k = n->kt,
@@ -139,36 +161,35 @@ static void attention(struct net *n, int layer, struct net_act *a, int rows, boo
                                               .slots = n->slots,
                                               .pos = n->pos,
                                               .rows = rows });
-    n->k->attn(n->k, &(struct kern_attn){ .q = a->q,
-                                          .q_type = n->type,
-                                          .kv = n->kv,
-                                          .layer = layer,
-                                          .slots = n->slots,
-                                          .pos = n->pos,
-                                          .y = a->attn,
-                                          .y_type = n->type,
-                                          .lse = save ? a->lse : (kptr){ NULL },
-                                          .rows = rows,
-                                          .heads = c->heads,
-                                          .scale = net_attn_scale(n) });
-    adapter_in(n, layer, NET_SITE_O, a->attn, n->q_dim, a->u[NET_SITE_O], rows);
-    project(n, layer, PROJ_O, 1, a->attn, a, &n->x, true, rows);
+    struct kern_attn attn = { .q = a->q,
+                              .q_type = n->type,
+                              .kv = n->kv,
+                              .layer = layer,
+                              .slots = n->slots,
+                              .pos = n->pos,
+                              .y = a->attn,
+                              .y_type = n->type,
+                              .lse = save ? a->lse : (kptr){ NULL },
+                              .rows = rows,
+                              .heads = c->heads,
+                              .scale = net_attn_scale(n) };
+    if (!net_noise_attn(n, layer, a, &attn)) n->k->attn(n->k, &attn);
+    linears(n, layer, PROJ_O, 1, a->attn, n->q_dim, a, &n->x, true, rows);
 }
 
 static void mlp(struct net *n, int layer, struct net_act *a, int rows, bool save) {
     const struct model_conf *c = &n->model->conf;
-    adapter_in(n, layer, NET_SITE_MLP, a->h_post, c->dim, a->u[NET_SITE_MLP], rows);
-    project(n, layer, PROJ_GATE, 2, a->h_post, a, (kptr[]){ n->gate, n->up }, false, rows);
-    n->k->swiglu(n->k, &(struct kern_swiglu){ .gate = n->gate,
-                                              .up = n->up,
-                                              .y = a->act,
-                                              .gate_kept = save ? a->gate : (kptr){ NULL },
-                                              .up_kept = save ? a->up : (kptr){ NULL },
-                                              .y_type = n->type,
-                                              .rows = rows,
-                                              .dim = c->ffn_dim });
-    adapter_in(n, layer, NET_SITE_DOWN, a->act, c->ffn_dim, a->u[NET_SITE_DOWN], rows);
-    project(n, layer, PROJ_DOWN, 1, a->act, a, &n->x, true, rows);
+    linears(n, layer, PROJ_GATE, 2, a->h_post, c->dim, a, (kptr[]){ n->gate, n->up }, false, rows);
+    const struct kern_swiglu swiglu = { .gate = n->gate,
+                                        .up = n->up,
+                                        .y = a->act,
+                                        .gate_kept = save ? a->gate : (kptr){ NULL },
+                                        .up_kept = save ? a->up : (kptr){ NULL },
+                                        .y_type = n->type,
+                                        .rows = rows,
+                                        .dim = c->ffn_dim };
+    if (!net_noise_swiglu(n, layer, &swiglu)) n->k->swiglu(n->k, &swiglu);
+    linears(n, layer, PROJ_DOWN, 1, a->act, c->ffn_dim, a, &n->x, true, rows);
 }
 
 void net_layers(struct net *n, int rows, bool save) {
@@ -180,10 +201,11 @@ void net_layers(struct net *n, int rows, bool save) {
     for (int layer = 0; layer < c->layers; layer++) {
         struct net_act *a = &n->act[save ? layer : 0];
         if (save) n->k->copy(n->k, a->x_in, n->x, x_bytes);
-        norm(n, 2 * layer, n->model->layer[layer].norm_in, a->h_in, save ? a->rstd_in : none, rows);
+        norm(n, 2 * layer, n->x, n->model->layer[layer].norm_in, a->h_in,
+             save ? a->rstd_in : none, rows);
         attention(n, layer, a, rows, save);
         if (save) n->k->copy(n->k, a->x_mid, n->x, x_bytes);
-        norm(n, 2 * layer + 1, n->model->layer[layer].norm_post, a->h_post,
+        norm(n, 2 * layer + 1, n->x, n->model->layer[layer].norm_post, a->h_post,
              save ? a->rstd_post : none, rows);
         mlp(n, layer, a, rows, save);
     }
@@ -201,31 +223,25 @@ void net_want(struct net *n, const int32_t *index, int wants, bool save) {
                                               .type = KERN_F32,
                                               .rows = wants,
                                               .dim = c->dim });
-    n->k->rmsnorm(n->k,
-                  &(struct kern_rmsnorm){ .x = n->hid,
-                                          .w = n->model->norm_final,
-                                          .dw = noise_view_dw(n->noise, 2 * c->layers, c->dim),
-                                          .y = n->hid_t,
-                                          .rstd = save ? n->hid_rstd : (kptr){ NULL },
-                                          .y_type = n->type,
-                                          .rows = wants,
-                                          .dim = c->dim,
-                                          .eps = c->norm_eps });
+    net_noise_want(n, index, wants);
+    norm(n, 2 * c->layers, n->hid, n->model->norm_final, n->hid_t,
+         save ? n->hid_rstd : (kptr){ NULL }, wants);
 }
 
 void net_head(struct net *n, int first, int count) {
     const struct kern_weight *w = &n->model->head;
     assert(count <= n->head_rows && first + count <= n->wants);
     kptr x = kptr_at(n->hid_t, (size_t)first * (size_t)w->in * net_type_bytes(n->type));
-    n->k->linear(n->k, &(struct kern_linear){ .x = x,
-                                              .x_type = n->type,
-                                              .x_ld = w->in,
-                                              .w = *w,
-                                              .scale = 1,
-                                              .y = n->logits,
-                                              .y_type = KERN_F32,
-                                              .y_ld = w->out,
-                                              .rows = count }, 1);
+    const struct kern_linear a = { .x = x,
+                                   .x_type = n->type,
+                                   .x_ld = w->in,
+                                   .w = *w,
+                                   .scale = 1,
+                                   .y = n->logits,
+                                   .y_type = KERN_F32,
+                                   .y_ld = w->out,
+                                   .rows = count };
+    if (!net_noise_head(n, first, &a)) n->k->linear(n->k, &a, 1);
 }
 
 void net_upload_rows(struct net *n, const struct net_row *rows, int count) {
@@ -239,6 +255,7 @@ void net_upload_rows(struct net *n, const struct net_row *rows, int count) {
     n->k->upload(n->k, n->tokens, tokens, bytes);
     n->k->upload(n->k, n->slots, slots, bytes);
     n->k->upload(n->k, n->pos, pos, bytes);
+    net_noise_rows(n, rows, count);
 }
 
 /* ---- public ---- */
@@ -278,7 +295,9 @@ int net_sample_row(struct net *n, int want, const struct kern_sampler *s, int co
     const size_t row_bytes = (size_t)n->model->conf.vocab * sizeof(float);
     for (int first = 0; first < count; first += n->head_rows) {
         const int rows = min_int(n->head_rows, count - first);
+        n->op_noise.again = first > 0;               /* the same row: its noise counts once */
         net_head(n, want, 1);
+        n->op_noise.again = false;
         for (int i = 1; i < rows; i++)
             n->k->copy(n->k, kptr_at(n->logits, (size_t)i * row_bytes), n->logits, row_bytes);
         n->k->sample(n->k, &(struct kern_sample){ .logits = n->logits,

@@ -25,6 +25,7 @@ struct net_act {
     kptr h_in, h_post;                            /* (R, D) T: norm outputs */
     kptr q;                                       /* (R, Q) T, rotated */
     kptr attn;                                    /* (R, Q) T */
+    kptr attn_clean;                              /* the same before noise; training with noise */
     kptr lse;                                     /* (R, heads) f32; only when training */
     kptr gate, up;                                /* (R, F) T; only when training */
     kptr act;                                     /* (R, F) T: silu(gate) * up */
@@ -47,10 +48,37 @@ struct net_host {
     struct net_row *row;                          /* [R] */
     int32_t *upload;                              /* [3 R]: tokens, slots, positions */
     int32_t *want, *target;                       /* [R]: wanted rows; what each should predict */
+    uint32_t *id;                                 /* [4 R]: prompt and sample; again, of wanted */
+    int32_t *pos;                                 /* [2 R]: positions; again, of wanted rows */
     /* [slots_max + 1]: first row and first wanted row of each sequence */
     int32_t *seq_start, *want_start;
     int *seq, *slot;                              /* [slots_max]: index of the sequence; its slot */
     float *lp, *entropy, *coef;                   /* [H] */
+};
+
+/* What is counted where on the backend: operations by direction, modules, the gradient. */
+enum { NET_TALLY_MODULE = NOISE_OP_COUNT * NOISE_DIRECTION_COUNT,
+       NET_TALLY_GRAD = NET_TALLY_MODULE + NOISE_MODULE_COUNT, NET_TALLIES };
+
+/* Noise on operations and modules (net_noise.c); memory only with net_opts.noise. */
+struct net_noise {
+    bool on;                                      /* anything acts in this phase; false = clean */
+    const struct noise_plan *plan;
+    uint64_t seed;
+    uint32_t key[2], key_fixed[2];                /* of draws; of those of type systematic */
+    bool ops[NOISE_DIRECTION_COUNT], modules;     /* what acts in this phase */
+    kptr id, want_id, want_pos;                   /* (R, 2), (R, 2), (R): rows; wanted rows */
+    kptr sums;                                    /* int64 (NET_TALLIES, KERN_NOISE_SUMS) */
+    kptr wide;                                    /* (R, max(D, F)) f32: a result before noise */
+    kptr norm_in;                                 /* (R, D) f32: a norm's own copy of its input */
+    kptr in;                                      /* (R, max(D, F, Q)) T: a linear's own copy */
+    kptr u;                                       /* (R, widest site rank) T: u from that copy */
+    struct noise_evidence seen;                   /* passes and sites since the last take */
+    /* The head runs in chunks, one site in all; more: its next chunk. again: what runs now was
+     * measured before. */
+    bool head_seen, more, again;
+    uint64_t prompt;                              /* of the last sequence, and how often in a row */
+    int64_t repeats;
 };
 
 struct net {
@@ -88,6 +116,7 @@ struct net {
     int site_rank[NET_SITE_COUNT];
     bool adapted;                                 /* an adapter is in use */
     const struct noise_view *noise;
+    struct net_noise op_noise;
 
     struct net_slot *slot;                        /* host: [slots_max] */
     int32_t *table;                               /* host copy of kv.table */
@@ -95,6 +124,8 @@ struct net {
     struct net_host host;
     int wants;                                    /* rows ready in hid_t */
 };
+
+enum { NET_NO_LAYER = -1 };                       /* of the final norm and the head */
 
 static inline enum net_site net_site_of(enum proj p) {
     return p <= PROJ_V    ? NET_SITE_QKV
@@ -129,6 +160,44 @@ void net_want(struct net *n, const int32_t *index, int wants, bool save);
 void net_head(struct net *n, int first, int count);
 /* Checks rows against the slots and makes room for them; the slots' lengths move. */
 int net_claim(struct net *n, const struct net_row *rows, int count, struct err *e);
+/* net_noise.c. Each takes an operation about to run; false: nothing is to be added here, run it.
+ * true: it was run, with noise. */
+bool net_noise_norm(struct net *n, int index, const struct kern_rmsnorm *a);
+bool net_noise_rope(struct net *n, int layer, enum noise_site site, const struct kern_rope *a);
+bool net_noise_attn(struct net *n, int layer, const struct net_act *act, struct kern_attn *a);
+bool net_noise_swiglu(struct net *n, int layer, const struct kern_swiglu *a);
+/* of wanted rows first .. */
+bool net_noise_head(struct net *n, int first, const struct kern_linear *a);
+/* Projections about to run leave out bias and residual where noise comes first; after them, end
+ * adds all three. */
+bool net_noise_linear(struct net *n, int layer, enum proj p, struct kern_linear *a, int count);
+void net_noise_linear_end(struct net *n, int layer, enum proj p, const struct kern_linear *a,
+                          int count, const kptr *y);
+/* Whether a projection of this site has noise on its own input; then that input (x where it has
+ * not), and its columns of op_noise.u put where they belong. */
+bool net_noise_at_input(const struct net *n, int layer, enum proj p, int count);
+kptr net_noise_input(struct net *n, int layer, enum proj p, kptr x, int rows, bool count);
+void net_noise_keep_u(struct net *n, enum proj p, const struct net_act *act, int rows);
+/* Noise of an operation here, OFF where there is none; count: this is its application, not its
+ * repetition in the backward. */
+bool net_noise_op_here(const struct net *n, enum noise_op op, enum noise_direction d, int layer);
+struct kern_noise net_noise_op(struct net *n, enum noise_op op, enum noise_direction d, int layer,
+                               enum noise_site site, bool count);
+/* Of a norm by its index: its layer, and what it reads: x or its own copy with noise. */
+int net_noise_norm_layer(const struct net *n, int index);
+kptr net_noise_norm_x(struct net *n, int index, kptr x, int rows, bool count);
+/* Who the rows of a pass are; what follows what. */
+void net_noise_rows(struct net *n, const struct net_row *rows, int count);
+void net_noise_want(struct net *n, const int32_t *index, int wants);
+void net_noise_sequence(struct net *n, const struct net_seq *s);
+/* net_noise_bwd.c: the same for the backward. */
+bool net_noise_norm_bwd(struct net *n, int index, const struct kern_rmsnorm_bwd *a);
+bool net_noise_attn_bwd(struct net *n, int layer, const struct net_act *act, int rows,
+                        struct kern_attn_bwd *a);
+void net_noise_swiglu_bwd(struct net *n, int layer, const struct kern_swiglu_bwd *a);
+/* On a finished gradient [rows, dim] f32, in place. */
+void net_noise_back(struct net *n, enum noise_op op, int layer, enum noise_site site, kptr dx,
+                    int rows, int dim);
 /* net_backward.c: from n->dx (gradient of the last residual) into n->grad, layers in reverse. */
 void net_layers_bwd(struct net *n, int rows, const int32_t *seq_start, int seqs);
 #endif

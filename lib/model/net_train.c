@@ -101,6 +101,7 @@ static int stream_slot(struct stream *t, int positions, struct err *e) {
 static int stream_seq(struct stream *t, const struct net_seq *s, struct err *e) {
     int slot = stream_slot(t, s->n - 1, e);
     if (slot < 0) return -1;
+    net_noise_sequence(t->n, s);
     for (int p = 0; p < s->n - 1; p++) {
         if (t->rows == t->n->o.rows_max && flush(t, e) < 0) {
             net_slot_close(t->n, slot);
@@ -153,6 +154,7 @@ static bool micro_add(struct micro *b, int i) {
         net_slot_close(n, slot);
         return false;
     }
+    net_noise_sequence(n, s);
     b->h->seq[b->seqs] = i;
     b->h->slot[b->seqs++] = slot;
     for (int p = 0; p < s->n - 1; p++) {
@@ -237,15 +239,16 @@ static void micro_run(struct micro *b) {
     net_want(n, b->h->want, b->wants, true);
     if (!head_both_ways(b)) return;
     n->k->zero(n->k, n->dh, wanted_bytes);
-    n->k->rmsnorm_bwd(
-        n->k, &(struct kern_rmsnorm_bwd){ .dy = n->dhid,
-                                          .x = n->hid,
-                                          .rstd = n->hid_rstd,
-                                          .w = n->model->norm_final,
-                                          .dw = noise_view_dw(n->noise, 2 * c->layers, c->dim),
-                                          .dx = n->dh,
-                                          .rows = b->wants,
-                                          .dim = c->dim });
+    net_noise_back(n, NOISE_OP_HEAD, NET_NO_LAYER, NOISE_SITE_DHEAD, n->dhid, b->wants, c->dim);
+    const struct kern_rmsnorm_bwd norm = { .dy = n->dhid,
+                                           .x = n->hid,
+                                           .rstd = n->hid_rstd,
+                                           .w = n->model->norm_final,
+                                           .dw = noise_view_dw(n->noise, 2 * c->layers, c->dim),
+                                           .dx = n->dh,
+                                           .rows = b->wants,
+                                           .dim = c->dim };
+    if (!net_noise_norm_bwd(n, 2 * c->layers, &norm)) n->k->rmsnorm_bwd(n->k, &norm);
     n->k->zero(n->k, n->dx, (size_t)b->rows * (size_t)c->dim * sizeof(float));
     n->k->scatter_add(
         n->k, &(struct kern_scatter_add){
