@@ -202,11 +202,12 @@ static int prove(struct noise_view *v, const struct tally *norms, const struct t
     if (v->changed == 0)
         return err_set(e, "noise of sigma %g was intended, but not one of %lld weights changed",
                        v->sigma, (long long)v->elements);
-    const double bound = 6 * v->sigma / sqrt(2 * n) +
-                         sqrt(v->sigma * v->sigma + t.rounding2 / n) - v->sigma;
-    if (!(fabs(v->realised - v->sigma) <= bound))
+    const double bound = 6 * v->sigma / sqrt(2 * n);
+    const double rounded = sqrt(v->sigma * v->sigma + t.rounding2 / n);
+    if (!(v->realised >= v->sigma - bound && v->realised <= rounded + bound))
         return err_set(e,
-                       "noise of sigma %g was intended, %g was realised on %lld weights (bound %g)",
+                       "noise of sigma %g was intended, %g was realised on %lld weights (6 standard "
+                       "errors: %g)",
                        v->sigma, v->realised, (long long)v->elements, bound);
     if (v->strength <= 1) return 0;
     const bool on_norms = ratio(norms) >= ratio(linears);

@@ -1,16 +1,69 @@
-/* noise_view.c - AQN: one draw and its proof.
+/* noise_view.c - AQN: its draws, one view and the proof of it, on norms and on linear weights.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/unit/net_fixture.h"
 
 #include <criterion/criterion.h>
 #include <math.h>
 
-/* A wider toy, so that statistics mean something: 2 * 16 + 1 norms of 256 channels. */
+#include "kernels/pack.h"
+
+/* A wider toy, so that statistics mean something: 2 * 16 + 1 norms of 254 channels. */
 static struct model_conf wide_conf(void) {
     struct model_conf c = fix_toy_conf();
     c.dim = 254, c.layers = 16, c.heads = 1, c.kv_heads = 1, c.head_dim = 2, c.ffn_dim = 2,
     c.vocab = 2;
     return c;
+}
+enum { N = 33 * 254 };
+
+static struct noise_target target_of(const struct model_conf *c, const char *targets, const char *layers,
+                                     double others) {
+    const struct noise_target_text x = { .targets = targets, .exclude = "", .layers = layers, .others = others,
+                                         .zone_edge = "", .zone_middle = "" };
+    struct noise_target t;
+    struct err e = { 0 };
+    cr_assert_eq(noise_target_make(&t, &x, 0, 1, c, &e), 0, "%s", e.text);
+    return t;
+}
+
+static int compare(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+/* Standard normal at fixed keys: mean, deviation, and the largest distance from its CDF. */
+Test(noise_draw, is_standard_normal_times_its_deviation) {
+    enum { DRAWS = 200000 };
+    static const double sds[] = { 1e-6, 1e-4, 1e-2, 1e-1 };
+    float *x = malloc(DRAWS * sizeof *x);
+    for (size_t k = 0; k < COUNT_OF(sds); k++) {
+        double sum = 0, sum2 = 0, distance = 0;
+        noise_draw(x, 0, DRAWS, sds[k], 11, 22, (int)k);
+        for (int i = 0; i < DRAWS; i++) {
+            const double z = (double)x[i] / sds[k];
+            sum += z, sum2 += z * z;
+        }
+        const double mean = sum / DRAWS, sd = sqrt(sum2 / DRAWS - mean * mean);
+        qsort(x, DRAWS, sizeof *x, compare);
+        for (int i = 0; i < DRAWS; i++) {
+            const double cdf = .5 * erfc(-(double)x[i] / sds[k] / sqrt(2.));
+            distance = fmax(distance, fmax(cdf - i / (double)DRAWS, (i + 1) / (double)DRAWS - cdf));
+        }
+        cr_expect(fabs(mean) < 4 / sqrt(DRAWS), "sd %g: mean %g", sds[k], mean);
+        cr_expect(fabs(sd - 1) < 4 / sqrt(2. * DRAWS), "sd %g: deviation %g", sds[k], sd);
+        cr_expect(distance < 1.63 / sqrt(DRAWS), "sd %g: Kolmogorov-Smirnov %g", sds[k], distance);
+    }
+    free(x);
+}
+
+/* A piece of a tensor has the bits that it has in the whole. */
+Test(noise_draw, is_the_same_in_pieces) {
+    float whole[101], piece[101];
+    noise_draw(whole, 0, 101, .5, 3, 4, 5);
+    for (size_t from = 0; from < 101; from++)
+        for (size_t n = 1; from + n <= 101; n += 7) {
+            noise_draw(piece, from, n, .5, 3, 4, 5);
+            cr_assert(memcmp(piece, whole + from, n * sizeof *piece) == 0, "%zu from %zu", n, from);
+        }
 }
 
 Test(noise_view, realises_the_sigma_that_was_intended) {
@@ -18,14 +71,36 @@ Test(noise_view, realises_the_sigma_that_was_intended) {
     struct err e = { 0 };
     struct model_conf c = wide_conf();
     fix_open(&f, "ref", 1, &c, MODEL_QUANT_F32, fix_small_value);
-    static const double sigmas[] = { .05, .01, .001, .0001 };
+    static const double sigmas[] = { .1, .05, .01, .001, .0001, 1e-5, 1e-6 };
     for (size_t i = 0; i < COUNT_OF(sigmas); i++) {
         struct noise_view v;
         cr_assert_eq(noise_view_open(&v, &f.model, NULL, sigmas[i], 1, i, &e), 0, "%s", e.text);
-        cr_expect_eq(v.elements, 33 * 254);
-        cr_expect_gt(v.changed, v.elements * 99 / 100);
+        cr_expect_eq(v.elements, N);
+        cr_expect_gt(v.changed, v.elements * (sigmas[i] > 1e-5 ? 99 : 90) / 100);
         cr_expect(fabs(v.realised / sigmas[i] - 1) < .03, "sigma %g realised %g", sigmas[i],
                   v.realised);
+        cr_expect(fabs(v.weight_rms - sqrt(1 + .09 / 3)) < .01);
+        cr_expect(fabs(v.strength - sigmas[i] / v.weight_rms) < .03 * v.strength);
+        noise_view_close(&v);
+    }
+    fix_close(&f);
+}
+
+static float norms_are_one(const char *name, int layer, enum proj p, size_t i) {
+    return strncmp(name, "norm", 4) ? fix_small_value(name, layer, p, i) : 1;
+}
+/* Spec dapo 17.7: what bf16 weights of 1 would keep of it. */
+Test(noise_view, counts_what_bf16_storage_would_have_kept) {
+    static const struct { double sigma, share; } rows[] = { { .01, .77 }, { .00316, .37 }, { .001, .03 }, { 1e-4, 0 } };
+    struct fix f;
+    struct err e = { 0 };
+    struct model_conf c = wide_conf();
+    fix_open(&f, "ref", 1, &c, MODEL_QUANT_F32, norms_are_one);
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct noise_view v;
+        cr_assert_eq(noise_view_open(&v, &f.model, NULL, rows[i].sigma, 1, i, &e), 0, "%s", e.text);
+        cr_expect(fabs((double)v.changed_bf16 / N - rows[i].share) < .02, "sigma %g: %g", rows[i].sigma,
+                  (double)v.changed_bf16 / N);
         noise_view_close(&v);
     }
     fix_close(&f);
@@ -36,8 +111,7 @@ Test(noise_view, is_a_function_of_its_key_and_never_touches_the_weights) {
     struct err e = { 0 };
     struct model_conf c = wide_conf();
     fix_open(&f, "ref", 1, &c, MODEL_QUANT_F32, fix_small_value);
-    enum { N = 33 * 254 };
-    static float one[N], again[N], version[N], seed[N], before[254], after[254];
+    static float one[N], again[N], version[N], seed[N], before[254], after[254], drawn[254];
     struct {
         uint64_t seed, version;
         float *to;
@@ -56,15 +130,80 @@ Test(noise_view, is_a_function_of_its_key_and_never_touches_the_weights) {
     cr_expect(memcmp(one, again, sizeof one) == 0);
     cr_expect(memcmp(one, version, sizeof one) != 0);
     cr_expect(memcmp(one, seed, sizeof one) != 0);
-    /* every norm has its own draw */
+    /* every norm has its own draw, which anyone makes again from the key */
     cr_expect(memcmp(one, one + 254, 254 * sizeof(float)) != 0);
+    noise_draw(drawn, 0, 254, .01, 1, 2, 7);
+    cr_expect(memcmp(drawn, one + 7 * 254, sizeof drawn) == 0);
     fix_close(&f);
 }
 
+Test(noise_view, multipliers_scale_each_layer_and_nothing_else) {
+    struct fix f;
+    struct err e = { 0 };
+    struct model_conf c = wide_conf();
+    static float dw[N], plain[254];
+    struct noise_view v;
+    fix_open(&f, "ref", 1, &c, MODEL_QUANT_F32, fix_small_value);
+    const struct noise_target t = target_of(&c, "norms", "4-7:1.5, 8-11:0.5", 0);
+    cr_assert_eq(noise_view_open(&v, &f.model, &t, .02, 1, 2, &e), 0, "%s", e.text);
+    f.kern.download(&f.kern, dw, v.dw, sizeof dw);
+    cr_expect_eq(v.elements, 16 * 254);
+    cr_expect(fabs(v.realised / .02 - 1) < .05, "realised %g", v.realised);
+    for (int norm = 0; norm < 33; norm++) {
+        const double m = norm / 2 >= 4 && norm / 2 < 8 ? 1.5 : norm / 2 >= 8 && norm / 2 < 12 ? .5 : 0;
+        noise_draw(plain, 0, 254, m * .02, 1, 2, norm);
+        if (m == 0) memset(plain, 0, sizeof plain);
+        cr_expect(memcmp(plain, dw + norm * 254, sizeof plain) == 0, "norm %d", norm);
+    }
+    noise_view_close(&v);
+    fix_close(&f);
+}
+
+Test(noise_view, linears_carry_their_draws_rounded_once) {
+    static const enum model_quant quants[] = { MODEL_QUANT_BF16, MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4,
+                                               MODEL_QUANT_F32 };
+    static const double sigmas[] = { .1, .01, 1e-4, 1e-6 };
+    struct model_conf c = fix_small_conf();
+    const struct noise_target t = target_of(&c, "down_proj, layers.1.q_proj", "1-2:0.5", 1);
+    for (size_t q = 0; q < COUNT_OF(quants); q++)
+        for (size_t s = 0; s < COUNT_OF(sigmas); s++) {
+            struct fix f;
+            struct err e = { 0 };
+            struct noise_view v;
+            fix_open(&f, "ref", 2, &c, quants[q], fix_small_value);
+            cr_assert_eq(noise_view_open(&v, &f.model, &t, sigmas[s], 5, 6, &e), 0, "%s", e.text);
+            cr_expect_eq(v.elements, 3 * c.dim * c.ffn_dim + c.dim * c.heads * c.head_dim);
+            cr_expect_eq(v.elements, t.elements);
+            cr_expect(fabs(v.realised / sigmas[s] - 1) < .05, "realised %g of %g", v.realised, sigmas[s]);
+            cr_expect_gt(v.changed, v.elements * 99 / 100);
+            cr_expect_null(v.dw.p);
+            for (int l = 0; l < c.layers; l++)
+                for (enum proj p = 0; p < PROJ_COUNT; p++) {
+                    const struct kern_weight *w = noise_view_linear(&v, l, p);
+                    cr_assert_eq(w != NULL, p == PROJ_DOWN || (l == 1 && p == PROJ_Q));
+                    if (!w) continue;
+                    float *drawn = malloc((size_t)w->out * (size_t)w->in * sizeof *drawn);
+                    noise_draw(drawn, 0, (size_t)w->out * (size_t)w->in, (l ? .5 : 1) * sigmas[s], 5, 6,
+                               noise_tensor_linear(&c, l, p));
+                    for (int o = 0; o < w->out; o++)
+                        for (int i = 0; i < w->in; i++)
+                            cr_assert_eq(pack_get(w->data.p, w->format, w->out, w->in, o, i),
+                                         bf16_to_f32(f32_to_bf16(drawn[o * w->in + i])));
+                    free(drawn);
+                }
+            noise_view_close(&v);
+            cr_expect_null(v.linear);
+            fix_close(&f);
+        }
+}
+
+static float norms_are_huge(const char *name, int layer, enum proj p, size_t i) {
+    return strncmp(name, "norm", 4) ? fix_small_value(name, layer, p, i) : 1e6f;
+}
 Test(noise_view, says_when_a_treatment_did_not_happen) {
     struct fix f;
     struct err e = { 0 };
-    struct model_conf c = fix_toy_conf();
+    struct model_conf c = wide_conf();
     struct noise_view v;
     fix_open(&f, "ref", 1, &c, MODEL_QUANT_F32, fix_small_value);
     cr_expect_eq(noise_view_open(&v, &f.model, NULL, 0, 1, 1, &e), 0);
@@ -74,5 +213,28 @@ Test(noise_view, says_when_a_treatment_did_not_happen) {
     cr_expect_null(v.dw.p);
     cr_expect_eq(noise_view_open(&v, &f.model, NULL, -1, 1, 1, &e), -1);
     cr_expect_eq(noise_view_open(&v, &f.model, NULL, (double)NAN, 1, 1, &e), -1);
+    fix_close(&f);
+    /* f32 numbers near 1e6 are 1/16 apart: most of the noise is lost in w + dw, and that is said */
+    fix_open(&f, "ref", 1, &c, MODEL_QUANT_F32, norms_are_huge);
+    cr_expect_eq(noise_view_open(&v, &f.model, NULL, .015, 1, 1, &e), -1);
+    cr_expect(strstr(e.text, "was intended") && strstr(e.text, "was realised"), "%s", e.text);
+    fix_close(&f);
+}
+
+/* Failure 27: sigma .05 and .01 once fell on linear weights of deviation .02. */
+Test(noise_view, noise_larger_than_the_weights_is_refused) {
+    struct fix f;
+    struct noise_view v;
+    struct model_conf c = fix_small_conf();
+    const struct noise_target t = target_of(&c, "norms, linears", "", 1);
+    fix_open(&f, "ref", 1, &c, MODEL_QUANT_BF16, fix_small_value);
+    struct err e = { 0 };
+    cr_expect_eq(noise_view_open(&v, &f.model, &t, .3, 1, 1, &e), -1);
+    cr_expect_eq(e.code, EXIT_CONFIG);
+    cr_expect(strstr(e.text, "of the linear weights"), "%s", e.text);
+    cr_expect(!v.dw.p && !v.linear);
+    cr_expect_eq(noise_view_open(&v, &f.model, &t, .2, 1, 1, &e), 0);
+    cr_expect(v.strength > .7 && v.strength < .85, "strength %g", v.strength);
+    noise_view_close(&v);
     fix_close(&f);
 }

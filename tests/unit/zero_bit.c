@@ -283,6 +283,9 @@ static float *train(struct world *w, const struct score *c, const struct text *t
 
 static void world_open(struct world *w, const char *path, const struct shape *s,
                        const struct format *format) {
+    const struct noise_target_text everything = { .targets = "norms, linears", .exclude = "", .layers = "", .others = 1,
+                                                  .zone_edge = "", .zone_middle = "" };
+    struct noise_target target;
     struct err e = { 0 };
     *w = (struct world){ .path = path, .shape = s, .format = format, .conf = s->conf };
     w->slow = !strcmp(path, "ref") || !strcmp(path, "amx-emulated");
@@ -295,7 +298,8 @@ static void world_open(struct world *w, const char *path, const struct shape *s,
     for (int i = 0; i < 3; i++) {
         fix_open(&w->fix[i], path, i + 1, &w->conf, format->weights, fix_small_value);
         fix_activations(&w->fix[i], format->activations, format->rounding, format->some);
-        cr_assert_eq(noise_view_open(&w->noise[i], &w->fix[i].model, NULL, .02, 1, 2, &e), 0);
+        cr_assert_eq(noise_target_make(&target, &everything, 0, 1, &w->conf, &e), 0, "%s", e.text);
+        cr_assert_eq(noise_view_open(&w->noise[i], &w->fix[i].model, &target, .02, 1, 2, &e), 0, "%s", e.text);
     }
 }
 static void world_close(struct world *w) {
