@@ -206,8 +206,8 @@ static int prove(struct noise_view *v, const struct tally *norms, const struct t
     const double rounded = sqrt(v->sigma * v->sigma + t.rounding2 / n);
     if (!(v->realised >= v->sigma - bound && v->realised <= rounded + bound))
         return err_set(e,
-                       "noise of sigma %g was intended, %g was realised on %lld weights (6 standard "
-                       "errors: %g)",
+                       "noise of sigma %g was intended, %g was realised on %lld weights (6 "
+                       "standard errors: %g)",
                        v->sigma, v->realised, (long long)v->elements, bound);
     if (v->strength <= 1) return 0;
     const bool on_norms = ratio(norms) >= ratio(linears);

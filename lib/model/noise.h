@@ -39,7 +39,8 @@ size_t noise_view_plan(const struct model_conf *c, enum model_quant q,
                        const struct noise_target *t);
 /* sigma 0 gives an empty view. target NULL: all norms at 1. -1 when sigma > 0 and nothing changed,
  * or realised is more than 6 standard errors from sigma (above it, and from what the rounding of
- * w + dw may add): a treatment that did not happen. EXIT_CONFIG when strength is above 1: noise larger than the weights. */
+ * w + dw may add): a treatment that did not happen. EXIT_CONFIG when strength is above 1: noise
+ * larger than the weights. */
 int noise_view_open(struct noise_view *v, const struct model *m, const struct noise_target *target,
                     double sigma, uint64_t seed, uint64_t version, struct err *e);
 void noise_view_close(struct noise_view *v);
