@@ -45,7 +45,8 @@ const char *policy_quant_label(const struct shared *c) {
                               (enum model_rounding)c->quant.parity, *c->quant.exclude != 0);
 }
 
-void policy_treatment(char out[17], const struct shared *c, const char *model_sha256) {
+void policy_treatment(char out[17], const struct shared *c, const struct noise_plan *plan,
+                      const char *model_sha256) {
     struct str text;
     str_init(&text);
     str_printf(&text, "model %s\nquant %s", model_sha256, policy_quant_label(c));
@@ -54,7 +55,8 @@ void policy_treatment(char out[17], const struct shared *c, const char *model_sh
                c->lora.targets);
     str_puts(&text, "aqn ");
     aqn_text(c, &text);
-    str_puts(&text, "\nops none\n");
+    str_puts(&text, "\n");
+    noise_plan_text(plan, &text);
     char hex[SHA256_HEX];
     sha256_of(text.s, text.len, hex);
     memcpy(out, hex, 16);
@@ -92,7 +94,8 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
                             .activations = (enum model_quant)c->quant.activations,
                             .exclude = c->quant.exclude };
     if (kern_open(&p->kern, shared_kernels(c->run.kernels, path, sizeof path), p->pool, e) < 0 ||
-        model_open(&p->model, &p->kern, &o, e) < 0 || tok_open(&p->tok, c->model.path, e) < 0) {
+        model_open(&p->model, &p->kern, &o, e) < 0 || tok_open(&p->tok, c->model.path, e) < 0 ||
+        treatment_plan(&p->plan, c, &p->model->conf, false, e) < 0) {
         policy_close(p);
         return -1;
     }
@@ -103,7 +106,8 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
         policy_close(p);
         return -1;
     }
-    policy_treatment(p->treatment, c, p->model->sha256);
+    noise_plan_text(&p->plan, &p->ops);
+    policy_treatment(p->treatment, c, &p->plan, p->model->sha256);
     const int all = p->model->conf.layers * PROJ_COUNT;
     log_info("kernels %s, %d threads; model '%s' %s (%d of %d projections), treatment %s",
              p->kern.name, pool_threads(p->pool), c->model.path, policy_quant_label(c),
@@ -115,6 +119,7 @@ void policy_close(struct policy *p) {
     tok_close(&p->tok);
     model_close(&p->model);
     pool_destroy(&p->pool);
+    str_release(&p->ops);
 }
 
 int policy_prompt(const struct policy *p, const struct shared *c, const char *question,
@@ -152,7 +157,7 @@ static void plan_shards(json_t *files, const char *dir, const char *index, const
     json_decref(o);
 }
 
-void policy_plan_files(json_t *files, const struct shared *c) {
+static void plan_files(json_t *files, const struct shared *c) {
     static const char *const needed[] = { "config.json", "tokenizer.json" };
     static const char *const optional[] = { "generation_config.json", "tokenizer_config.json",
                                             "chat_template.jinja" };
@@ -187,6 +192,19 @@ static json_t *quantised_json(const struct shared *c, const struct model_conf *m
     snprintf(text, sizeof text, "%d of %d projections; embeddings and head %s", all - x->count, all,
              c->quant.weights == MODEL_QUANT_F32 ? "f32" : "bf16");
     return json_string(text);
+}
+
+int policy_plan(json_t *out, const struct shared *c, bool in_eval, struct lora_shape *shape,
+                struct model_conf *m, struct err *e) {
+    struct noise_plan noise;
+    json_t *files = json_object_get(out, "files");
+    if (!files) json_object_set_new(out, "files", files = json_array());
+    plan_files(files, c);
+    if (policy_lora_shape(shape, c, e) < 0 || policy_kernels(c, e) < 0) return -1;
+    if (model_conf_load(m, c->model.path, NULL) < 0) return 0;         /* absent: listed above */
+    if (treatment_plan(&noise, c, m, in_eval, e) < 0) return -1;
+    json_object_set_new(out, "treatment", noise_plan_json(&noise));
+    return 1;
 }
 
 int policy_plan_memory(json_t *out, const struct shared *c, const struct model_conf *m,

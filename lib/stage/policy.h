@@ -13,6 +13,8 @@ struct policy {
     struct model *model;
     struct tok *tok;
     struct lora_shape shape;
+    struct noise_plan plan;          /* of operations and modules; its texts are lent by shared */
+    struct str ops;                  /* the plan's text, as records carry it */
     char treatment[17];              /* hash of what shapes the arithmetic: see policy_treatment */
 };
 /* Threads, kernels, model, tokenizer as the shared configuration says. EXIT_ENV when the machine or
@@ -24,7 +26,8 @@ void policy_close(struct policy *p);
 int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *e);
 /* 16 hex digits over base model, formats, adapter shape and noise settings: what a record must
  * agree on. */
-void policy_treatment(char out[17], const struct shared *c, const char *model_sha256);
+void policy_treatment(char out[17], const struct shared *c, const struct noise_plan *plan,
+                      const char *model_sha256);
 /* "mxfp4", "mxfp4-seed-w4a4-x", "bf16", ...: how scores are labelled; see model_format_label. */
 const char *policy_quant_label(const struct shared *c);
 /* Renders a question with the model's own chat template and encodes it. EXIT_ENV on an unknown
@@ -33,8 +36,11 @@ int policy_prompt(const struct policy *p, const struct shared *c, const char *qu
                   struct str *text, struct tok_ids *ids, struct err *e);
 /* Whether this machine has the kernels that run.kernels names; EXIT_ENV with those it has. */
 int policy_kernels(const struct shared *c, struct err *e);
-/* The files of the model for --plan. */
-void policy_plan_files(json_t *files, const struct shared *c);
+/* What every stage with a policy says of it for --plan: the model's files into out's "files", the
+ * table of noise on operations and modules as "treatment" (in_eval: as in treatment_plan), and what
+ * cannot work. 1 with shape and m filled in, 0 where the model is absent, -1. */
+int policy_plan(json_t *out, const struct shared *c, bool in_eval, struct lora_shape *shape,
+                struct model_conf *m, struct err *e);
 /* The memory for --plan: what the stage makes, KV pages included, the weights it maps, and how many
  * projections are quantised. EXIT_CONFIG where quant.exclude hits nothing. */
 int policy_plan_memory(json_t *out, const struct shared *c, const struct model_conf *m,

@@ -16,3 +16,89 @@ int treatment_view(struct noise_view *v, const struct model *m, const struct sha
     if (sigma > 0 && aqn_target(&t, c, step, &m->conf, e) < 0) return -1;
     return noise_view_open(v, m, &t, sigma, seed, (uint64_t)version, e);
 }
+
+/* Types of noise.modules.type, in the order of its choices. */
+static const int module_type[] = { KERN_NOISE_OFF, KERN_NOISE_RELATIVE_GAUSSIAN,
+                                   KERN_NOISE_ABSOLUTE_GAUSSIAN, KERN_NOISE_BIAS,
+                                   KERN_NOISE_DEADZONE };
+enum { DIRECTION_BOTH, DIRECTION_FORWARD, DIRECTION_BACKWARD };
+
+int treatment_plan(struct noise_plan *p, const struct shared *c, const struct model_conf *m,
+                   bool in_eval, struct err *e) {
+    const struct noise_text ops = {
+        .type = c->ops.type,
+        .scale = c->ops.scale,
+        .rate = c->ops.rate,
+        .names = c->ops.ops,
+        .exclude = "",
+        .layers = c->ops.layers,
+        .forward = c->ops.direction != DIRECTION_BACKWARD,
+        .backward = c->ops.direction != DIRECTION_FORWARD,
+        .phase = { c->ops.rollout, c->ops.logprob, c->ops.update, c->ops.eval || in_eval },
+        .bf16 = c->ops.dtype == 1
+    };
+    const struct noise_text modules = {
+        .type = module_type[c->modules.type],
+        .scale = c->modules.scale,
+        .names = c->modules.targets,
+        .exclude = c->modules.exclude,
+        .layers = c->modules.layers,
+        .forward = true,
+        .phase = { c->modules.rollout, c->modules.logprob, c->modules.update,
+                   c->modules.eval || in_eval },
+        .bf16 = c->modules.dtype == 1,
+        .point = (enum noise_point)c->modules.at
+    };
+    return noise_plan_make(p, &ops, &modules, m, e);
+}
+
+void treatment_text(struct str *out, const struct noise_plan *p, enum noise_phase phase,
+                    double sigma) {
+    const bool on = noise_plan_on(p, phase);
+    if (on || sigma <= 0) {
+        if (on) noise_plan_text(p, out);
+        else str_puts(out, "none");
+    }
+    if (sigma > 0) str_printf(out, "%saqn %.9g", on ? "; " : "", sigma);
+}
+
+static json_t *aqn_evidence(const struct noise_view *v) {
+    const double n = v->elements ? (double)v->elements : 1;
+    return json_pack("{s:f, s:f, s:I, s:f, s:f, s:f, s:f}", "intended", v->sigma, "realised",
+                     v->realised, "elements", (json_int_t)v->elements, "changed",
+                     (double)v->changed / n, "changed_bf16", (double)v->changed_bf16 / n,
+                     "weight_rms", v->weight_rms, "strength", v->strength);
+}
+
+char *treatment_evidence(const struct noise_plan *p, enum noise_phase phase,
+                         const struct noise_evidence *measured, const struct noise_view *aqn) {
+    json_t *o = noise_evidence_json(p, phase, measured);
+    if (aqn && aqn->sigma > 0) json_object_set_new(o, "aqn", aqn_evidence(aqn));
+    char *text = json_object_size(o) ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(9))
+                                     : mem_dup("");
+    json_decref(o);
+    return text;
+}
+
+int treatment_evidence_check(const struct noise_plan *p, enum noise_phase phase, const char *text,
+                             struct err *e) {
+    json_t *table = noise_plan_json(p), *o = *text ? json_loads(text, 0, NULL) : NULL, *row;
+    size_t i;
+    int rc = 0;
+    json_array_foreach(table, i, row) {
+        char key[128];
+        if (strcmp(json_string_value(json_object_get(row, "phase")), noise_phase_name[phase]) ||
+            json_object_get(row, "note"))
+            continue;
+        snprintf(key, sizeof key, "%s/%s/%s", json_string_value(json_object_get(row, "kind")),
+                 json_string_value(json_object_get(row, "name")),
+                 json_string_value(json_object_get(row, "direction")));
+        json_t *sites = json_object_get(json_object_get(o, key), "sites");
+        if (json_integer_value(sites) > 0) continue;
+        rc = err_set(e, "noise on %s was intended while %s, its evidence names no site", key,
+                     noise_phase_name[phase]);
+    }
+    json_decref(o);
+    json_decref(table);
+    return rc;
+}

@@ -54,6 +54,8 @@ static int check(void *conf, struct err *e) {
 
 static int plan(const void *conf, json_t *out, struct err *e) {
     const struct eval_conf *c = conf;
+    struct lora_shape shape;
+    struct model_conf m;
     json_t *files = json_array();
     json_object_set_new(out, "files", files);
     if (*c->answers) {
@@ -61,14 +63,9 @@ static int plan(const void *conf, json_t *out, struct err *e) {
                          "run a pipeline first, then --set eval.answers=RUN/tape/answers.tape");
         return 0;
     }
-    policy_plan_files(files, &c->shared);
+    const int known = policy_plan(out, &c->shared, c->also_noisy, &shape, &m, e);
     shared_plan_file(files, c->shared.data.test, "test", "tools/fetch gsm8k");
-    struct lora_shape shape;
-    struct model_conf m;
-    if (policy_lora_shape(&shape, &c->shared, e) < 0 ||
-        policy_kernels(&c->shared, e) < 0)
-        return -1;
-    if (model_conf_load(&m, c->shared.model.path, NULL) < 0) return 0;
+    if (known <= 0) return known;
     struct gen_opts o = examiner_gen_opts(c, &shape);
     const enum model_quant q = (enum model_quant)c->shared.quant.weights;
     return policy_plan_memory(out, &c->shared, &m, gen_plan(&m, q, &o), gen_plan_pages(&m, q, &o),

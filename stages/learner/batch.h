@@ -17,7 +17,7 @@ struct batch {
      * (NULL where no KL term asks) */
     float *old, *cur, *mu, *ref, *entropy;
     int seqs;
-    bool old_is_cur;                 /* no pass of its own for old: the ratio is exactly 1 */
+    bool old_is_cur;                 /* old has no pass of its own: the ratio is exactly 1 */
     int first_seq, mini_seqs;        /* the mini-batch in hand: the loss is a mean over it */
     struct update_metrics *metrics;
 };

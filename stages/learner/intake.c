@@ -187,7 +187,8 @@ static int send_ticket(struct intake *in, int w, int peer, struct err *e) {
                                     .adapter = (char *)(uintptr_t)p->adapter,
                                     .adapter_sha256 = (char *)(uintptr_t)p->adapter_sha256,
                                     .treatment = { (char *)(uintptr_t)in->policy->treatment,
-                                                   p->sigma, p->noise_seed, "none" } };
+                                                   p->sigma, p->noise_seed,
+                                                   in->policy->ops.s } };
     int sent = link_send(in->s->link[PORT_TICKET], &r, in->peer[peer].name, 0, e);
     if (sent == 0) {
         in->want[w].peer = peer;
@@ -258,39 +259,50 @@ static void take_want(struct intake *in, const struct rec_want *want, const char
 
 enum verdict { VERDICT_TAKE, VERDICT_REPEAT, VERDICT_REFUSE, VERDICT_FATAL };
 
+/* AQN as applied against as planned. */
+static int check_aqn(const struct intake_policy *p, const struct rec_group *g, struct err *e) {
+    if (g->treatment.sigma != p->sigma ||
+        (p->sigma > 0 && g->treatment.noise_seed != p->noise_seed))
+        return err_set(e,
+                       "group %lld was made with sigma %g, step %lld asked for %g: the treatment "
+                       "was not applied as planned",
+                       (long long)g->group, g->treatment.sigma, (long long)p->step, p->sigma);
+    if (p->sigma <= 0) return 0;
+    if (!(g->sigma_realised > 0) || g->noise_changed <= 0)
+        return err_set(e,
+                       "group %lld: noise of sigma %g was intended, but nothing changed (realised "
+                       "%g on %lld of %lld weights)",
+                       (long long)g->group, p->sigma, g->sigma_realised,
+                       (long long)g->noise_changed, (long long)g->noise_elements);
+    /* rms of n normal draws: relative standard error 1/sqrt(2n); 1e-6 covers the rounding of w + dw
+     * near 1. */
+    double bound = 6 * p->sigma / sqrt(2 * (double)g->noise_elements) + 1e-6;
+    if (fabs(g->sigma_realised - p->sigma) > bound)
+        return err_set(e,
+                       "group %lld: noise of sigma %g was intended, %g was realised (bound %g)",
+                       (long long)g->group, p->sigma, g->sigma_realised, bound);
+    return 0;
+}
+
 /* A treatment that differs from what was asked for is fatal: the same pipeline would send it again
  * for ever. */
 static enum verdict check_treatment(const struct intake *in, const struct rec_group *g,
                                     struct err *e) {
-    const struct intake_policy *p = in->now_wanted;
-    if (strcmp(g->treatment.hash, in->policy->treatment) != 0) {
+    const struct policy *p = in->policy;
+    const char *ops = g->treatment.ops;
+    if (strcmp(g->treatment.hash, p->treatment) != 0) {
         err_set(e, "group %lld was made under treatment %s, this learner's configuration gives %s",
-                (long long)g->group, g->treatment.hash, in->policy->treatment);
+                (long long)g->group, g->treatment.hash, p->treatment);
         return VERDICT_FATAL;
     }
-    if (g->treatment.sigma != p->sigma ||
-        (p->sigma > 0 && g->treatment.noise_seed != p->noise_seed)) {
-        err_set(e,
-                "group %lld was made with sigma %g, step %lld asked for %g: the treatment was not "
-                "applied as planned",
-                (long long)g->group, g->treatment.sigma, (long long)p->step, p->sigma);
+    if (strcmp(ops, p->ops.s) != 0) {
+        err_set(e, "group %lld was made with ops '%s', this learner's configuration gives '%s'",
+                (long long)g->group, ops, p->ops.s);
         return VERDICT_FATAL;
     }
-    if (p->sigma <= 0) return VERDICT_TAKE;
-    if (!(g->sigma_realised > 0) || g->noise_changed <= 0) {
-        err_set(e,
-                "group %lld: noise of sigma %g was intended, but nothing changed (realised %g on "
-                "%lld of %lld weights)",
-                (long long)g->group, p->sigma, g->sigma_realised, (long long)g->noise_changed,
-                (long long)g->noise_elements);
-        return VERDICT_FATAL;
-    }
-    /* rms of n normal draws: relative standard error 1/sqrt(2n); 1e-6 covers the rounding of w + dw
-     * near 1. */
-    double bound = 6 * p->sigma / sqrt(2 * (double)g->noise_elements) + 1e-6;
-    if (fabs(g->sigma_realised - p->sigma) > bound) {
-        err_set(e, "group %lld: noise of sigma %g was intended, %g was realised (bound %g)",
-                (long long)g->group, p->sigma, g->sigma_realised, bound);
+    if (check_aqn(in->now_wanted, g, e) < 0) return VERDICT_FATAL;
+    if (treatment_evidence_check(&p->plan, NOISE_PHASE_ROLLOUT, g->evidence, e) < 0) {
+        err_wrap(e, "group %lld", (long long)g->group);
         return VERDICT_FATAL;
     }
     return VERDICT_TAKE;

@@ -73,9 +73,7 @@ static const struct stage_port ports[] = {
 
 static int check(void *conf, struct err *e) {
     const struct learner_conf *c = conf;
-    static const char *const later[] = { "learner.old_logprob", NULL };
     int rc = shared_check(&c->shared, e);
-    if (shared_refuse(c, keys, later, e) < 0) rc = -1;
     if (c->minibatch > 0 && c->batch % c->minibatch)
         rc = err_more(e, EXIT_CONFIG,
                       "learner.batch = %lld is not a multiple of learner.minibatch = %lld",
@@ -86,6 +84,10 @@ static int check(void *conf, struct err *e) {
                       "is off: a step could "
                       "never have its batch",
                       (long long)c->wave, (long long)c->batch);
+    if (c->old_logprob == LEARNER_POLICY_NOISY && c->shared.aqn.sigma_start <= 0 &&
+        c->shared.aqn.sigma_end <= 0)
+        rc = err_more(e, EXIT_CONFIG,
+                      "learner.old_logprob = noisy: log-probs under AQN, but noise.aqn is off");
     if (c->shared.sample.temperature <= 0)
         rc = err_more(e, EXIT_CONFIG,
                       "sample.temperature must be above 0 to train: greedy answers of a group are "

@@ -10,15 +10,18 @@
 
 #include "lib/base/fs.h"
 #include "lib/base/json.h"
+#include "stages/learner/alarm.h"
 
 struct metrics {
     char path[FS_PATH_MAX];
     int fd;
     char *line;
+    struct alarm alarm;
 };
 
 /* Lines of the learner with step <= kept stay; torn or later ones go. */
-static int drop_later(const char *path, int64_t kept, struct err *e) {
+static int drop_later(struct metrics *m, int64_t kept, struct err *e) {
+    const char *path = m->path;
     struct str old, new;
     str_init(&old);
     str_init(&new);
@@ -28,8 +31,12 @@ static int drop_later(const char *path, int64_t kept, struct err *e) {
         char *end = strchr(p, '\n');
         if (!end) break;
         json_t *o = json_loadb(p, (size_t)(end - p), 0, NULL);
-        if (o && json_integer_value(json_object_get(o, "step")) <= kept)
+        if (o && json_integer_value(json_object_get(o, "step")) <= kept) {
             str_add(&new, p, (size_t)(end - p) + 1);
+            if (m->alarm.length_first <= 0)
+                m->alarm.length_first =
+                    json_number_value(json_object_get(o, "response_length/mean"));
+        }
         json_decref(o);
         p = end + 1;
     }
@@ -43,7 +50,7 @@ int metrics_open(struct metrics **out, const char *dir, int64_t step, struct err
     struct metrics *m = mem_alloc(sizeof *m);
     fs_join(m->path, sizeof m->path, dir, "metrics.jsonl");
     m->fd = -1;
-    if (drop_later(m->path, step, e) == 0) {
+    if (drop_later(m, step, e) == 0) {
         m->fd = open(m->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
         if (m->fd < 0) err_set(e, "cannot open '%s': %s", m->path, strerror(errno));
     }
@@ -150,6 +157,42 @@ static void set_update(json_t *o, const struct update_metrics *u) {
     set(o, "rollout_corr/tis_mean", u->tis_mean);
 }
 
+/* "op/matmul/forward" -> "noise/rollout/op/matmul/forward/realised" and so on. */
+static void set_evidence(json_t *o, enum noise_phase phase, const char *text) {
+    json_t *all = text && *text ? json_loads(text, 0, NULL) : NULL, *hit, *value;
+    const char *what, *field;
+    char name[160];
+    json_object_foreach(all, what, hit) json_object_foreach(hit, field, value) {
+        snprintf(name, sizeof name, "noise/%s/%s/%s", noise_phase_name[phase], what, field);
+        json_object_set(o, name, value);
+    }
+    json_decref(all);
+}
+
+static double number_at(const json_t *o, const char *name) {
+    return json_number_value(json_object_get(o, name));
+}
+
+static void set_noise(json_t *o, const struct step_counts *n) {
+    for (int phase = 0; phase < NOISE_PHASE_COUNT; phase++)
+        set_evidence(o, (enum noise_phase)phase, n->evidence[phase]);
+    set(o, "noise/sigma_intended", n->sigma);
+    set(o, "noise/sigma_realised", n->sigma_realised);
+    set_int(o, "noise/elements", n->noise_elements);
+    set_int(o, "noise/elements_changed", n->noise_changed);
+    set_int(o, "noise/elements_changed_bf16",
+            llround(number_at(o, "noise/rollout/aqn/changed_bf16") * (double)n->noise_elements));
+    set(o, "noise/sigma_over_weight_rms", number_at(o, "noise/rollout/aqn/strength"));
+}
+
+static void look_for_alarm(struct metrics *m, const json_t *o, int64_t step) {
+    alarm_look(&m->alarm, &(struct alarm_signs){
+                              .step = step,
+                              .length = number_at(o, "response_length/mean"),
+                              .entropy = number_at(o, "actor/entropy"),
+                              .sigma_share = number_at(o, "noise/sigma_over_weight_rms") });
+}
+
 const char *metrics_step(struct metrics *m, const struct progress *p, const struct step_counts *n,
                          const struct update_metrics *u, const struct rec_group *const *group,
                          int groups, const struct step_seconds *t, struct err *e) {
@@ -174,10 +217,8 @@ const char *metrics_step(struct metrics *m, const struct progress *p, const stru
     set_int(o, "train/updates_nonfinite", p->skipped_nonfinite);
     set_int(o, "train/updates_changed", p->updates_changed);
     set(o, "critic/acc/mean", n->samples ? (double)n->right / (double)n->samples : 0);
-    set(o, "noise/sigma_intended", n->sigma);
-    set(o, "noise/sigma_realised", n->sigma_realised);
-    set_int(o, "noise/elements", n->noise_elements);
-    set_int(o, "noise/elements_changed", n->noise_changed);
+    set_noise(o, n);
+    if (u) look_for_alarm(m, o, p->step);
     set(o, "timing_s/gen", t->gather);
     set(o, "timing_s/update_actor", t->update);
     set(o, "timing_s/step", t->step);

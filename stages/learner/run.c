@@ -38,6 +38,7 @@ struct run {
     /* of the open step: kept ones first come first, sorted by id as waves are */
     const struct rec_group **group;
     struct step_counts counts;
+    char *evidence[NOISE_PHASE_COUNT];       /* of the last update; rollouts' is lent by a group */
 };
 
 static int64_t wave_size(const struct learner_conf *c) { return c->wave > 0 ? c->wave : c->batch; }
@@ -135,7 +136,7 @@ static int announce(struct run *r, struct err *e) {
                          .final = r->done.step == c->run.steps,
                          .treatment = { r->policy.treatment, treatment_sigma(c, r->done.step),
                                         policy_noise_seed((uint64_t)c->run.seed, r->done.step),
-                                        "none" } } };
+                                        r->policy.ops.s } } };
     if (shared_is_scored(c, r->done.step) && ckpt_mark_scored(c->run.dir, &a, e) < 0) return -1;
     struct link *l = r->s->link[PORT_ADAPTER];
     return l && link_send(l, &a, NULL, 0, e) < 0 ? -1 : 0;
@@ -214,6 +215,7 @@ void run_destroy(struct run **rp) {
     task_release(&r->train);
     str_release(&r->settings);
     if (r->lock_fd >= 0) close(r->lock_fd);
+    for (int i = 0; i < NOISE_PHASE_COUNT; i++) free(r->evidence[i]);
     free(r->group);
     free(r);
     *rp = NULL;
@@ -246,6 +248,7 @@ static void count_group(struct step_counts *n, struct progress *p, const struct 
     n->sigma_realised = g->sigma_realised;
     n->noise_elements = g->noise_elements;
     n->noise_changed = g->noise_changed;
+    n->evidence[NOISE_PHASE_ROLLOUT] = g->evidence;
 }
 
 /* Waves until `batch` groups teach or the waves are used up. 0, 1 asked to stop, -1. Kept groups
@@ -278,6 +281,28 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
     return rc;
 }
 
+static void keep_evidence(struct run *r, enum noise_phase phase, const struct noise_evidence *ev,
+                          const struct noise_view *aqn) {
+    free(r->evidence[phase]);
+    r->evidence[phase] = treatment_evidence(&r->policy.plan, phase, ev, aqn);
+    r->counts.evidence[phase] = r->evidence[phase];
+}
+
+static int update(struct run *r, int kept, struct update_metrics *m, struct err *e) {
+    const struct shared *c = &r->c->shared;
+    const struct update_treatment t = { .seed = policy_noise_seed((uint64_t)c->run.seed,
+                                                                  r->done.step),
+                                        .fixed_seed = (uint64_t)c->run.seed,
+                                        .sigma = r->counts.sigma,
+                                        .step = r->done.step,
+                                        .version = r->done.version };
+    if (updater_step(r->updater, &r->state, r->group, kept, &t, m, e) < 0)
+        return err_wrap(e, "step %lld", (long long)r->done.step + 1);
+    keep_evidence(r, NOISE_PHASE_LOGPROB, &m->logprob, &m->aqn);
+    keep_evidence(r, NOISE_PHASE_UPDATE, &m->update, NULL);
+    return 0;
+}
+
 static int train(struct run *r, struct progress *next, int kept, struct update_metrics *m,
                  struct err *e) {
     if (!kept) {
@@ -287,7 +312,7 @@ static int train(struct run *r, struct progress *next, int kept, struct update_m
                  r->counts.all_right, r->counts.all_wrong);
         return 0;
     }
-    if (updater_step(r->updater, &r->state, r->group, kept, m, e) < 0) return -1;
+    if (update(r, kept, m, e) < 0) return -1;
     if (m->nonfinite) {
         next->skipped_nonfinite++;
         next->nonfinite_in_a_row++;
@@ -425,15 +450,12 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
                         json_integer(s->run.steps * wave_size(c) *
                                      (c->filter == FILTER_METRIC_OFF ? 1 : c->waves_max)));
     plan_notes(c, out);
-    policy_plan_files(files, s);
-    shared_plan_file(files, s->data.train, "train", "tools/fetch gsm8k");
     json_object_set_new(out, "files", files);
     struct lora_shape shape;
     struct model_conf m;
-    const bool known = model_conf_load(&m, s->model.path, NULL) == 0;
-    if (policy_lora_shape(&shape, s, e) < 0 || policy_kernels(s, e) < 0 ||
-        aqn_plan(out, s, known ? &m : NULL, e) < 0)
-        return -1;
+    const int known = policy_plan(out, s, false, &shape, &m, e);
+    shared_plan_file(files, s->data.train, "train", "tools/fetch gsm8k");
+    if (known < 0 || aqn_plan(out, s, known ? &m : NULL, e) < 0) return -1;
     if (!known) return 0;
     json_int_t adapter = (json_int_t)(lora_params(&m, &shape) * sizeof(float));
     json_int_t kept = (json_int_t)json_array_size(scored) + 4;

@@ -9,6 +9,7 @@
 
 struct updater {
     const struct learner_conf *c;
+    const struct policy *policy;
     struct kern *kern;
     struct net *net;
     kptr p, m, v;                    /* AdamW's arrays on the backend */
@@ -54,6 +55,7 @@ int updater_create(struct updater **out, const struct policy *p, const struct le
     struct updater *u = mem_alloc(sizeof *u);
     struct net_opts o = train_opts(c, &p->model->conf, &p->shape);
     u->c = c;
+    u->policy = p;
     u->kern = p->model->kern;
     u->params = lora_params(&p->model->conf, &p->shape);
     size_t bytes = u->params * sizeof(float);
@@ -94,16 +96,22 @@ static bool take_value(struct updater *u, float *value) {
     return changed;
 }
 
+/* The gradient of the mini-batch in hand, in net_grad; noise on it comes before its norm. */
+static int minibatch_grad(struct updater *u, const struct update_state *s, struct batch *b,
+                          const struct update_treatment *t, struct err *e) {
+    (void)t;
+    if (net_adopt(u->net, s->lora, NULL, e) < 0) return -1;
+    return net_train(u->net, b->seq + b->first_seq, b->mini_seqs,
+                  (float)u->c->shared.sample.temperature, batch_loss, b, NULL, e);
+}
+
 static int minibatch_step(struct updater *u, struct update_state *s, struct batch *b,
-                          struct err *e) {
+                          const struct update_treatment *t, struct err *e) {
     const struct learner_conf *c = u->c;
     struct kern *k = u->kern;
     size_t bytes = u->params * sizeof(float);
     struct update_metrics *m = b->metrics;
-    if (net_adopt(u->net, s->lora, NULL, e) < 0 ||
-        net_train(u->net, b->seq + b->first_seq, b->mini_seqs,
-                  (float)c->shared.sample.temperature, batch_loss, b, NULL, e) < 0)
-        return -1;
+    if (minibatch_grad(u, s, b, t, e) < 0) return -1;
     double norm = sqrt(k->sum_squares(k, net_grad(u->net), u->params));
     m->grad_norm = norm;
     if (!isfinite(norm)) {
@@ -150,18 +158,65 @@ static void restore_state(const struct updater *u, struct update_state *s) {
     memcpy(s->v, u->old_v, bytes);
 }
 
-/* Log-probs that the loss compares with: of the policy before the step where it moves within it,
- * and of the base model, adapter off, where a KL term asks. */
+/* Whether noise changes results in one of the two phases only. */
+static bool phases_differ(const struct noise_text *t) {
+    return t->type && t->forward &&
+           t->phase[NOISE_PHASE_LOGPROB] != t->phase[NOISE_PHASE_UPDATE];
+}
+
+static bool under_aqn(const struct updater *u, const struct update_treatment *t) {
+    return u->c->old_logprob == LEARNER_POLICY_NOISY && t->sigma > 0;
+}
+
+/* Without a pass of their own the old log-probs are those of the only update. */
+static bool own_old_pass(const struct updater *u, const struct update_treatment *t, bool several) {
+    const struct noise_plan *p = &u->policy->plan;
+    return several || under_aqn(u, t) || phases_differ(&p->op_text) ||
+           phases_differ(&p->module_text);
+}
+
+static int old_logprobs(struct updater *u, const struct update_state *s, struct batch *b,
+                        const struct update_treatment *t, struct err *e) {
+    const struct shared *c = &u->c->shared;
+    struct noise_view *v = &b->metrics->aqn;
+    if (under_aqn(u, t) && treatment_view(v, u->policy->model, c, t->step, t->sigma, t->seed,
+                                          t->version, e) < 0)
+        return -1;
+    int rc = net_adopt(u->net, s->lora, v->sigma > 0 ? v : NULL, e);
+    if (rc == 0)
+        rc = net_logprobs(u->net, b->seq, b->seqs, (float)c->sample.temperature, b->old, NULL, e);
+    if (v->sigma > 0) {
+        if (net_adopt(u->net, s->lora, NULL, e) < 0) rc = -1;      /* it lent the view until now */
+        noise_view_close(v);
+    }
+    return rc;
+}
+
+/* Of the base model: the adapter off, a clean pass. */
+static int reference_logprobs(struct updater *u, struct batch *b, struct err *e) {
+    if (net_adopt(u->net, NULL, NULL, e) < 0) return -1;
+    return net_logprobs(u->net, b->seq, b->seqs, (float)u->c->shared.sample.temperature, b->ref,
+                        NULL, e);
+}
+
 static int fixed_logprobs(struct updater *u, const struct update_state *s, struct batch *b,
-                          struct err *e) {
-    const float temperature = (float)u->c->shared.sample.temperature;
-    if (b->ref && (net_adopt(u->net, NULL, NULL, e) < 0 ||
-                   net_logprobs(u->net, b->seq, b->seqs, temperature, b->ref, NULL, e) < 0))
-        return err_wrap(e, "log-probs of the reference");
-    if (!b->old_is_cur && (net_adopt(u->net, s->lora, NULL, e) < 0 ||
-                           net_logprobs(u->net, b->seq, b->seqs, temperature, b->old, NULL, e) < 0))
-        return err_wrap(e, "old log-probs");
+                          const struct update_treatment *t, struct err *e) {
+    if (b->ref && reference_logprobs(u, b, e) < 0) return err_wrap(e, "log-probs of the reference");
+    if (!b->old_is_cur && old_logprobs(u, s, b, t, e) < 0) return err_wrap(e, "old log-probs");
     return 0;
+}
+
+static int check_evidence(const struct updater *u, const struct batch *b, struct err *e) {
+    struct update_metrics *m = b->metrics;
+    if (b->old_is_cur) {
+        m->logprob = m->update;
+        m->logprob.passes[NOISE_BACKWARD] = 0;
+        m->logprob.grad = (struct noise_tally){ 0 };
+        for (int op = 0; op < NOISE_OP_COUNT; op++)
+            m->logprob.op[op][NOISE_BACKWARD] = (struct noise_tally){ 0 };
+    }
+    if (noise_evidence_check(&u->policy->plan, NOISE_PHASE_LOGPROB, &m->logprob, e) < 0) return -1;
+    return noise_evidence_check(&u->policy->plan, NOISE_PHASE_UPDATE, &m->update, e);
 }
 
 static double rate_of(const struct learner_conf *c, int64_t rate_steps) {
@@ -175,7 +230,8 @@ static double rate_of(const struct learner_conf *c, int64_t rate_steps) {
 }
 
 int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group,
-                 int groups, struct update_metrics *metrics, struct err *e) {
+                 int groups, const struct update_treatment *t, struct update_metrics *metrics,
+                 struct err *e) {
     const struct learner_conf *c = u->c;
     const int per = (int)(c->minibatch > 0 ? c->minibatch : c->batch);
     const bool several = groups > per;
@@ -183,16 +239,17 @@ int updater_step(struct updater *u, struct update_state *s, const struct rec_gro
     struct batch b;
     *metrics = (struct update_metrics){ .lr = rate_of(c, s->rate_steps), .kl_coef = c->kl_coef };
     batch_open(&b, c, group, groups, metrics);
-    b.old_is_cur = !several;
+    b.old_is_cur = !own_old_pass(u, t, several);
     if (several) save_state(u, s);
-    int rc = fixed_logprobs(u, s, &b, e);
+    int rc = fixed_logprobs(u, s, &b, t, e);
     for (int g = 0; rc == 0 && g < groups && !metrics->nonfinite;) {
         b.mini_seqs = 0;
         for (int last = g + per < groups ? g + per : groups; g < last; g++)
             b.mini_seqs += group[g]->samples;
-        rc = minibatch_step(u, s, &b, e);
+        rc = minibatch_step(u, s, &b, t, e);
         b.first_seq += b.mini_seqs;
     }
+    if (rc == 0) rc = check_evidence(u, &b, e);
     if (rc == 0) {
         batch_finish(&b);
         if (!metrics->nonfinite) s->rate_steps++;

@@ -16,12 +16,22 @@ struct update_state {                /* what a checkpoint holds besides counters
     int64_t adam_steps;              /* updates that changed m and v */
     int64_t rate_steps;              /* scheduler steps taken */
 };
+/* What is done to the arithmetic of one step. */
+struct update_treatment {
+    uint64_t seed, fixed_seed;       /* of noise on operations and modules */
+    double sigma;                    /* AQN that sampled the groups, for the old log-probs */
+    int64_t step, version;
+};
 struct update_metrics {
     double loss, kl_loss, kl_coef, clipfrac, clipfrac_lower, ppo_kl, entropy, grad_norm, lr;
     double old_cur_max;              /* max |lp_cur - lp_old| in the first mini-batch: exactly 0 */
     double advantage_max, advantage_min, tis_mean;
     struct dapo_gap gap;             /* learner's log-probs against the rollout's */
     int64_t tokens;
+    /* Measured in the two phases. Where no pass of their own is made, the old log-probs are those
+     * of the update's forward pass, and so is what was done to them. */
+    struct noise_evidence logprob, update;
+    struct noise_view aqn;           /* under the old log-probs; numbers only */
     bool changed;                    /* the adapter's bytes changed */
     bool nonfinite;                  /* gradient not finite: nothing was touched */
 };
@@ -34,8 +44,10 @@ size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
 /* of these, the KV pages */
 size_t updater_plan_pages(const struct learner_conf *c, const struct model_conf *m,
                           const struct lora_shape *shape);
-/* groups: at least one, sorted by id. On a non-finite gradient s is left as it was and
+/* groups: at least one, sorted by id. -1 also where noise that was intended did not happen. On a
+ * non-finite gradient s is left as it was and
  * metrics->nonfinite set. */
 int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group,
-                 int groups, struct update_metrics *metrics, struct err *e);
+                 int groups, const struct update_treatment *t, struct update_metrics *metrics,
+                 struct err *e);
 #endif

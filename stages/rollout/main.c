@@ -35,14 +35,8 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     const struct rollout_conf *c = conf;
     struct model_conf m;
     struct lora_shape shape;
-    json_t *files = json_array();
-    policy_plan_files(files, &c->shared);
-    json_object_set_new(out, "files", files);
-    if (policy_lora_shape(&shape, &c->shared, e) < 0 ||
-        policy_kernels(&c->shared, e) < 0)
-        return -1;
-    /* absent: listed above */
-    if (model_conf_load(&m, c->shared.model.path, NULL) < 0) return 0;
+    const int known = policy_plan(out, &c->shared, false, &shape, &m, e);
+    if (known <= 0) return known;
     struct gen_opts o = work_gen_opts(c, &shape);
     const enum model_quant q = (enum model_quant)c->shared.quant.weights;
     return policy_plan_memory(out, &c->shared, &m, gen_plan(&m, q, &o), gen_plan_pages(&m, q, &o),

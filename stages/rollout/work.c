@@ -32,12 +32,13 @@ struct work {
     struct policy policy;
     struct gen *gen;
     struct noise_view noise;
+    struct noise_evidence evidence;  /* since the policy in force was adopted */
     bool adopted;
     char adapter[SHA256_HEX]; /* hash in force, as computed from what was loaded; "" = base */
     char adapter_path[FS_PATH_MAX];
     int64_t version;
     double sigma;
-    uint64_t noise_seed;
+    uint64_t noise_seed, seed;
     struct job *job[JOBS_MAX];       /* in order of arrival */
     int jobs;
     bool live;                       /* a learner is at the other end: acknowledgements will come */
@@ -101,6 +102,54 @@ static int job_of_group(const struct work *w, int64_t group) {
     return -1;
 }
 
+/* A hand-written ticket carries no treatment: it is made as this configuration says, with AQN only
+ * where rollout.sigma asks for it. */
+static int treatment_complete(struct work *w, struct rec_ticket *t) {
+    const struct shared *c = &w->c->shared;
+    const char *ops = t->treatment.ops ? t->treatment.ops : "";
+    const char *ours = w->policy.ops.s;
+    if (t->treatment.sigma < 0 || (*ops && strcmp(ops, "none") && strcmp(ops, ours)))
+        return err_set(&w->s->err,
+                       "ticket of group %lld: treatment sigma %g, ops '%s': sigma is at least 0, "
+                       "ops 'none' or what this rollout is set to, '%s'",
+                       (long long)t->group, t->treatment.sigma, ops, ours);
+    free(t->treatment.hash);
+    t->treatment.hash = mem_dup(w->policy.treatment);
+    if (!t->seed) t->seed = (uint64_t)c->run.seed;
+    if (t->treatment.sigma == 0) t->treatment.sigma = w->c->sigma;
+    if (t->treatment.sigma == 0 && c->aqn.sigma_start > 0 && !w->said_clean) {
+        log_warn("noise.aqn is the learner's schedule: a ticket without a treatment is made "
+                 "without it; set rollout.sigma");
+        w->said_clean = true;
+    }
+    t->treatment.noise_seed = policy_noise_seed(t->seed, t->step);
+    if ((!t->adapter || !*t->adapter) && *w->c->adapter) {
+        free(t->adapter);
+        t->adapter = mem_dup(w->c->adapter);
+    }
+    return 0;
+}
+
+static int prompt_complete(struct work *w, struct rec_ticket *t) {
+    struct str text;
+    struct tok_ids ids = { 0 };
+    str_init(&text);
+    int rc = 0;
+    if (t->prompt && *t->prompt)
+        tok_encode(w->policy.tok, t->prompt, strlen(t->prompt), true, &ids);
+    else if (!t->question || !*t->question)
+        rc = err_set(&w->s->err, "ticket of group %lld has neither 'prompt' nor 'question'",
+                     (long long)t->group);
+    else if ((rc = policy_prompt(&w->policy, &w->c->shared, t->question, &text, &ids,
+                                 &w->s->err)) == 0) {
+        free(t->prompt);
+        t->prompt = mem_dup(text.s);
+    }
+    t->prompt_ids = (struct rec_i32){ ids.id, ids.n };
+    str_release(&text);
+    return rc;
+}
+
 /* Defaults of a hand-written ticket; the prompt where only the question is given. */
 static int ticket_complete(struct work *w, struct rec_ticket *t) {
     const struct shared *c = &w->c->shared;
@@ -111,57 +160,26 @@ static int ticket_complete(struct work *w, struct rec_ticket *t) {
         t->top_k = c->sample.top_k;
         t->top_p = c->sample.top_p;
     }
-    if (!t->treatment.hash || !*t->treatment.hash) {
-        free(t->treatment.hash);
-        t->treatment.hash = mem_dup(w->policy.treatment);
-        if (!t->seed) t->seed = (uint64_t)c->run.seed;
-        const char *ops = t->treatment.ops;
-        if (t->treatment.sigma < 0 || (ops && *ops && strcmp(ops, "none") != 0))
-            return err_set(
-                &w->s->err,
-                "ticket of group %lld: treatment sigma %g, ops '%s': sigma is at least 0, and only "
-                "ops 'none' is known",
-                (long long)t->group, t->treatment.sigma, ops ? ops : "");
-        if (t->treatment.sigma == 0) t->treatment.sigma = w->c->sigma;
-        if (t->treatment.sigma == 0 && c->aqn.sigma_start > 0 && !w->said_clean) {
-            log_warn("noise.aqn is the learner's schedule: a ticket without a treatment is made "
-                     "clean; set rollout.sigma");
-            w->said_clean = true;
-        }
-        t->treatment.noise_seed = policy_noise_seed(t->seed, t->step);
-        if ((!t->adapter || !*t->adapter) && *w->c->adapter) {
-            free(t->adapter);
-            t->adapter = mem_dup(w->c->adapter);
-        }
-    }
-    if (t->prompt_ids.n) return 0;
-    struct str text;
-    struct tok_ids ids = { 0 };
-    str_init(&text);
-    int rc = 0;
-    if (t->prompt && *t->prompt)
-        tok_encode(w->policy.tok, t->prompt, strlen(t->prompt), true, &ids);
-    else if (!t->question || !*t->question)
-        rc = err_set(&w->s->err, "ticket of group %lld has neither 'prompt' nor 'question'",
-                     (long long)t->group);
-    else if ((rc = policy_prompt(&w->policy, c, t->question, &text, &ids, &w->s->err)) == 0) {
-        free(t->prompt);
-        t->prompt = mem_dup(text.s);
-    }
-    t->prompt_ids = (struct rec_i32){ ids.id, ids.n };
-    str_release(&text);
-    return rc;
+    if ((!t->treatment.hash || !*t->treatment.hash) && treatment_complete(w, t) < 0) return -1;
+    return t->prompt_ids.n ? 0 : prompt_complete(w, t);
+}
+
+/* Learner and rollout must mean the same noise. */
+static int check_treatment(struct work *w, const struct rec_ticket *t) {
+    const struct rec_treatment *asked = &t->treatment;
+    if (!asked->hash || !*asked->hash) return 0;
+    const char *ours = w->policy.ops.s;
+    if (strcmp(asked->hash, w->policy.treatment) == 0 && strcmp(asked->ops, ours) == 0) return 0;
+    return err_set(&w->s->err,
+                   "ticket of group %lld asks for treatment %s with ops '%s', this rollout's "
+                   "configuration gives %s with ops '%s': learner and rollout were not started "
+                   "from the same pipeline file",
+                   (long long)t->group, asked->hash, asked->ops, w->policy.treatment, ours);
 }
 
 static int ticket_take(struct work *w, struct rec *r) {
     struct rec_ticket *t = &r->ticket;
-    if (t->treatment.hash && *t->treatment.hash &&
-        strcmp(t->treatment.hash, w->policy.treatment) != 0) {
-        err_set(&w->s->err,
-                "ticket of group %lld asks for treatment %s, this rollout's configuration gives "
-                "%s: learner and rollout "
-                "were not started from the same pipeline file",
-                (long long)t->group, t->treatment.hash, w->policy.treatment);
+    if (check_treatment(w, t) < 0) {
         rec_release(r);
         return -1;
     }
@@ -235,8 +253,17 @@ static int say_want(struct work *w) {
     return sent < 0 ? -1 : 0;
 }
 
+/* What the net counted so far, added up and held against the intention. */
+static int take_evidence(struct work *w) {
+    struct err *e = &w->s->err;
+    if (noise_evidence_check(&w->policy.plan, NOISE_PHASE_ROLLOUT, &w->evidence, e) < 0)
+        return err_wrap(e, "version %lld", (long long)w->version);
+    return 0;
+}
+
 static int adopt(struct work *w, const struct rec_ticket *t) {
     struct err *e = &w->s->err;
+    if (w->adopted && take_evidence(w) < 0) return -1;
     const char *sha = t->adapter_sha256 ? t->adapter_sha256 : "";
     bool base = !t->adapter || !*t->adapter;
     char got[SHA256_HEX] = "";
@@ -258,6 +285,7 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
     int rc = treatment_view(&w->noise, w->policy.model, &w->c->shared, t->step, t->treatment.sigma,
                             t->treatment.noise_seed, t->version, e);
     if (rc == 0) rc = gen_adopt(w->gen, l, &w->noise, e);
+    w->evidence = (struct noise_evidence){ 0 };
     lora_destroy(&l);
     /* what was loaded, not what was asked */
     snprintf(w->adapter, sizeof w->adapter, "%s", got);
@@ -265,13 +293,14 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
     w->version = t->version;
     w->sigma = t->treatment.sigma;
     w->noise_seed = t->treatment.noise_seed;
+    w->seed = t->seed;
     w->adopted = rc == 0;
     return rc;
 }
 
 static bool same_policy(const struct work *w, const struct rec_ticket *t) {
-    return w->adopted && t->version == w->version && t->treatment.sigma == w->sigma &&
-           t->treatment.noise_seed == w->noise_seed &&
+    return w->adopted && t->version == w->version && t->seed == w->seed &&
+           t->treatment.sigma == w->sigma && t->treatment.noise_seed == w->noise_seed &&
            strcmp(t->adapter ? t->adapter : "", w->adapter_path) == 0 &&
            (!t->adapter_sha256 || !*t->adapter_sha256 ||
             strcmp(t->adapter_sha256, w->adapter) == 0);
@@ -300,7 +329,7 @@ static void group_open(const struct work *w, struct rec_group *g, const struct r
     g->version = w->version;
     g->adapter_sha256 = mem_dup(w->adapter);
     g->treatment = (struct rec_treatment){ mem_dup(w->policy.treatment), w->noise.sigma,
-                                           w->noise_seed, mem_dup("none") };
+                                           w->noise_seed, mem_dup(w->policy.ops.s) };
     g->sigma_realised = w->noise.realised;
     g->noise_elements = w->noise.elements;
     g->noise_changed = w->noise.changed;
@@ -368,6 +397,18 @@ static void take_sample(void *ud, const struct gen_sample *g) {
     w->s->progress++;
 }
 
+/* Groups that this step finished take along what was measured up to their last token. */
+static int seal_jobs(struct work *w) {
+    for (int i = 0; i < w->jobs; i++) {
+        struct job *j = w->job[i];
+        if (j->state != JOB_STATE_MADE || j->traj.group.evidence) continue;
+        if (take_evidence(w) < 0) return -1;
+        j->traj.group.evidence = treatment_evidence(&w->policy.plan, NOISE_PHASE_ROLLOUT,
+                                                    &w->evidence, &w->noise);
+    }
+    return 0;
+}
+
 static int send_jobs(struct work *w) {
     for (int i = 0; i < w->jobs; i++) {
         struct job *j = w->job[i];
@@ -406,7 +447,9 @@ static void beat(struct work *w) {
 int work_turn(struct work *w) {
     if (stage_stopping(w->s)) return 0;
     if (look_at_tickets(w) < 0 || start_jobs(w) < 0) return -1;
-    if (!gen_idle(w->gen) && gen_step(w->gen, take_sample, w, &w->s->err) < 0) return -1;
+    if (!gen_idle(w->gen) &&
+        (gen_step(w->gen, take_sample, w, &w->s->err) < 0 || seal_jobs(w) < 0))
+        return -1;
     if (send_jobs(w) < 0 || say_want(w) < 0) return -1;
     beat(w);
     if (w->live && w->input_ended) return 0;         /* the learner has all it wants */

@@ -134,6 +134,19 @@ Test(intake, a_group_made_under_another_treatment_stops_the_learner) {
     peer_close(&p);
 }
 
+Test(intake, a_group_made_with_other_operator_noise_stops_the_learner) {
+    struct peer p;
+    peer_open(&p, "");
+    cr_expect_str_eq(peer_ticket(&p, 0)->treatment.ops, "none");
+    struct rec r = peer_group(peer_ticket(&p, 0), mixed);
+    replace(&r.group.treatment.ops, "ops relative_gaussian 0.05");
+    peer_send(&p, &r);
+    cr_expect(peer_end(&p) == EXIT_FAILED, "%s", p.said.s);
+    has(p.said.s, "group 0 was made with ops 'ops relative_gaussian 0.05', this learner's");
+    cr_expect(peer_journalled(&p, 0) == 0);
+    peer_close(&p);
+}
+
 static void noise_nothing(struct rec_group *g) {
     g->sigma_realised = 0;
     g->noise_changed = 0;

@@ -69,7 +69,12 @@ static void start(void) {
     c->run.threads = 1;
     c->run.steps = 10;
     c->model.path = (char[]){ "models/tiny" };
-    c->model.packed_dir = c->model.chat = (char[]){ "" };
+    c->model.packed_dir = c->model.chat = c->quant.exclude = (char[]){ "" };
+    c->ops.ops = c->ops.layers = c->modules.layers = (char[]){ "all" };
+    c->modules.targets = c->modules.exclude = (char[]){ "" };
+    c->aqn.targets = (char[]){ "norms" };
+    c->aqn.exclude = c->aqn.layers = c->aqn.zone_edge = c->aqn.zone_middle = (char[]){ "" };
+    c->aqn.others = 1;
     c->quant.weights = MODEL_QUANT_MXFP4;
     c->lora.rank = 8;
     c->lora.alpha = 16;
@@ -112,7 +117,8 @@ TestSuite(update, .init = start, .fini = stop, .timeout = 250);
 static struct update_metrics step(int groups, char sha[SHA256_HEX]) {
     struct update_metrics m;
     struct err e = { 0 };
-    cr_assert(updater_step(b.u, &b.s, b.list, groups, &m, &e) == 0, "%s", e.text);
+    const struct update_treatment clean = { 0 };
+    cr_assert(updater_step(b.u, &b.s, b.list, groups, &clean, &m, &e) == 0, "%s", e.text);
     if (sha) lora_sha256(b.s.lora, sha);
     return m;
 }
