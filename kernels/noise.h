@@ -19,8 +19,8 @@
  *                      is a token's, in attention a token's and head's
  *   absolute_gaussian  scale * z
  *   bias               scale * sign(t), 0 where t is 0
- * A t that is not finite stays as it is. A word whose top 24 bits are below 2^24 rate is a hit; a
- * sign is a word's lowest bit (1: negative).
+ * A t that is not finite stays as it is; e is 0 where scale * |t| is not. A word whose top 24 bits
+ * are below 2^24 rate is a hit; a sign is a word's lowest bit (1: negative).
  * bf16: the earlier system's arithmetic. t, z, the products (|t| first, then scale) and the sum are
  * each rounded to bf16, whatever the storage.
  * kernels/noise_math.h and kernels/ref/noise.c are the text; every CPU path gives their bits.

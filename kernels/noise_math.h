@@ -136,7 +136,7 @@ static inline float kern_noise_add(const struct kern_noise *n, float t, float z,
     float m = flush ? t : by * n->scale, e = z * m;
     if (n->bf16 && !flush)
         e = kern_noise_round(kern_noise_round(z * by, true) * n->scale, true);
-    if (!(size < INFINITY)) e = 0.0f;
+    if (!(fabsf(m) < INFINITY)) e = 0.0f;
     float y = kern_noise_round(t + e, n->bf16);
     if (!l) return y;
     float r = (y - t) / fabsf(m);

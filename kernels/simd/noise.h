@@ -60,15 +60,15 @@ INLINE vf noise_add(const struct noise *s, const enum kern_noise_type type, cons
     if (type == KERN_NOISE_BIAS)
         z = v_sub(v_keep(v_less(v_zero(), t), one), v_keep(v_less(t, v_zero()), one));
     if (flush) z = v_keep(v_less(size, edge), v_set(-1.0f));
-    const vf m = flush ? t : v_mul(by, scale);
+    const vf m = flush ? t : v_mul(by, scale), unit = v_abs(m);
     vf e = v_mul(z, m);
     if (bf16 && !flush) e = v_round(v_mul(v_round(v_mul(z, by)), scale));
-    e = v_keep(v_less(size, v_set(INFINITY)), e);
+    e = v_keep(v_less(unit, v_set(INFINITY)), e);
     vf y = v_add(t, e);
     if (bf16) y = v_round(y);
     if (!s->n->sums.p) return y;
     const vm some = m_first(lanes), changed = m_and(some, v_differ(y, t));
-    const vf r = v_div(v_sub(y, t), v_abs(m));
+    const vf r = v_div(v_sub(y, t), unit);
     vm measured = m_and(some, v_less(v_abs(r), v_set(KNOISE_R_MOST)));
     if (!flat) measured = m_and(measured, v_less(v_zero(), size));
     const vf kept = v_keep(measured, r);
