@@ -5,12 +5,13 @@
 #define QERL_COMMANDS_H
 #include "lib/base/err.h"
 
-enum { WORDS_MAX = 8, SETS_MAX = 256 };
+enum { WORDS_MAX = 200, SETS_MAX = 256 };
 struct command_line {
     const char *word[WORDS_MAX]; int words;      /* after the command's name */
     const char *set[SETS_MAX]; int sets;         /* of --set */
     const char *rule, *runs_dir;                 /* --rule, --runs */
-    bool follow, force;                          /* -f, --force-different */
+    const char *align, *picture;                 /* --align, --picture */
+    bool follow, force, json, markdown;          /* -f; --force, --force-different */
     char **argv;
 };
 int command_run(const struct command_line *c);
@@ -21,6 +22,7 @@ int command_status(const struct command_line *c);
 int command_logs(const struct command_line *c);
 int command_stop(const struct command_line *c);
 int command_rescore(const struct command_line *c);
+int command_compare(const struct command_line *c);
 int command_doctor(const struct command_line *c);
 
 /* One line on stderr, "qerl-pipe: text"; returns the error's code, or `code` where it has none. */

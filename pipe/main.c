@@ -13,8 +13,8 @@
 #define QERL_COMMIT "unknown"
 #endif
 
-enum { TAKES_SET = 1, TAKES_RULE = 2, TAKES_FOLLOW = 4, TAKES_FORCE = 8,
-       NO_OLD_SWITCHES = 16 };
+enum { TAKES_SET = 1, TAKES_RULE = 2, TAKES_FOLLOW = 4, TAKES_DIFFERENT = 8, NO_OLD_SWITCHES = 16,
+       TAKES_COMPARE = 32 };
 static const struct command {
     const char *name, *usage, *what, *help;
     int (*run)(const struct command_line *c);
@@ -54,7 +54,7 @@ static const struct command {
       "examples:\n"
       "  qerl-pipe resume runs/e6b_qerl-0001\n"
       "  qerl-pipe resume e6b_qerl\n",
-      command_resume, 1, 1, TAKES_FORCE | NO_OLD_SWITCHES },
+      command_resume, 1, 1, TAKES_DIFFERENT | NO_OLD_SWITCHES },
     { "status", "status [RUN]", "say how one run or all runs stand, from their files",
       "examples:\n"
       "  qerl-pipe status\n"
@@ -77,6 +77,26 @@ static const struct command {
       "  qerl-pipe rescore e6b_qerl\n"
       "  qerl-pipe rescore runs/e6b_qerl-0001 --rule flexible\n",
       command_rescore, 1, 1, TAKES_RULE },
+    { "compare", "compare RUN RUN... [OPTION]...",
+      "set runs beside a baseline: what differs, and whether the scores do",
+      "The first run is the baseline. Runs that differ only in the seed are one arm; `vs` parts "
+      "arms by hand. One run per arm:\n"
+      "a verdict about these two adapters, question by question (McNemar). Three seeds per arm: a "
+      "verdict about the treatment.\n"
+      "`ref:NAME` is a curve of the study (pipelines/reference/NAME.tsv). Runs that must not be "
+      "compared are refused with the\n"
+      "reason (exit code 2); --force prints it on top.\n\n"
+      "options\n"
+      "  --align step|prompts|tokens   default step, and prompts where batches differ\n"
+      "  --markdown, --json            instead of text\n"
+      "  --picture FILE.svg            the curves\n"
+      "  --force                       compare all the same\n\n"
+      "examples:\n"
+      "  qerl-pipe compare e6a_qerl e6b_qerl\n"
+      "  qerl-pipe compare e6a-s1 e6a-s2 e6a-s3 e6b-s1 e6b-s2 e6b-s3 --markdown\n"
+      "  qerl-pipe compare a-s1 a-s2 a-s3 vs a-s4 a-s5 a-s6\n"
+      "  qerl-pipe compare e6b_qerl ref:e6b_qerl\n",
+      command_compare, 2, WORDS_MAX, TAKES_COMPARE },
     { "doctor", "doctor", "ten checks of this machine and what to do about each",
       "examples:\n"
       "  qerl-pipe doctor\n",
@@ -138,26 +158,48 @@ static bool is_option(const char *arg, const char *name) {
     return strncmp(arg, name, n) == 0 && (!arg[n] || arg[n] == '=');
 }
 
+/* Options with a value; without one they are flags. `needs`: commands that take it, 0 = all. */
+static const struct option {
+    const char *name; int needs; size_t at; bool flag;
+} options[] = {
+#define AT(field) offsetof(struct command_line, field)
+    { "--set", TAKES_SET, 0, false },
+    { "--rule", TAKES_RULE, AT(rule), false },
+    { "--runs", 0, AT(runs_dir), false },
+    { "--align", TAKES_COMPARE, AT(align), false },
+    { "--picture", TAKES_COMPARE, AT(picture), false },
+    { "--json", TAKES_COMPARE, AT(json), true },
+    { "--markdown", TAKES_COMPARE, AT(markdown), true },
+    { "--force", TAKES_COMPARE, AT(force), true },
+    { "--force-different", TAKES_DIFFERENT, AT(force), true },
+    { "-f", TAKES_FOLLOW, AT(follow), true },
+    { "--follow", TAKES_FOLLOW, AT(follow), true },
+#undef AT
+};
+
 static int take_option(struct command_line *c, const struct command *k, int argc, char **argv,
                        int *i) {
-    static const struct { const char *name; int needs;
-    } table[] = { { "--set", TAKES_SET }, { "--rule", TAKES_RULE }, { "--runs", 0 } };
     const char *arg = argv[*i];
-    for (size_t t = 0; t < COUNT_OF(table); t++) {
-        if (!is_option(arg, table[t].name)) continue;
-        if (table[t].needs && !(k->takes & table[t].needs))
-            return usage_error(k, "this command does not take '%s'", table[t].name);
-        const char *value = value_of(argv, argc, i, table[t].name);
-        if (!value) return usage_error(k, "option '%s' needs a value", table[t].name);
-        if (t == 0 && c->sets == SETS_MAX) return usage_error(k, "too many options '%s'", "--set");
-        if (t == 0) c->set[c->sets++] = value;
-        else if (t == 1) c->rule = value;
-        else c->runs_dir = value;
+    for (size_t t = 0; t < COUNT_OF(options); t++) {
+        const struct option *o = &options[t];
+        char *field = (char *)c + o->at;
+        if (o->flag ? strcmp(arg, o->name) != 0 : !is_option(arg, o->name)) continue;
+        if (o->needs && !(k->takes & o->needs))
+            return usage_error(k, "this command does not take '%s'", o->name);
+        if (o->flag) {
+            *(bool *)field = true;
+            return 0;
+        }
+        const char *value = value_of(argv, argc, i, o->name);
+        if (!value) return usage_error(k, "option '%s' needs a value", o->name);
+        if (t > 0) {
+            *(const char **)(void *)field = value;
+            return 0;
+        }
+        if (c->sets == SETS_MAX) return usage_error(k, "too many options '%s'", "--set");
+        c->set[c->sets++] = value;
         return 0;
     }
-    if ((strcmp(arg, "-f") == 0 || strcmp(arg, "--follow") == 0) && k->takes & TAKES_FOLLOW)
-        return c->follow = true, 0;
-    if (strcmp(arg, "--force-different") == 0 && k->takes & TAKES_FORCE) return c->force = true, 0;
     return usage_error(k, "unknown option '%s'", arg);
 }
 
@@ -171,8 +213,11 @@ static int command_help(const struct command *k) {
 static int command_at(int argc, char **argv) {
     int i = 1;
     for (; i < argc && argv[i][0] == '-'; i++)
-        if (!strcmp(argv[i], "--set") || !strcmp(argv[i], "--runs") || !strcmp(argv[i], "--rule"))
-            i++;
+        for (size_t t = 0; t < COUNT_OF(options); t++)
+            if (!options[t].flag && !strcmp(argv[i], options[t].name)) {
+                i++;
+                break;
+            }
     return i < argc && find(argv[i]) ? i : 1;
 }
 

@@ -1,0 +1,231 @@
+/* compare.c - the command compare: runs, arms, what forbids it, what was found.
+ *
+ * Order: arms, what is found, the command.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/compare.h"
+
+#include "pipe/commands.h"
+
+double look_alpha(const struct contrast *c) {
+    return CONTRAST_ALPHA / (c->looks > 1 ? c->looks : 1);
+}
+
+double final_alpha(const struct comparison *c) {
+    return CONTRAST_ALPHA / (c->arms > 2 ? c->arms - 1 : 1);
+}
+
+bool contrast_of_treatments(const struct effect *e) {
+    return e->basis == BASIS_SEEDS || e->basis == BASIS_SEEDS_PAIRED;
+}
+
+/* ---- arms ---- */
+
+static int add_run(struct arm *a, struct result *r, struct err *e) {
+    for (int i = 0; i < a->n; i++) {
+        if (strcmp(a->run[i]->f.dir, r->f.dir) == 0 && !r->reference)
+            return err_code(e, EXIT_USAGE, "run '%s' is named twice in one arm", r->f.id);
+        if (a->run[i]->seed == r->seed && !r->reference)
+            return err_code(e, EXIT_USAGE,
+                            "runs '%s' and '%s' have the same settings and the same seed: they "
+                            "are one run done twice; name one of them",
+                            a->run[i]->f.id, r->f.id);
+    }
+    if (a->n == ARM_RUNS_MAX) return err_code(e, EXIT_USAGE, "more than %d seeds", ARM_RUNS_MAX);
+    a->run[a->n++] = r;
+    return 0;
+}
+
+static int new_arm(struct comparison *c, struct err *e) {
+    if (c->arms == ARMS_MAX) return err_code(e, EXIT_USAGE, "more than %d arms", ARMS_MAX);
+    return c->arms++;
+}
+
+/* By settings, in the order of the words; `own` >= 0 puts it into that arm (the word 'vs'). */
+static int place_run(struct comparison *c, struct result *r, int own, struct err *e) {
+    int at = own;
+    for (int i = 0; i < c->arms && at < 0; i++)
+        if (result_same_settings(c->arm[i].run[0], r)) at = i;
+    if (at < 0 && (at = new_arm(c, e)) < 0) return -1;
+    if (own >= 0 && c->arm[at].n && !result_same_settings(c->arm[at].run[0], r))
+        return err_code(e, EXIT_USAGE,
+                        "'%s' and '%s' stand on one side of 'vs' but differ in more than the seed",
+                        c->arm[at].run[0]->f.id, r->f.id);
+    return add_run(&c->arm[at], r, e);
+}
+
+static void name_arm(struct arm *a) {
+    size_t n = (size_t)snprintf(a->label, sizeof a->label, "%s", a->run[0]->f.id);
+    if (a->n > 1) n += (size_t)snprintf(a->label + n, sizeof a->label - n, " (%d seeds:", a->n);
+    for (int i = 0; i < a->n && a->n > 1 && n + 24 < sizeof a->label; i++)
+        n += (size_t)snprintf(a->label + n, sizeof a->label - n, " %lld%s",
+                              (long long)a->run[i]->seed, i + 1 < a->n ? "," : ")");
+}
+
+static int read_runs(struct comparison *c, const struct command_line *l, struct err *e) {
+    bool by_hand = false;
+    int own = -1;
+    for (int i = 0; i < l->words; i++) by_hand = by_hand || !strcmp(l->word[i], "vs");
+    c->run = mem_alloc((size_t)l->words * sizeof *c->run);
+    if (by_hand && (own = new_arm(c, e)) < 0) return -1;
+    for (int i = 0; i < l->words; i++) {
+        if (strcmp(l->word[i], "vs") == 0) {
+            if ((own = new_arm(c, e)) < 0) return -1;
+            continue;
+        }
+        struct result *r = &c->run[c->runs++];
+        if (result_read(r, l->runs_dir, l->word[i], e) < 0) return -1;
+        if (place_run(c, r, own, e) < 0) return -1;
+    }
+    for (int i = 0; i < c->arms; i++) {
+        if (!c->arm[i].n) return err_code(e, EXIT_USAGE, "nothing stands on one side of 'vs'");
+        name_arm(&c->arm[i]);
+    }
+    if (c->arms > 1) return 0;
+    return err_code(e, EXIT_USAGE,
+                    "these runs differ in nothing but the seed: they are one arm. Set it against "
+                    "another, or part it by hand: compare A1 A2 A3 vs B1 B2 B3");
+}
+
+/* ---- what is found ---- */
+
+/* Batches that differ make a step another amount of data. */
+static void choose_alignment(struct comparison *c, enum align asked) {
+    c->align = asked == ALIGN_AUTO ? ALIGN_STEP : asked;
+    for (int i = 0; i < c->differences && asked == ALIGN_AUTO; i++)
+        if (!strcmp(c->difference[i].key, "learner.batch")) c->align = ALIGN_PROMPTS;
+    for (int i = 0; i < c->arms; i++)
+        if (c->arm[i].run[0]->reference) c->align = ALIGN_STEP;
+    if (asked != ALIGN_AUTO && asked != c->align)
+        str_puts(&c->notes, "a reference has steps only: aligned by step\n");
+}
+
+static void find_reasons(struct comparison *c) {
+    const struct result *first = c->arm[0].run[0];
+    for (int i = 0; i < c->runs; i++) {
+        struct str lines;
+        str_init(&lines);
+        if (&c->run[i] == first) continue;
+        result_reasons(first, &c->run[i], &lines);
+        for (char *line = lines.s, *end; line && *line; line = end + 1) {
+            end = strchr(line, '\n');
+            *end = 0;
+            /* what is said of the first run is said once */
+            if (!c->reasons.s || !strstr(c->reasons.s, line))
+                str_printf(&c->reasons, "%s\n", line);
+        }
+        str_release(&lines);
+    }
+}
+
+static void find_notes(struct comparison *c) {
+    const char *commit = NULL;
+    for (int i = 0; i < c->runs; i++) {
+        const struct result *r = &c->run[i];
+        const char *of = json_string_value(json_object_get(r->manifest, "commit"));
+        if (commit && of && strcmp(of, commit) != 0)
+            str_printf(&c->notes, "%s was made by another version of the programs (%s) than %s "
+                                  "(%s)\n", r->f.id, of, c->run[0].f.id, commit);
+        if (!commit) commit = of;
+        if (r->reference && r->remarks.len) {
+            str_printf(&c->notes, "%s, as the study reports it; compared as unpaired, one run of "
+                                  "unknown spread between seeds:\n", r->f.id);
+            str_puts(&c->notes, r->remarks.s);
+        }
+    }
+    if (c->factors > 1)
+        str_printf(&c->notes, "%d factors differ (%s): a difference cannot be put down to one of "
+                              "them\n", c->factors, c->factor_names.s);
+}
+
+/* The last look with something to test; the last of all where none has. */
+static const struct look *testable(const struct contrast *k) {
+    for (int i = k->looks - 1; i >= 0; i--)
+        if (k->at[i].basis != BASIS_NONE) return &k->look[i];
+    return k->looks ? &k->look[k->looks - 1] : NULL;
+}
+
+static void find_contrast(struct comparison *c, int i) {
+    struct contrast *k = &c->contrast[i];
+    const struct arm *base = &c->arm[0], *other = &c->arm[i];
+    k->look = mem_alloc(LOOKS_MAX * sizeof *k->look);
+    k->looks = looks_find(k->look, base, other, c->align, &k->ends);
+    k->at = mem_alloc(((size_t)k->looks + 1) * sizeof *k->at);
+    for (int j = 0; j < k->looks; j++)
+        k->at[j] = effect_of_arms(base, k->look[j].base_step, other, k->look[j].step,
+                                  look_alpha(k));
+    arms_pick(base, other, &k->a, &k->b);
+    const struct look *last = testable(k);
+    if (!last || (last->step == 0 && !k->ends)) {
+        str_printf(&c->reasons, "%s and %s were %s at the same %s; another --align may help\n",
+                   base->label, other->label, last ? "scored only before training" : "never scored",
+                   align_name[c->align]);
+        if (!last) return;
+    }
+    k->last = *last;
+    k->final = effect_of_arms(base, last->base_step, other, last->step, final_alpha(c));
+    const struct score *x = result_score(k->a, last->base_step),
+                       *y = result_score(k->b, last->step);
+    k->same_adapter = x && y && *x->adapter_sha256 && last->step > 0 &&
+                      strcmp(x->adapter_sha256, y->adapter_sha256) == 0;
+    if (k->same_adapter)
+        str_printf(&c->notes, "%s and %s ended with the same adapter, byte for byte: the treatment "
+                              "changed nothing, or one run was copied\n", k->a->f.id, k->b->f.id);
+}
+
+static void release(struct comparison *c) {
+    for (int i = 0; i < c->runs; i++) result_release(&c->run[i]);
+    for (int i = 0; i < ARMS_MAX; i++) {
+        free(c->contrast[i].look);
+        free(c->contrast[i].at);
+    }
+    free(c->run);
+    free(c->difference);
+    str_release(&c->factor_names);
+    str_release(&c->reasons);
+    str_release(&c->notes);
+}
+
+static int align_of(const char *word, enum align *align, struct err *e) {
+    *align = ALIGN_AUTO;
+    for (int i = ALIGN_STEP; word && i <= ALIGN_TOKENS; i++)
+        if (strcmp(word, align_name[i]) == 0) *align = (enum align)i;
+    if (!word || *align != ALIGN_AUTO) return 0;
+    return err_code(e, EXIT_USAGE, "--align takes step, prompts or tokens, not '%s'", word);
+}
+
+static int find(struct comparison *c, const struct command_line *l, struct err *e) {
+    enum align asked;
+    if (align_of(l->align, &asked, e) < 0) return -1;
+    str_add(&c->factor_names, "", 0);
+    if (read_runs(c, l, e) < 0) return -1;
+    c->differences = differences_find(&c->difference, c->arm, c->arms);
+    c->factors = differences_factors(c->difference, c->differences, &c->factor_names);
+    choose_alignment(c, asked);
+    find_reasons(c);
+    for (int i = 1; i < c->arms; i++) find_contrast(c, i);
+    find_notes(c);
+    return 0;
+}
+
+/* ---- the command ---- */
+
+int command_compare(const struct command_line *l) {
+    struct comparison *c = mem_alloc(sizeof *c);
+    struct err e = { 0 };
+    int code = EXIT_DONE;
+    if (find(c, l, &e) < 0) {
+        code = complain_once(&e, EXIT_FAILED);
+    } else if (c->reasons.len && !l->force) {
+        fprintf(stderr, "qerl-pipe: these runs must not be compared:\n%s--force does it all the "
+                        "same and prints this on top\n", c->reasons.s);
+        code = EXIT_USAGE;
+    } else {
+        if (l->json) compare_json(c, stdout);
+        else compare_text(c, l->markdown, stdout);
+        if (l->picture && compare_picture(c, l->picture, &e) < 0)
+            code = complain_once(&e, EXIT_ENV);
+    }
+    release(c);
+    free(c);
+    return code;
+}

@@ -1,0 +1,182 @@
+/* likeness.c - see contrast.h: what differs between runs, and what forbids to compare them.
+ *
+ * What ran is compared, not where: names, places, folders and everything that changes no bit is left
+ * out, and files count by their hash.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/contrast.h"
+
+/* Whole keys, or ".suffix" of any stage's key, or "section." */
+static const char *const bookkeeping[] = {
+    "run.name", "run.exp_id", "run.tensorboard", "run.question", "run.hypothesis", "run.source",
+    "run.runs_dir", "run.stall_seconds", "run.seed", "run.kernels", "run.threads",
+    "run.score_every", "expect.", "model.path", "model.packed_dir", "data.train", "data.test",
+    ".exec", ".place", ".replicas", ".restarts", ".rows", ".credit", ".resend_seconds", ".shown",
+    ".save_every", ".micro_tokens", "eval.adapter", "eval.answers", "eval.keep"
+};
+/* One treatment each, however many keys it takes to say it. */
+static const char *const treatment_sections[] = { "noise.ops.", "noise.modules.", "noise.aqn.",
+                                                  "quant.", "lora.", "reward.", "filter." };
+
+static bool is_bookkeeping(const char *key) {
+    for (size_t i = 0; i < COUNT_OF(bookkeeping); i++) {
+        const char *b = bookkeeping[i];
+        if (*b == '.' ? str_ends(key, b) : str_ends(b, ".") ? str_starts(key, b) : !strcmp(key, b))
+            return true;
+    }
+    return strstr(key, ".in.") || strstr(key, ".out.");
+}
+
+static const char *factor_of(const char *key) {
+    if (str_starts(key, "eval.")) return "";
+    for (size_t i = 0; i < COUNT_OF(treatment_sections); i++)
+        if (str_starts(key, treatment_sections[i])) return treatment_sections[i];
+    return key;
+}
+
+static int truth(const char *text) {
+    if (!strcmp(text, "true") || !strcmp(text, "yes") || !strcmp(text, "on")) return 1;
+    return !strcmp(text, "false") || !strcmp(text, "no") || !strcmp(text, "off") ? 0 : -1;
+}
+
+/* "5e-2" is "0.05", "yes" is "true". */
+static bool same_value(const char *a, const char *b) {
+    if (!a || !b) return a == b;
+    if (strcmp(a, b) == 0) return true;
+    char *rest_a, *rest_b;
+    const double x = strtod(a, &rest_a), y = strtod(b, &rest_b);
+    if (rest_a != a && rest_b != b && strcmp(rest_a, rest_b) == 0) return x == y;
+    return truth(a) >= 0 && truth(a) == truth(b);
+}
+
+static int by_key(const void *a, const void *b) {
+    const struct difference *x = a, *y = b;
+    return strcmp(x->key, y->key);
+}
+
+int differences_find(struct difference **out, const struct arm *arm, int arms) {
+    int n = 0;
+    *out = NULL;
+    for (int i = 0; i < arms; i++) {
+        const struct lang *l = &arm[i].run[0]->conf;
+        for (int j = 0; j < l->values; j++) {
+            struct difference d = { l->value[j].name, "", { NULL } };
+            bool told = is_bookkeeping(d.key), differs = false;
+            for (int k = 0; k < n && !told; k++) told = strcmp((*out)[k].key, d.key) == 0;
+            for (int k = 0; k < arms && !told; k++) {
+                d.value[k] = result_value(arm[k].run[0], d.key);
+                differs = differs || (!arm[k].run[0]->reference &&
+                                      !same_value(d.value[k], l->value[j].text));
+            }
+            if (!differs) continue;
+            d.factor = factor_of(d.key);
+            *out = mem_grow(*out, (size_t)(n + 1) * sizeof **out);
+            (*out)[n++] = d;
+        }
+    }
+    if (n) qsort(*out, (size_t)n, sizeof **out, by_key);
+    return n;
+}
+
+int differences_factors(const struct difference *d, int n, struct str *names) {
+    int factors = 0;
+    for (int i = 0; i < n; i++) {
+        bool told = !*d[i].factor;
+        for (int j = 0; j < i && !told; j++) told = strcmp(d[j].factor, d[i].factor) == 0;
+        if (told) continue;
+        const size_t bytes = strlen(d[i].factor) - str_ends(d[i].factor, ".");
+        str_printf(names, "%s%.*s", factors++ ? ", " : "", (int)bytes, d[i].factor);
+    }
+    return factors;
+}
+
+bool result_same_settings(const struct result *a, const struct result *b) {
+    if (a->reference || b->reference) return false;
+    const struct arm pair[2] = { { .run = { (struct result *)(uintptr_t)a }, .n = 1 },
+                                 { .run = { (struct result *)(uintptr_t)b }, .n = 1 } };
+    struct difference *d;
+    const int n = differences_find(&d, pair, 2);
+    free(d);
+    return n == 0;
+}
+
+/* ---- reasons ---- */
+
+static void differ(struct str *out, const struct result *a, const struct result *b,
+                   const char *what, const char *x, const char *y) {
+    if (!*x || !*y || strcmp(x, y) == 0) return;
+    str_printf(out, "%s differs: %s has %.60s, %s has %.60s\n", what, a->f.id, x, b->f.id, y);
+}
+
+static const char *value_or(const struct result *r, const char *key, const char *other) {
+    const char *v = result_value(r, key);
+    return v && *v && strcmp(v, "0") != 0 ? v : other ? value_or(r, other, NULL) : v ? v : "";
+}
+
+/* Hashes of the files that make the prompt and its tokens, in the order of the manifest. */
+static void tokenizer_hashes(struct str *out, const struct result *r) {
+    const json_t *files = json_object_get(r->manifest, "files");
+    str_add(out, "", 0);
+    for (size_t i = 0; i < json_array_size(files); i++) {
+        const json_t *f = json_array_get(files, i);
+        const char *path = json_string_value(json_object_get(f, "path")),
+                   *sha = json_string_value(json_object_get(f, "sha256"));
+        if (path && sha && strstr(path, "tokenizer")) str_printf(out, "%.12s ", sha);
+    }
+}
+
+static void prompts_differ(struct str *out, const struct result *a, const struct result *b) {
+    struct str x, y;
+    str_init(&x);
+    str_init(&y);
+    tokenizer_hashes(&x, a);
+    tokenizer_hashes(&y, b);
+    differ(out, a, b, "the tokenizer or the prompt template (by its files' sha256)", x.s, y.s);
+    str_release(&x);
+    str_release(&y);
+    const char *chat_a = result_value(a, "model.chat"), *chat_b = result_value(b, "model.chat");
+    if (chat_a && chat_b && strcmp(chat_a, chat_b) != 0)
+        str_printf(out, "the prompt template differs: model.chat is '%s' in %s, '%s' in %s\n",
+                   chat_a, a->f.id, chat_b, b->f.id);
+}
+
+static void measured_differ(struct str *out, const struct result *a, const struct result *b) {
+    static const struct { const char *what, *key, *other; } limits[] = {
+        { "the temperature of scored answers (eval.temperature)", "eval.temperature", NULL },
+        { "eval.top_k", "eval.top_k", NULL },
+        { "eval.top_p", "eval.top_p", NULL },
+        { "the length of an answer at most (eval.new_max, sample.new_max)", "eval.new_max",
+          "sample.new_max" },
+    };
+    const struct score *x = a->score, *y = b->score;
+    differ(out, a, b, "the rule of the score", x->rule, y->rule);
+    differ(out, a, b, "the split", x->split, y->split);
+    differ(out, a, b, "the test data (sha256)", x->data_sha256, y->data_sha256);
+    differ(out, a, b, "the model (sha256)", x->model_sha256, y->model_sha256);
+    differ(out, a, b, "the noise during evaluation", score_noise(x), score_noise(y));
+    if (strcmp(x->quant, y->quant) != 0)
+        str_printf(out, "the format during evaluation differs: %s in %s, %s in %s; training and "
+                        "scoring cannot be told apart. Score both in one: qerl-pipe eval %s "
+                        "--quant %s\n", x->quant, a->f.id, y->quant, b->f.id, b->f.id, x->quant);
+    for (size_t i = 0; i < COUNT_OF(limits); i++) {
+        const char *of_a = value_or(a, limits[i].key, limits[i].other),
+                   *of_b = value_or(b, limits[i].key, limits[i].other);
+        if (!same_value(of_a, of_b)) differ(out, a, b, limits[i].what, of_a, of_b);
+    }
+}
+
+static void unfinished(struct str *out, const struct result *r) {
+    if (r->state != RUN_STATE_DONE)
+        str_printf(out, "%s is %s: its final score is missing\n", r->f.id,
+                   run_state_name[r->state]);
+    if (!r->score_n) str_printf(out, "%s has no scores\n", r->f.id);
+}
+
+void result_reasons(const struct result *a, const struct result *b, struct str *out) {
+    unfinished(out, a);
+    unfinished(out, b);
+    if (a->reference || b->reference || !a->score_n || !b->score_n) return;
+    differ(out, a, b, "the training data (sha256)", result_file_sha256(a, "train"),
+           result_file_sha256(b, "train"));
+    prompts_differ(out, a, b);
+    measured_differ(out, a, b);
+}
