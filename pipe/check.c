@@ -4,6 +4,7 @@
 #include "pipe/fetch.h"
 #include "pipe/treatment.h"
 
+#include <math.h>
 #include <sys/sysinfo.h>
 
 #include "lib/base/fs.h"
@@ -71,12 +72,33 @@ static void print_sigma(const json_t *sigma, FILE *to) {
     for (size_t i = 0; i < json_array_size(sigma); i++) {
         const json_t *row = json_array_get(sigma, i);
         int64_t from = 0, last = 0;
-        double value = 0;
+        double value = 0, end = NAN;
         struct err e = { 0 };
+        json_may_num(row, "sigma_to", &end, "plan", &e);
         json_may_int(row, "from", &from, 0, INT64_MAX, "plan", &e);
         json_may_int(row, "to", &last, 0, INT64_MAX, "plan", &e);
         json_may_num(row, "sigma", &value, "plan", &e);
-        fprintf(to, "  %6lld .. %-6lld  %.6g\n", (long long)from, (long long)last, value);
+        fprintf(to, "  %6lld .. %-6lld  %.6g", (long long)from, (long long)last, value);
+        if (!isnan(end)) fprintf(to, " to %.6g", end);
+        fputc('\n', to);
+    }
+}
+
+/* What AQN hits; multipliers of layers, and when zones change them. */
+static void print_targets(const struct plan *pl, const struct pipeline *p, FILE *to) {
+    const json_t *aqn = NULL, *zone;
+    size_t i;
+    for (int s = 0; s < p->stages && !aqn; s++) aqn = json_object_get(pl->of[s], "aqn");
+    if (!aqn) return;
+    fprintf(to, "  hits %lld norms, %lld linears: %lld values\n",
+            (long long)json_integer_value(json_object_get(aqn, "norms")),
+            (long long)json_integer_value(json_object_get(aqn, "linears")),
+            (long long)json_integer_value(json_object_get(aqn, "elements")));
+    json_array_foreach(json_object_get(aqn, "zones"), i, zone) {
+        const char *layers = json_string_value(json_object_get(zone, "layers"));
+        const long long from = json_integer_value(json_object_get(zone, "from"));
+        if (i || (layers && *layers))
+            fprintf(to, "  from step %lld layers %s\n", from, layers && *layers ? layers : "x1");
     }
 }
 
@@ -90,7 +112,10 @@ static bool any_sigma(const json_t *sigma) {
 static void print_noise(const struct plan *pl, const struct pipeline *p, FILE *to) {
     json_t *rows = treatment_rows(pl, p->stages);
     const bool aqn = any_sigma(pl->sigma);
-    if (aqn) print_sigma(pl->sigma, to);
+    if (aqn) {
+        print_sigma(pl->sigma, to);
+        print_targets(pl, p, to);
+    }
     if (json_array_size(rows)) {
         fprintf(to, "noise        intended, and sites in one pass through the network\n");
         treatment_print(rows, NULL, "  ", to);

@@ -2,6 +2,9 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/stage/aqn.h"
 
+#include <math.h>
+
+#include "lib/base/log.h"
 #include "lib/base/str.h"
 
 struct noise_schedule aqn_schedule(const struct shared *c) {
@@ -34,6 +37,21 @@ int aqn_target(struct noise_target *t, const struct shared *c, int64_t done,
                const struct model_conf *m, struct err *e) {
     const struct noise_target_text x = target_text(c);
     return noise_target_make(t, &x, done, c->run.steps, m, e);
+}
+
+int aqn_try(const struct shared *c, const struct model *m, struct err *e) {
+    const struct noise_schedule s = aqn_schedule(c);
+    struct noise_target t;
+    struct noise_view v;
+    if (!noise_schedule_on(&s)) return 0;
+    if (aqn_target(&t, c, 0, &m->conf, e) < 0 ||
+        noise_view_open(&v, m, &t, fmax(s.start, s.end), (uint64_t)c->run.seed, 0, e) < 0)
+        return -1;
+    if (v.strength > NOISE_STRONG)
+        log_warn("noise.aqn: at its largest, sigma %g, the noise is %.2g times the weights it hits",
+                 v.sigma, v.strength);
+    noise_view_close(&v);
+    return 0;
 }
 
 void aqn_text(const struct shared *c, struct str *out) {
@@ -77,31 +95,54 @@ static void plan_continuous(const struct noise_schedule *s, json_t *table) {
     }
 }
 
+/* "0-5 x1, 6-22 x0.5, 23-27 x1"; "" where all layers have 1. */
+static void layers_text(struct str *out, const struct noise_target *t, int layers) {
+    float times[MODEL_LAYERS_MAX];
+    bool all_one = true;
+    for (int l = 0; l < layers; l++) {
+        times[l] = fmaxf(t->norm[2 * l], t->norm[2 * l + 1]);
+        for (int p = 0; p < PROJ_COUNT; p++) times[l] = fmaxf(times[l], t->linear[l][p]);
+        all_one &= times[l] == 1;
+    }
+    str_add(out, "", 0);
+    for (int first = 0, l = 0; !all_one && l < layers; first = ++l) {
+        while (l + 1 < layers && times[l + 1] == times[first]) l++;
+        str_printf(out, first < l ? "%s%d-%d" : "%s%d", first ? ", " : "", first, l);
+        str_printf(out, " x%.6g", (double)times[first]);
+    }
+}
+
 static int plan_target(json_t *out, const struct shared *c, const struct model_conf *m,
                        struct err *e) {
     const struct noise_target_text x = target_text(c);
     const int64_t at[] = { 0, noise_target_switch(&x, c->run.steps) };
     struct noise_target t;
+    struct str text;
     json_t *aqn = json_object(), *zones = json_array();
-    int rc = 0;
-    size_t bytes = 0;
-    for (size_t i = 0; i < COUNT_OF(at) && rc == 0; i++) {
-        if (at[i] < 0 || (rc = aqn_target(&t, c, at[i], m, e)) < 0) continue;
-        const size_t needed = noise_view_plan(m, (enum model_quant)c->quant.weights, &t);
-        bytes = needed > bytes ? needed : bytes;
-        json_array_append_new(zones, json_pack("{s:I, s:i, s:i, s:f}", "from", (json_int_t)at[i],
-                                               "norms", t.norms, "linears", t.linears, "middle",
-                                               i ? x.zone_late : x.zone_early));
+    json_object_set_new(out, "aqn", aqn);
+    json_object_set_new(aqn, "zones", zones);
+    str_init(&text);
+    for (size_t i = 0; i < COUNT_OF(at); i++) {
+        if (at[i] < 0) continue;
+        if (aqn_target(&t, c, at[i], m, e) < 0) break;
+        str_clear(&text);
+        layers_text(&text, &t, m->layers);
+        json_array_append_new(zones, json_pack("{s:I, s:s}", "from", (json_int_t)at[i], "layers",
+                                               text.s));
         if (i) continue;
         json_object_set_new(aqn, "norms", json_integer(t.norms));
         json_object_set_new(aqn, "linears", json_integer(t.linears));
         json_object_set_new(aqn, "elements", json_integer(t.elements));
     }
-    json_object_set_new(aqn, "bytes", json_integer((json_int_t)bytes));
-    if (at[1] >= 0) json_object_set(aqn, "zones", zones);
-    json_decref(zones);
-    json_object_set_new(out, "aqn", aqn);
-    return rc;
+    str_release(&text);
+    return json_array_size(zones) ? 0 : -1;
+}
+
+size_t aqn_bytes(const struct shared *c, const struct model_conf *m) {
+    const struct noise_schedule s = aqn_schedule(c);
+    struct noise_target t;
+    if (!noise_schedule_on(&s) || aqn_target(&t, c, 0, m, NULL) < 0) return 0;
+    return noise_view_plan(m, (enum model_quant)c->quant.weights, &t);
 }
 
 int aqn_plan(json_t *out, const struct shared *c, const struct model_conf *m, struct err *e) {

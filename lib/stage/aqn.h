@@ -15,9 +15,14 @@ int aqn_target(struct noise_target *t, const struct shared *c, int64_t done,
                const struct model_conf *m, struct err *e);
 /* One form for one treatment, "none" when off: for records and hashes. Appends. */
 void aqn_text(const struct shared *c, struct str *out);
+/* Draws the strongest view of the run once: noise larger than the weights is refused (EXIT_CONFIG)
+ * before the first step, above NOISE_STRONG of them it is worth a warning. */
+int aqn_try(const struct shared *c, const struct model *m, struct err *e);
+/* Memory that noise on linear weights takes in a stage that computes under it. */
+size_t aqn_bytes(const struct shared *c, const struct model_conf *m);
 /* For --plan: "sigma", an array of {"from","to","sigma"} in completed steps (continuous schedules:
  * "sigma_to" at the end of each part), and, where the model is known and noise is on, "aqn":
- * {"norms","linears","elements","bytes"} and with zones "zones": [{"from","norms","linears",
- * "middle"}]. m may be NULL. */
+ * {"norms","linears","elements","zones"}, zones an array of {"from","layers"}: the multipliers from
+ * that step on, "" = 1 everywhere. m may be NULL. */
 int aqn_plan(json_t *out, const struct shared *c, const struct model_conf *m, struct err *e);
 #endif

@@ -5,6 +5,7 @@
  * not wanted).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/log.h"
+#include "lib/stage/aqn.h"
 #include "stages/rollout/work.h"
 
 #define AT(field) offsetof(struct rollout_conf, field)
@@ -39,8 +40,8 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     if (known <= 0) return known;
     struct gen_opts o = work_gen_opts(c, &shape);
     const enum model_quant q = (enum model_quant)c->shared.quant.weights;
-    return policy_plan_memory(out, &c->shared, &m, gen_plan(&m, q, &o), gen_plan_pages(&m, q, &o),
-                              e);
+    return policy_plan_memory(out, &c->shared, &m, gen_plan(&m, q, &o) + aqn_bytes(&c->shared, &m),
+                              gen_plan_pages(&m, q, &o), e);
 }
 
 static const struct stage_about about = {

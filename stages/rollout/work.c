@@ -14,6 +14,7 @@
 #include "lib/base/clock.h"
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
+#include "lib/stage/aqn.h"
 #include "lib/task/task.h"
 
 enum { JOBS_MAX = 2048 };
@@ -66,7 +67,9 @@ struct work *work_create(struct stage *s) {
     w->live = !link_is_file(s->link[PORT_TICKET]);
     w->want_due = true;
     snprintf(w->incarnation, sizeof w->incarnation, "%ld.%ld", (long)time(NULL), (long)getpid());
-    if (policy_open(&w->policy, &w->c->shared, &s->err) < 0) goto failed;
+    if (policy_open(&w->policy, &w->c->shared, &s->err) < 0 ||
+        aqn_try(&w->c->shared, w->policy.model, &s->err) < 0)
+        goto failed;
     struct gen_opts o = work_gen_opts(w->c, &w->policy.shape);
     if (o.positions_max > w->policy.model->conf.positions_max)
         o.positions_max = w->policy.model->conf.positions_max;
