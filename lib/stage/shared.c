@@ -165,44 +165,11 @@ const struct stage_key shared_sample_keys[] = {
     { 0 },
 };
 
-static bool is_default(const void *conf, const struct stage_key *k) {
-    const void *at = (const char *)conf + k->offset;
-    double def = 0;
-    str_to_f64(k->def, &def);
-    switch (k->type) {
-    case KEY_INT: return (double)*(const int64_t *)at == def;
-    case KEY_NUM: return *(const double *)at == def;
-    case KEY_BOOL: return *(const bool *)at == (strcmp(k->def, "yes") == 0);
-    case KEY_TEXT: return strcmp(*(char *const *)at, k->def) == 0;
-    case KEY_CHOICE: {
-        const char *name = k->choices;
-        for (int i = *(const int *)at; i > 0; i--) name = strchr(name, '|') + 1;
-        return strcspn(name, "|") == strlen(k->def) && str_starts(name, k->def);
-    }
-    }
-    return true;
-}
-
-static bool is_named(const char *name, const char *const *names) {
-    for (; *names; names++)
-        if (strcmp(name, *names) == 0) return true;
-    return false;
-}
-
-int shared_refuse(const void *conf, const struct stage_key *table, const char *const *names,
-                  struct err *e) {
-    int rc = 0;
-    for (const struct stage_key *k = table; k->name; k++)
-        if ((!names || is_named(k->name, names)) && !is_default(conf, k))
-            rc = err_more(e, EXIT_CONFIG, "%s: not built yet; only its default '%s' is", k->name,
-                          k->def);
-    return rc;
-}
-
 int shared_check(const struct shared *c, struct err *e) {
+    enum { AT_WEIGHT = 2 };
     int rc = aqn_check(c, e);
-    if (shared_refuse(c, shared_ops_keys, NULL, e) < 0) rc = -1;
-    if (shared_refuse(c, shared_modules_keys, NULL, e) < 0) rc = -1;
+    if (c->modules.type && c->modules.at == AT_WEIGHT)
+        rc = err_more(e, EXIT_CONFIG, "noise.modules.at = weight: not built yet");
     return rc;
 }
 

@@ -56,10 +56,6 @@ extern const struct stage_key shared_run_keys[], shared_model_keys[], shared_qua
 
 /* Combinations that no range can say; appends to e. */
 int shared_check(const struct shared *c, struct err *e);
-/* Refuses keys of `table` whose value is not their default: what they ask for is not built yet,
- * and a treatment must not silently not happen. names: NULL-terminated; NULL = all of the table. */
-int shared_refuse(const void *conf, const struct stage_key *table, const char *const *names,
-                  struct err *e);
 /* True for the steps (completed updates) that are scored: 0, every run.score_every, the last. */
 bool shared_is_scored(const struct shared *c, int64_t step);
 /* Adds {"path","role","bytes","sha256"|null,"lines","absent"} to array. get: what to run when the

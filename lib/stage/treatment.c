@@ -52,13 +52,19 @@ int treatment_plan(struct noise_plan *p, const struct shared *c, const struct mo
     return noise_plan_make(p, &ops, &modules, m, e);
 }
 
+static void keep_phase(struct noise_text *t, enum noise_phase phase) {
+    for (int i = 0; i < NOISE_PHASE_COUNT; i++) t->phase[i] &= i == (int)phase;
+    t->backward &= phase == NOISE_PHASE_UPDATE;
+    if (!t->phase[phase]) t->type = KERN_NOISE_OFF;
+}
+
 void treatment_text(struct str *out, const struct noise_plan *p, enum noise_phase phase,
                     double sigma) {
+    struct noise_plan here = *p;
     const bool on = noise_plan_on(p, phase);
-    if (on || sigma <= 0) {
-        if (on) noise_plan_text(p, out);
-        else str_puts(out, "none");
-    }
+    keep_phase(&here.op_text, phase);
+    keep_phase(&here.module_text, phase);
+    if (on || sigma <= 0) noise_plan_text(&here, out);
     if (sigma > 0) str_printf(out, "%saqn %.9g", on ? "; " : "", sigma);
 }
 

@@ -11,13 +11,14 @@
 #include "lib/base/log.h"
 #include "lib/wire/tape.h"
 
-struct shown { int64_t step; char *id, *question, *gold, *text; bool right; };
+struct shown { int64_t step; char *noise, *id, *question, *gold, *text; bool right; };
+struct scored { int64_t step; char *noise; };
 struct book {
     const struct eval_conf *c;
     struct tape *tape;
     struct tally_set answered;
     char scores_path[FS_PATH_MAX];
-    int64_t *scored;
+    struct scored *scored;
     int scores;
     struct shown *shown;
     int showns;
@@ -30,6 +31,7 @@ static void note_answer(struct book *b, const struct rec_answer *a) {
     if (a->k != 0 || !colon || !str_to_i64(colon + 1, &q) || q >= b->c->shown) return;
     b->shown = mem_grow(b->shown, (size_t)(b->showns + 1) * sizeof *b->shown);
     b->shown[b->showns++] = (struct shown){ a->step,
+                                            mem_dup(a->noise),
                                             mem_dup(a->question_id),
                                             mem_dup(a->question),
                                             mem_dup(a->answer),
@@ -38,39 +40,9 @@ static void note_answer(struct book *b, const struct rec_answer *a) {
                                                        a->answer, NULL) };
 }
 
-/* Reads the tape; an incomplete last batch is cut off. Batches are contiguous, so only the last
- * step can be incomplete. */
-static int read_answers(struct book *b, const char *path, int64_t per_step, struct err *e) {
-    struct rec r;
-    int got;
-    uint64_t batch_at = 0, frames = 0;
-    int64_t in_batch = 0, step = -1;
-    if (tape_append_open(&b->tape, path, e) < 0) return -1;
-    while ((got = tape_read(b->tape, &r, e)) == 1) {
-        if (r.type == REC_ANSWER) {
-            if (r.answer.step != step) {
-                step = r.answer.step;
-                batch_at = frames;
-                in_batch = 0;
-            }
-            in_batch++;
-        }
-        frames++;
-        rec_release(&r);
-    }
-    if (got < 0) return -1;
-    if (in_batch && in_batch < per_step) {
-        log_info("%lld answers of step %lld are not a whole score: asking again",
-                 (long long)in_batch, (long long)step);
-        if (tape_truncate(b->tape, batch_at, e) < 0) return -1;
-    }
-    tape_close(&b->tape);
-    if (tape_append_open(&b->tape, path, e) < 0) return -1;
-    while ((got = tape_read(b->tape, &r, e)) == 1) {
-        if (r.type == REC_ANSWER) note_answer(b, &r.answer);
-        rec_release(&r);
-    }
-    return got;
+static void note_score(struct book *b, int64_t step, const char *noise) {
+    b->scored = mem_grow(b->scored, (size_t)(b->scores + 1) * sizeof *b->scored);
+    b->scored[b->scores++] = (struct scored){ step, mem_dup(noise ? noise : "none") };
 }
 
 static int read_scores(struct book *b, struct err *e) {
@@ -84,8 +56,8 @@ static int read_scores(struct book *b, struct err *e) {
             json_t *o = end ? json_loadb(p, (size_t)(end - p), 0, NULL) : NULL;
             /* a torn last line: its score is made again from the answers */
             if (!o) break;
-            b->scored = mem_grow(b->scored, (size_t)(b->scores + 1) * sizeof *b->scored);
-            b->scored[b->scores++] = json_integer_value(json_object_get(o, "step"));
+            note_score(b, json_integer_value(json_object_get(o, "step")),
+                       json_string_value(json_object_get(o, "noise")));
             json_decref(o);
             str_add(&whole, p, (size_t)(end - p) + 1);
             p = end + 1;
@@ -98,6 +70,55 @@ static int read_scores(struct book *b, struct err *e) {
     return rc;
 }
 
+struct last { int64_t step, n; uint64_t at; char *noise; };          /* batch of the tape */
+
+/* Where the tape's last batch begins, and what it is. Batches are contiguous, so only the last can
+ * be incomplete. */
+static int find_last(struct book *b, struct last *last, struct err *e) {
+    struct rec r;
+    int got;
+    for (uint64_t frame = 0; (got = tape_read(b->tape, &r, e)) == 1; frame++) {
+        const struct rec_answer *a = &r.answer;
+        if (r.type == REC_ANSWER &&
+            (!last->n || a->step != last->step || strcmp(a->noise, last->noise) != 0)) {
+            free(last->noise);
+            *last = (struct last){ .step = a->step, .at = frame, .noise = mem_dup(a->noise) };
+        }
+        last->n += r.type == REC_ANSWER;
+        rec_release(&r);
+    }
+    return got;
+}
+
+/* Cuts off a last batch that cannot become a score. */
+static int cut_last(struct book *b, int64_t per_batch, struct err *e) {
+    struct last last = { 0 };
+    int rc = find_last(b, &last, e);
+    if (rc == 0 && last.n) {
+        const bool clean = strcmp(last.noise, "none") == 0;
+        if (last.n < per_batch || (!clean && !book_has_score(b, last.step, last.noise))) {
+            log_info("%lld answers of step %lld (noise %s) are not a whole score: asking again",
+                     (long long)last.n, (long long)last.step, last.noise);
+            rc = tape_truncate(b->tape, last.at, e);
+        }
+    }
+    free(last.noise);
+    return rc;
+}
+
+static int read_answers(struct book *b, const char *path, int64_t per_batch, struct err *e) {
+    struct rec r;
+    int got;
+    if (tape_append_open(&b->tape, path, e) < 0 || cut_last(b, per_batch, e) < 0) return -1;
+    tape_close(&b->tape);
+    if (tape_append_open(&b->tape, path, e) < 0) return -1;
+    while ((got = tape_read(b->tape, &r, e)) == 1) {
+        if (r.type == REC_ANSWER) note_answer(b, &r.answer);
+        rec_release(&r);
+    }
+    return got;
+}
+
 int book_open(struct book **out, const struct eval_conf *c, int64_t answers_per_step,
               struct err *e) {
     struct book *b = mem_alloc(sizeof *b);
@@ -107,7 +128,7 @@ int book_open(struct book **out, const struct eval_conf *c, int64_t answers_per_
     fs_join(path, sizeof path, c->shared.run.dir, "tape");
     int rc = fs_mkdirs(path, e);
     fs_join(path, sizeof path, c->shared.run.dir, "tape/answers.tape");
-    if (rc < 0 || read_answers(b, path, answers_per_step, e) < 0 || read_scores(b, e) < 0) {
+    if (rc < 0 || read_scores(b, e) < 0 || read_answers(b, path, answers_per_step, e) < 0) {
         book_close(&b);
         return -1;
     }
@@ -121,26 +142,29 @@ void book_close(struct book **bp) {
     tape_close(&b->tape);
     tally_release(&b->answered);
     for (int i = 0; i < b->showns; i++) {
+        free(b->shown[i].noise);
         free(b->shown[i].id);
         free(b->shown[i].question);
         free(b->shown[i].gold);
         free(b->shown[i].text);
     }
+    for (int i = 0; i < b->scores; i++) free(b->scored[i].noise);
     free(b->shown);
     free(b->scored);
     free(b);
     *bp = NULL;
 }
 
-bool book_has_score(const struct book *b, int64_t step) {
+bool book_has_score(const struct book *b, int64_t step, const char *noise) {
     for (int i = 0; i < b->scores; i++)
-        if (b->scored[i] == step) return true;
+        if (b->scored[i].step == step && strcmp(b->scored[i].noise, noise) == 0) return true;
     return false;
 }
 
-const struct tally *book_answers(const struct book *b, int64_t step) {
+const struct tally *book_answers(const struct book *b, int64_t step, const char *noise) {
     for (int i = 0; i < b->answered.n; i++)
-        if (b->answered.t[i].step == step) return &b->answered.t[i];
+        if (b->answered.t[i].step == step && strcmp(b->answered.t[i].noise, noise) == 0)
+            return &b->answered.t[i];
     return NULL;
 }
 
@@ -152,17 +176,17 @@ int book_keep_answers(struct book *b, const struct rec *answer, int64_t n, struc
     return tape_sync(b->tape, e);
 }
 
-int book_keep_score(struct book *b, const struct rec *score, struct err *e) {
+int book_keep_scores(struct book *b, const struct rec *score, int n, struct err *e) {
     struct str line;
     str_init(&line);
-    rec_to_json(&line, score);
+    for (int i = 0; i < n; i++) rec_to_json(&line, &score[i]);
     int fd = open(b->scores_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644), rc = 0;
     if (fd < 0 || write(fd, line.s, line.len) != (ssize_t)line.len || fsync(fd) < 0)
         rc = err_set(e, "cannot write '%s': %s", b->scores_path, strerror(errno));
     if (fd >= 0) close(fd);
     str_release(&line);
-    b->scored = mem_grow(b->scored, (size_t)(b->scores + 1) * sizeof *b->scored);
-    b->scored[b->scores++] = score->score.step;
+    for (int i = 0; rc == 0 && i < n; i++)
+        note_score(b, score[i].score.step, score[i].score.noise);
     return rc;
 }
 
@@ -186,8 +210,9 @@ int book_write_samples(struct book *b, struct err *e) {
             if (!headed)
                 str_printf(&md, "\n## %s\n\n%s\n\nRight answer: %s\n", x->id, x->question, x->gold);
             headed = true;
-            str_printf(&md, "\nStep %lld, %s:\n\n", (long long)x->step,
-                       x->right ? "right" : "wrong");
+            str_printf(&md, "\nStep %lld, ", (long long)x->step);
+            if (strcmp(x->noise, "none") != 0) str_printf(&md, "noise %s, ", x->noise);
+            str_printf(&md, "%s:\n\n", x->right ? "right" : "wrong");
             str_puts(&md, "    ");
             for (const char *p = x->text; *p; p++) {
                 str_add(&md, p, 1);

@@ -10,9 +10,14 @@ struct examiner {
     const struct eval_conf *c;
     struct policy policy;
     struct task_set test;
+    struct noise_plan noisy;         /* the policy's, in force in phase eval */
     struct gen *gen;
-    struct rec *answer;              /* of the score in the making */
-    int64_t done, version, step;
+    struct noise_view aqn;           /* lent to gen */
+    /* of the score in the making */
+    const struct exam *exam;
+    struct str noise;                /* its label */
+    struct rec *answer;
+    int64_t done;
     char adapter_sha256[SHA256_HEX]; /* in force; "" = base */
 };
 
@@ -20,11 +25,19 @@ static int64_t new_max(const struct eval_conf *c) {
     return c->new_max > 0 ? c->new_max : c->shared.sample.new_max;
 }
 
+static bool may_be_noisy(const struct eval_conf *c) {
+    const struct shared *s = &c->shared;
+    const bool asked = c->also_noisy || c->noise == EVAL_NOISE_TRAINED;
+    return (s->ops.type && (asked || s->ops.eval)) ||
+           (s->modules.type && (asked || s->modules.eval));
+}
+
 struct gen_opts examiner_gen_opts(const struct eval_conf *c, const struct lora_shape *shape) {
     return (struct gen_opts){ .rows = (int)c->rows,
                               .positions_max = (int)(c->shared.data.prompt_max + new_max(c)),
                               .lora = *shape,
-                              .activations = (enum model_quant)c->shared.quant.activations };
+                              .activations = (enum model_quant)c->shared.quant.activations,
+                              .noise = may_be_noisy(c) };
 }
 
 struct examiner *examiner_create(struct stage *s) {
@@ -33,7 +46,9 @@ struct examiner *examiner_create(struct stage *s) {
     x->c = s->conf;
     if (task_load(&x->test, x->c->shared.data.test, x->c->split, (int)x->c->questions, &s->err) < 0)
         goto failed;
-    if (policy_open(&x->policy, &x->c->shared, &s->err) < 0) goto failed;
+    if (policy_open(&x->policy, &x->c->shared, &s->err) < 0 ||
+        treatment_plan(&x->noisy, &x->c->shared, &x->policy.model->conf, true, &s->err) < 0)
+        goto failed;
     struct gen_opts o = examiner_gen_opts(x->c, &x->policy.shape);
     if (o.positions_max > x->policy.model->conf.positions_max)
         o.positions_max = x->policy.model->conf.positions_max;
@@ -48,10 +63,29 @@ void examiner_destroy(struct examiner **xp) {
     struct examiner *x = *xp;
     if (!x) return;
     gen_destroy(&x->gen);
+    noise_view_close(&x->aqn);
+    str_release(&x->noise);
     policy_close(&x->policy);
     task_release(&x->test);
     free(x);
     *xp = NULL;
+}
+
+struct exam examiner_exam(const struct examiner *x, const struct rec_adapter *a, bool noisy) {
+    const uint64_t seed = (uint64_t)x->c->shared.run.seed;
+    return (struct exam){ .dir = a->path,
+                          .sha256 = a->sha256,
+                          .version = a->version,
+                          .step = a->step,
+                          .plan = noisy ? &x->noisy : &x->policy.plan,
+                          .sigma = noisy ? a->treatment.sigma : 0,
+                          .noise_seed = policy_noise_seed(seed, a->step) };
+}
+
+const char *examiner_ops(const struct examiner *x) { return x->policy.ops.s; }
+
+void exam_noise(struct str *out, const struct exam *m) {
+    treatment_text(out, m->plan, NOISE_PHASE_EVAL, m->sigma);
 }
 
 int64_t examiner_answers(const struct examiner *x) { return x->test.n * x->c->samples; }
@@ -77,8 +111,8 @@ static void take_answer(void *ud, const struct gen_sample *g) {
     rec_init(r, REC_ANSWER);
     r->answer = (struct rec_answer){
         .run = mem_dup(x->c->shared.run.id),
-        .version = x->version,
-        .step = x->step,
+        .version = x->exam->version,
+        .step = x->exam->step,
         .split = mem_dup(x->test.split),
         .question_id = mem_dup(id),
         .question = mem_dup(x->test.q[q].question),
@@ -90,35 +124,41 @@ static void take_answer(void *ud, const struct gen_sample *g) {
         .strict = task_right(TASK_RULE_STRICT, text.s, x->test.q[q].gold, NULL),
         .flexible = task_right(TASK_RULE_FLEXIBLE, text.s, x->test.q[q].gold, NULL),
         .quant = mem_dup(policy_quant_label(&x->c->shared)),
-        .noise = mem_dup("none")
+        .noise = mem_dup(x->noise.s)
     };
     str_release(&text);
     x->done++;
     x->s->progress++;
 }
 
-static int adopt(struct examiner *x, const char *dir, const char *sha256) {
+static int load_adapter(struct examiner *x, const struct exam *m, struct lora **l) {
     struct err *e = &x->s->err;
-    struct lora *l = NULL;
     char *got = x->adapter_sha256;
     *got = 0;
-    if (*dir) {
-        if (lora_load(&l, &x->policy.model->conf, dir, e) < 0) return -1;
-        lora_sha256(l, got);
-        if (l->shape.rank != x->policy.shape.rank) {
-            err_code(e, EXIT_CONFIG,
-                     "adapter '%s' has rank %d, this configuration says %d: --set lora.rank=%d",
-                     dir, l->shape.rank, x->policy.shape.rank, l->shape.rank);
-            lora_destroy(&l);
-            return -1;
-        }
-        if (*sha256 && strcmp(got, sha256) != 0) {
-            lora_destroy(&l);
-            return err_set(e, "adapter '%s' hashes to %.12s, %.12s was announced", dir, got,
-                           sha256);
-        }
-    }
-    int rc = gen_adopt(x->gen, l, NULL, e);
+    if (!*m->dir) return 0;
+    if (lora_load(l, &x->policy.model->conf, m->dir, e) < 0) return -1;
+    lora_sha256(*l, got);
+    if ((*l)->shape.rank != x->policy.shape.rank)
+        return err_code(e, EXIT_CONFIG,
+                        "adapter '%s' has rank %d, this configuration says %d: --set lora.rank=%d",
+                        m->dir, (*l)->shape.rank, x->policy.shape.rank, (*l)->shape.rank);
+    if (*m->sha256 && strcmp(got, m->sha256) != 0)
+        return err_set(e, "adapter '%s' hashes to %.12s, %.12s was announced", m->dir, got,
+                       m->sha256);
+    return 0;
+}
+
+static int adopt(struct examiner *x, const struct exam *m) {
+    struct err *e = &x->s->err;
+    const struct shared *c = &x->c->shared;
+    struct lora *l = NULL;
+    int rc = load_adapter(x, m, &l);
+    noise_view_close(&x->aqn);
+    if (rc == 0)
+        rc = treatment_view(&x->aqn, x->policy.model, c, m->step, m->sigma, m->noise_seed,
+                            m->version, e);
+    if (rc == 0) rc = gen_adopt(x->gen, l, &x->aqn, e);
+    gen_set_noise(x->gen, m->plan, NOISE_PHASE_EVAL, m->noise_seed, (uint64_t)c->run.seed);
     lora_destroy(&l);
     return rc;
 }
@@ -139,7 +179,8 @@ static int submit(struct examiner *x, int q) {
                                  .top_k = (int)c->top_k,
                                  .top_p = (float)c->top_p,
                                  .prompt_uid = (uint64_t)q };
-        rng_key(r.key, (uint64_t)c->shared.run.seed, RNG_PURPOSE_EVAL, (uint64_t)x->step);
+        rng_key(r.key, (uint64_t)c->shared.run.seed, RNG_PURPOSE_EVAL,
+                (uint64_t)x->exam->step);
         rc = gen_submit(x->gen, &r, &x->s->err);
         if (rc < 0) err_wrap(&x->s->err, "%s: question %d", c->shared.data.test, q + 1);
     }
@@ -148,32 +189,53 @@ static int submit(struct examiner *x, int q) {
     return rc;
 }
 
-int examiner_ask(struct examiner *x, const char *dir, const char *sha256, int64_t version,
-                 int64_t step, struct rec **answer, int64_t *count) {
-    x->version = version;
-    x->step = step;
-    x->done = 0;
-    *count = examiner_answers(x);
-    x->answer = mem_alloc((size_t)*count * sizeof *x->answer);
-    int rc = adopt(x, dir, sha256), asked = 0;
-    int ahead = (int)(2 * x->c->rows / x->c->samples) + 1;
-    while (rc == 0 && x->done < *count) {
+void answers_release(struct answers *a) {
+    for (int64_t i = 0; a->v && i < a->n; i++) rec_release(&a->v[i]);
+    free(a->v);
+    free(a->evidence);
+    *a = (struct answers){ 0 };
+}
+
+static int ask_all(struct examiner *x, int64_t count) {
+    const int ahead = (int)(2 * x->c->rows / x->c->samples) + 1;
+    int rc = 0, asked = 0;
+    while (rc == 0 && x->done < count) {
         if (stage_stopping(x->s)) rc = 1;
         while (rc == 0 && asked < x->test.n && asked - x->done / x->c->samples < ahead)
             rc = submit(x, asked++);
         if (rc == 0) rc = gen_step(x->gen, take_answer, x, &x->s->err);
         char metrics[96];
         snprintf(metrics, sizeof metrics,
-                 "{\"scoring_step\":%lld,\"answered\":%lld,\"questions\":%lld}", (long long)step,
-                 (long long)x->done, (long long)*count);
+                 "{\"scoring_step\":%lld,\"answered\":%lld,\"questions\":%lld}",
+                 (long long)x->exam->step, (long long)x->done, (long long)count);
         stage_beat(x->s, "work", metrics);
     }
-    *answer = x->answer;
-    if (rc != 0) {
-        for (int64_t i = 0; i < *count; i++) rec_release(&x->answer[i]);
-        free(x->answer);
-        *answer = NULL;
-    }
+    return rc;
+}
+
+/* A noisy score without noise, or a clean one with, is no score. */
+static int take_evidence(struct examiner *x, const struct exam *m, char **text) {
+    struct err *e = &x->s->err;
+    struct noise_evidence got = { 0 };
+    if (gen_take_noise(x->gen, &got, e) < 0 ||
+        noise_evidence_check(m->plan, NOISE_PHASE_EVAL, &got, e) < 0)
+        return err_wrap(e, "score of step %lld, noise %s", (long long)m->step, x->noise.s);
+    *text = treatment_evidence(m->plan, NOISE_PHASE_EVAL, &got, &x->aqn);
+    return 0;
+}
+
+int examiner_ask(struct examiner *x, const struct exam *m, struct answers *out) {
+    x->exam = m;
+    x->done = 0;
+    str_clear(&x->noise);
+    exam_noise(&x->noise, m);
+    *out = (struct answers){ .n = examiner_answers(x) };
+    out->v = x->answer = mem_alloc((size_t)out->n * sizeof *x->answer);
+    int rc = adopt(x, m);
+    if (rc == 0) rc = ask_all(x, out->n);
+    if (rc == 0) rc = take_evidence(x, m, &out->evidence);
+    if (rc != 0) answers_release(out);
     x->answer = NULL;
+    x->exam = NULL;
     return rc;
 }

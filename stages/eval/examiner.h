@@ -1,5 +1,5 @@
-/* examiner.h - asks a policy the test questions: one adapter in, one answer record per question and
- * sample out.
+/* examiner.h - asks a policy the test questions: one adapter and one treatment in, one answer
+ * record per question and sample out, with what was measured of the treatment.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_EXAMINER_H
 #define QERL_EXAMINER_H
@@ -10,11 +10,31 @@ struct examiner;
 struct gen_opts examiner_gen_opts(const struct eval_conf *c, const struct lora_shape *shape);
 struct examiner *examiner_create(struct stage *s);       /* model, questions; NULL with s->err */
 void examiner_destroy(struct examiner **x);
-/* Answers of all questions under the adapter in `dir` ("" = base), clean; ordered by question and
- * sample, owned by the caller (rec_release each, free). sha256 not "" must be the adapter's. 0, 1
- * asked to stop, -1. */
-int examiner_ask(struct examiner *x, const char *dir, const char *sha256, int64_t version,
-                 int64_t step, struct rec **answer, int64_t *count);
+
+struct exam {
+    const char *dir, *sha256;        /* adapter's folder, "" = base; its hash, "" = any */
+    int64_t version, step;
+    const struct noise_plan *plan;   /* as it acts in phase eval */
+    double sigma;                    /* AQN; 0 = none */
+    uint64_t noise_seed;
+};
+/* The exam of an adapter: as the settings say (noisy only where noise.ops.eval or
+ * noise.modules.eval are yes), or under all noise that it trains under at this step. Lends a's
+ * texts. */
+struct exam examiner_exam(const struct examiner *x, const struct rec_adapter *a, bool noisy);
+/* The settings' noise on operations and modules, as records name it. */
+const char *examiner_ops(const struct examiner *x);
+/* How its score is labelled: treatment_text. Appends. */
+void exam_noise(struct str *out, const struct exam *m);
+
+struct answers {
+    struct rec *v;                   /* ordered by question and sample */
+    int64_t n;
+    char *evidence;                  /* for the score; "" = no noise was intended */
+};
+void answers_release(struct answers *a);
+/* 0, 1 asked to stop, -1: also where the noise in force was not what the exam says. */
+int examiner_ask(struct examiner *x, const struct exam *m, struct answers *out);
 int64_t examiner_answers(const struct examiner *x);      /* per scored step */
 /* What a score says besides its numbers: hashes, sampling. Lends. */
 void examiner_label(const struct examiner *x, struct rec_score *s);

@@ -47,9 +47,19 @@ static const struct stage_port ports[] = {
 };
 
 static int check(void *conf, struct err *e) {
-    static const char *const later[] = { "eval.also_noisy", "eval.noise", NULL };
-    int rc = shared_check(conf, e);
-    return shared_refuse(conf, keys, later, e) < 0 ? -1 : rc;
+    const struct eval_conf *c = conf;
+    const struct shared *s = &c->shared;
+    int rc = shared_check(s, e);
+    const bool ops = s->ops.type, modules = s->modules.type;
+    if (c->also_noisy && !ops && !modules && s->aqn.sigma_start <= 0 && s->aqn.sigma_end <= 0)
+        rc = err_more(e, EXIT_CONFIG,
+                      "eval.also_noisy = yes, but no noise is set: the second score would be as "
+                      "clean as the first");
+    if (c->also_noisy && ((ops && s->ops.eval) || (modules && s->modules.eval)))
+        rc = err_more(e, EXIT_CONFIG,
+                      "eval.also_noisy = yes and noise in every score (noise.ops.eval, "
+                      "noise.modules.eval): there would be no clean one; set one of the two");
+    return rc;
 }
 
 static int plan(const void *conf, json_t *out, struct err *e) {
@@ -63,7 +73,8 @@ static int plan(const void *conf, json_t *out, struct err *e) {
                          "run a pipeline first, then --set eval.answers=RUN/tape/answers.tape");
         return 0;
     }
-    const int known = policy_plan(out, &c->shared, c->also_noisy, &shape, &m, e);
+    const int known = policy_plan(out, &c->shared, c->also_noisy || c->noise == EVAL_NOISE_TRAINED,
+                                  &shape, &m, e);
     shared_plan_file(files, c->shared.data.test, "test", "tools/fetch gsm8k");
     if (known <= 0) return known;
     struct gen_opts o = examiner_gen_opts(c, &shape);
@@ -163,88 +174,166 @@ static bool find_mark(const char *dir, int64_t version, struct rec *mark) {
     return found;
 }
 
+/* eval.noise = trained: the settings must be those that the adapter was trained with. */
+static int check_trained(struct stage *s, const struct rec_adapter *a, bool marked,
+                         const char *ours) {
+    const char *trained = a->treatment.ops;
+    if (!marked)
+        return err_code(&s->err, EXIT_CONFIG,
+                        "eval.noise = trained, but no run left a note beside adapter '%s' that "
+                        "says how it was trained (at-NNNNNN.json)", a->path);
+    if (strcmp(trained, ours) != 0)
+        return err_code(&s->err, EXIT_CONFIG,
+                        "adapter '%s' was trained with noise '%s', this configuration says '%s': "
+                        "take the run's own, -c RUN/conf/eval.conf", a->path, trained, ours);
+    return 0;
+}
+
+/* The adapter that eval.adapter names, with the note that its run left, if it did. */
+static bool find_adapter(const struct eval_conf *c, struct rec *a, char folder[FS_PATH_MAX]) {
+    snprintf(folder, FS_PATH_MAX, "%.1000s", c->adapter);
+    for (size_t end = strlen(folder); end > 1 && folder[end - 1] == '/'; end--) folder[end - 1] = 0;
+    const char *name = strrchr(folder, '/') ? strrchr(folder, '/') + 1 : folder;
+    int64_t version = 0;
+    const bool numbered = name[0] == 'v' && str_to_i64(name + 1 + strspn(name + 1, "0"), &version);
+    if (numbered && find_mark(folder, version, a)) {
+        free(a->adapter.path);
+        a->adapter.path = mem_dup(c->adapter);
+        return true;
+    }
+    rec_init(a, REC_ADAPTER);
+    a->adapter = (struct rec_adapter){ .path = mem_dup(c->adapter),
+                                       .sha256 = mem_dup(""),
+                                       .version = version };
+    return false;
+}
+
+static int tell_once(struct stage *s, struct examiner *x, const struct rec_adapter *a, bool marked,
+                     const char *who, struct answers *got) {
+    const enum task_rule rule = (enum task_rule)((const struct eval_conf *)s->conf)->rule;
+    struct tally_set set = { 0 };
+    struct rec score;
+    for (int64_t i = 0; i < got->n; i++) tally_add(&set, &got->v[i].answer, rule);
+    tally_score(&score, &set.t[0], rule);
+    examiner_label(x, &score.score);
+    score.score.evidence = got->evidence;
+    if (marked) score.score.treatment_trained = a->treatment.hash;
+    const int rc = tell_score(s, &score, who);
+    tally_release(&set);
+    return rc;
+}
+
 static int score_once(struct stage *s, struct examiner *x) {
     const struct eval_conf *c = s->conf;
-    struct rec *answer, score;
-    int64_t n;
+    const bool trained = c->noise == EVAL_NOISE_TRAINED;
     if (*c->adapter && !fs_is_dir(c->adapter))
         return err_code(
             &s->err, EXIT_ENV,
             "there is no adapter folder '%s': eval.adapter names one like RUN/adapters/v000040",
             c->adapter);
     char folder[FS_PATH_MAX], who[FS_PATH_MAX] = "base model";
-    snprintf(folder, sizeof folder, "%.1000s", c->adapter);
-    for (size_t end = strlen(folder); end > 1 && folder[end - 1] == '/'; end--) folder[end - 1] = 0;
+    struct rec a;
+    const bool marked = find_adapter(c, &a, folder);
     const char *name = strrchr(folder, '/') ? strrchr(folder, '/') + 1 : folder;
-    struct rec mark;
-    int64_t version = 0;
-    bool numbered = name[0] == 'v' && str_to_i64(name + 1 + strspn(name + 1, "0"), &version);
-    bool marked = numbered && find_mark(folder, version, &mark);
-    int64_t step = marked ? mark.adapter.step : 0;
     if (*name)
         snprintf(who, sizeof who, marked ? "adapter %.200s of step %lld" : "adapter %.200s", name,
-                 (long long)step);
-    int rc = examiner_ask(x, c->adapter, marked ? mark.adapter.sha256 : "", version, step, &answer,
-                          &n);
-    if (rc != 0) {
-        if (marked) rec_release(&mark);
-        return rc < 0 ? -1 : 0;
+                 (long long)a.adapter.step);
+    const struct exam m = examiner_exam(x, &a.adapter, trained);
+    struct answers got;
+    int rc = trained ? check_trained(s, &a.adapter, marked, examiner_ops(x)) : 0;
+    if (rc == 0 && (rc = examiner_ask(x, &m, &got)) == 0) {
+        rc = tell_once(s, x, &a.adapter, marked, who, &got);
+        answers_release(&got);
     }
-    struct tally_set set = { 0 };
-    for (int64_t i = 0; i < n; i++) {
-        tally_add(&set, &answer[i].answer, (enum task_rule)c->rule);
-        rec_release(&answer[i]);
+    rec_release(&a);
+    return rc < 0 ? -1 : 0;
+}
+
+enum { SCORES_MAX = 2 };                             /* of a step: clean, noisy */
+
+struct step_scores {
+    struct rec score[SCORES_MAX];
+    char *evidence[SCORES_MAX];
+    int n;
+};
+
+/* Adds the score of one exam, from kept answers where they are whole. 0, 1 asked to stop, -1. */
+static int score_exam(struct stage *s, struct examiner *x, struct book *b, const struct exam *m,
+                      const char *noise, struct step_scores *to) {
+    const struct eval_conf *c = s->conf;
+    struct answers got = { 0 };
+    if (!book_answers(b, m->step, noise)) {
+        const int rc = examiner_ask(x, m, &got);
+        if (rc != 0) return rc;
+        if (book_keep_answers(b, got.v, got.n, &s->err) < 0) {
+            answers_release(&got);
+            return -1;
+        }
     }
-    free(answer);
-    tally_score(&score, &set.t[0], (enum task_rule)c->rule);
-    examiner_label(x, &score.score);
-    if (marked) score.score.treatment_trained = mark.adapter.treatment.hash;
-    rc = tell_score(s, &score, who);
-    tally_release(&set);
-    if (marked) rec_release(&mark);
+    struct rec *score = &to->score[to->n];
+    tally_score(score, book_answers(b, m->step, noise), (enum task_rule)c->rule);
+    examiner_label(x, &score->score);
+    score->score.adapter_sha256 = (char *)(uintptr_t)m->sha256;
+    score->score.evidence = to->evidence[to->n++] = mem_dup(got.evidence ? got.evidence : "");
+    answers_release(&got);
+    return 0;
+}
+
+/* Scores that the step still lacks: the one every step has, and with eval.also_noisy the noisy one
+ * where any noise acts at this step. */
+static int score_missing(struct stage *s, struct examiner *x, struct book *b,
+                         const struct rec_adapter *a, struct step_scores *to) {
+    const struct eval_conf *c = s->conf;
+    struct str noise[SCORES_MAX];
+    int rc = 0;
+    for (int i = 0; i < SCORES_MAX; i++) str_init(&noise[i]);
+    for (int i = 0; rc == 0 && i < (c->also_noisy ? 2 : 1); i++) {
+        const struct exam m = examiner_exam(x, a, i == 1);
+        exam_noise(&noise[i], &m);
+        if (i == 1 && strcmp(noise[0].s, noise[1].s) == 0) continue;
+        if (!book_has_score(b, m.step, noise[i].s)) rc = score_exam(s, x, b, &m, noise[i].s, to);
+    }
+    for (int i = 0; i < to->n; i++) to->score[i].score.treatment_trained = a->treatment.hash;
+    for (int i = 0; i < SCORES_MAX; i++) str_release(&noise[i]);
     return rc;
 }
 
-/* 1 scored (or had its score), 0 the learner is not there yet, 2 asked to stop, -1. */
-static int score_step(struct stage *s, struct examiner *x, struct book *b, int64_t step) {
+/* The learner's note of a scored step: 1 read, 0 not there yet, -1. */
+static int read_mark(struct stage *s, int64_t step, struct rec *mark) {
     const struct eval_conf *c = s->conf;
     char path[FS_PATH_MAX];
-    struct rec mark, score, *answer;
     struct str text;
-    int64_t n;
-    int rc;
-    if (book_has_score(b, step)) return 1;
     snprintf(path, sizeof path, "%s/adapters/at-%06lld.json", c->shared.run.dir, (long long)step);
     if (!fs_exists(path)) return 0;
     str_init(&text);
-    rc = fs_read(&text, path, 1 << 20, &s->err);
-    if (rc == 0) rc = rec_from_json(&mark, text.s, text.len, REC_ADAPTER, path, &s->err);
+    int rc = fs_read(&text, path, 1 << 20, &s->err);
+    if (rc == 0) rc = rec_from_json(mark, text.s, text.len, REC_ADAPTER, path, &s->err);
     str_release(&text);
-    if (rc < 0) return -1;
-    if (!book_answers(b, step)) {
-        rc = examiner_ask(x, mark.adapter.path, mark.adapter.sha256, mark.adapter.version, step,
-                          &answer, &n);
-        if (rc == 0) {
-            rc = book_keep_answers(b, answer, n, &s->err);
-            for (int64_t i = 0; i < n; i++) rec_release(&answer[i]);
-            free(answer);
-        }
-    }
-    if (rc == 0) {
-        tally_score(&score, book_answers(b, step), (enum task_rule)c->rule);
-        examiner_label(x, &score.score);
-        score.score.adapter_sha256 = mark.adapter.sha256;
-        score.score.treatment_trained = mark.adapter.treatment.hash;
-        rc = book_keep_score(b, &score, &s->err);
-        if (rc == 0) rc = tell_score(s, &score, NULL);
+    return rc < 0 ? -1 : 1;
+}
+
+/* 1 scored (or had its scores), 0 the learner is not there yet, 2 asked to stop, -1. */
+static int score_step(struct stage *s, struct examiner *x, struct book *b, int64_t step) {
+    struct step_scores made = { 0 };
+    struct rec mark;
+    int rc = read_mark(s, step, &mark);
+    if (rc <= 0) return rc;
+    rc = score_missing(s, x, b, &mark.adapter, &made);
+    if (rc == 0 && made.n) {
+        rc = book_keep_scores(b, made.score, made.n, &s->err);
+        for (int i = 0; rc == 0 && i < made.n; i++) rc = tell_score(s, &made.score[i], NULL);
         if (rc == 0) rc = book_write_samples(b, &s->err);
     }
+    for (int i = 0; i < made.n; i++) free(made.evidence[i]);
     rec_release(&mark);
     return rc < 0 ? -1 : rc == 1 ? 2 : 1;
 }
 
 static int score_run(struct stage *s, struct examiner *x, struct book *b) {
     const struct shared *c = s->conf;
+    if (((const struct eval_conf *)s->conf)->noise == EVAL_NOISE_TRAINED)
+        return err_code(&s->err, EXIT_CONFIG,
+                        "eval.noise is for a single score; in a run set eval.also_noisy = yes");
     /* a kill may have come between a score and its samples */
     if (book_write_samples(b, &s->err) < 0) return -1;
     for (int64_t step = 0; step <= c->run.steps;) {

@@ -32,7 +32,8 @@ static struct net_opts train_opts(const struct learner_conf *c, const struct mod
                               .pages_max = rows / KERN_PAGE + slots + 1,
                               .train = true,
                               .lora = *shape,
-                              .activations = (enum model_quant)c->shared.quant.activations };
+                              .activations = (enum model_quant)c->shared.quant.activations,
+                              .noise = c->shared.ops.type || c->shared.modules.type };
 }
 
 size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
@@ -99,10 +100,14 @@ static bool take_value(struct updater *u, float *value) {
 /* The gradient of the mini-batch in hand, in net_grad; noise on it comes before its norm. */
 static int minibatch_grad(struct updater *u, const struct update_state *s, struct batch *b,
                           const struct update_treatment *t, struct err *e) {
-    (void)t;
+    const struct noise_plan *plan = &u->policy->plan;
     if (net_adopt(u->net, s->lora, NULL, e) < 0) return -1;
-    return net_train(u->net, b->seq + b->first_seq, b->mini_seqs,
-                  (float)u->c->shared.sample.temperature, batch_loss, b, NULL, e);
+    net_set_noise(u->net, plan, NOISE_PHASE_UPDATE, t->seed, t->fixed_seed);
+    if (net_train(u->net, b->seq + b->first_seq, b->mini_seqs,
+                  (float)u->c->shared.sample.temperature, batch_loss, b, NULL, e) < 0)
+        return -1;
+    net_noise_grad(u->net, (uint64_t)s->adam_steps);
+    return net_take_noise(u->net, &b->metrics->update, e);
 }
 
 static int minibatch_step(struct updater *u, struct update_state *s, struct batch *b,
@@ -183,8 +188,10 @@ static int old_logprobs(struct updater *u, const struct update_state *s, struct 
                                           t->version, e) < 0)
         return -1;
     int rc = net_adopt(u->net, s->lora, v->sigma > 0 ? v : NULL, e);
+    net_set_noise(u->net, &u->policy->plan, NOISE_PHASE_LOGPROB, t->seed, t->fixed_seed);
     if (rc == 0)
         rc = net_logprobs(u->net, b->seq, b->seqs, (float)c->sample.temperature, b->old, NULL, e);
+    if (rc == 0) rc = net_take_noise(u->net, &b->metrics->logprob, e);
     if (v->sigma > 0) {
         if (net_adopt(u->net, s->lora, NULL, e) < 0) rc = -1;      /* it lent the view until now */
         noise_view_close(v);
@@ -195,6 +202,7 @@ static int old_logprobs(struct updater *u, const struct update_state *s, struct 
 /* Of the base model: the adapter off, a clean pass. */
 static int reference_logprobs(struct updater *u, struct batch *b, struct err *e) {
     if (net_adopt(u->net, NULL, NULL, e) < 0) return -1;
+    net_set_noise(u->net, NULL, NOISE_PHASE_LOGPROB, 0, 0);
     return net_logprobs(u->net, b->seq, b->seqs, (float)u->c->shared.sample.temperature, b->ref,
                         NULL, e);
 }

@@ -55,7 +55,8 @@ struct gen_opts work_gen_opts(const struct rollout_conf *c, const struct lora_sh
                           .positions_max = (int)(c->shared.data.prompt_max +
                                                  c->shared.sample.new_max),
                           .lora = *shape,
-                          .activations = (enum model_quant)c->shared.quant.activations };
+                          .activations = (enum model_quant)c->shared.quant.activations,
+                          .noise = c->shared.ops.type || c->shared.modules.type };
     if (*c->stop) o.stop[o.stops++] = c->stop;
     return o;
 }
@@ -259,7 +260,8 @@ static int say_want(struct work *w) {
 /* What the net counted so far, added up and held against the intention. */
 static int take_evidence(struct work *w) {
     struct err *e = &w->s->err;
-    if (noise_evidence_check(&w->policy.plan, NOISE_PHASE_ROLLOUT, &w->evidence, e) < 0)
+    if (gen_take_noise(w->gen, &w->evidence, e) < 0 ||
+        noise_evidence_check(&w->policy.plan, NOISE_PHASE_ROLLOUT, &w->evidence, e) < 0)
         return err_wrap(e, "version %lld", (long long)w->version);
     return 0;
 }
@@ -288,6 +290,7 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
     int rc = treatment_view(&w->noise, w->policy.model, &w->c->shared, t->step, t->treatment.sigma,
                             t->treatment.noise_seed, t->version, e);
     if (rc == 0) rc = gen_adopt(w->gen, l, &w->noise, e);
+    gen_set_noise(w->gen, &w->policy.plan, NOISE_PHASE_ROLLOUT, t->treatment.noise_seed, t->seed);
     w->evidence = (struct noise_evidence){ 0 };
     lora_destroy(&l);
     /* what was loaded, not what was asked */
