@@ -1,7 +1,8 @@
 /* zero_bit.c - the zero-bit rule: a token's log-prob has the same bits whoever computes it, and so
  * has the gradient.
  *
- * One test a path. For each small model, weight format and dress (adapter, noise), the first way of
+ * One test a path. For each small model, weight format and dress (adapter, AQN, noise on operations and
+ * modules: the same seed, whatever the phase), the first way of
  * playing is the truth: other batches, threads, chunks of the prompt, shared pages, refilled slots,
  * scoring and training must give its bits, and its first sequences must have those of ref. Paths in
  * plain C (ref, amx-emulated) do a part of it, so that the suite takes half a minute.
@@ -41,8 +42,9 @@ static const struct format {
     { "mxfp4, inputs too", MODEL_QUANT_MXFP4, MODEL_QUANT_MXFP4, MODEL_ROUNDING_SEED, false },
     { "nvfp4, most inputs too", MODEL_QUANT_NVFP4, MODEL_QUANT_NVFP4, MODEL_ROUNDING_OCP, true },
 };
-static const struct dress { const char *name; bool lora; double sigma; } dresses[] = {
-    { "bare", false, 0 }, { "adapter", true, 0 }, { "adapter and noise", true, .02 },
+static const struct dress { const char *name; bool lora; double sigma; bool ops; } dresses[] = {
+    { "bare", false, 0, false }, { "adapter", true, 0, false }, { "adapter and AQN", true, .02, false },
+    { "adapter, AQN and noise everywhere", true, .02, true },
 };
 
 /* Ways to decode: sequences at once, prompt tokens a call (0 = all), whether samples of a group
@@ -85,6 +87,7 @@ struct world {
     struct model_conf conf;
     struct fix fix[3];
     struct noise_view noise[3];
+    struct noise_plan plan;
     struct lora *lora;
     int seqs;
     bool slow;                                       /* a path in plain C */
@@ -147,12 +150,13 @@ static int alloc_used(struct kern *k, kptr *out, size_t bytes, struct err *e) {
     return 0;
 }
 
-static struct net *net_open(struct world *w, int threads, int rows, int slots, bool train,
+static struct net *net_open(struct world *w, int threads, int rows, int slots, enum noise_phase phase,
                             bool stale) {
     struct net *n;
     struct err e = { 0 };
     struct net_opts o = { .rows_max = rows, .slots_max = slots, .positions_max = POSITIONS,
-                          .train = train, .lora = w->lora->shape };
+                          .train = phase == NOISE_PHASE_UPDATE, .lora = w->lora->shape,
+                          .noise = w->dress->ops };
     struct fix *f = &w->fix[threads - 1];
     alloc_fresh = f->kern.alloc;
     if (stale) f->kern.alloc = alloc_used;
@@ -161,6 +165,7 @@ static struct net *net_open(struct world *w, int threads, int rows, int slots, b
     cr_assert_eq(net_adopt(n, w->dress->lora ? w->lora : NULL,
                            w->dress->sigma > 0 ? &w->noise[threads - 1] : NULL, &e), 0, "%s",
                  e.text);
+    if (w->dress->ops) net_set_noise(n, &w->plan, phase, 5, 6);
     return n;
 }
 
@@ -196,7 +201,11 @@ static void step(struct net *n, const struct play *p, struct running *run, struc
         int count = x->n - run[i].fed;
         if (p->chunk && count > p->chunk) count = p->chunk;
         for (int k = 0; k < count; k++, run[i].fed++)
-            row[rows++] = (struct net_row){ .token = x->ids[run[i].fed], .slot = run[i].slot, .pos = run[i].fed };
+            row[rows++] = (struct net_row){
+                .token = x->ids[run[i].fed], .slot = run[i].slot, .pos = run[i].fed,
+                .prompt = net_prompt_id((uint64_t)(run[i].seq / GROUP)),
+                .sample = run[i].fed < x->prompt_n ? KERN_NOISE_NO_SAMPLE : (uint32_t)(run[i].seq % GROUP),
+            };
         if (run[i].fed < x->n) continue;
         const uint64_t h = rng_mix64((uint64_t)(run[i].seq * 4096 + x->n));
         draw[wants] = (struct kern_sampler){ .temperature = TEMPERATURE, .top_p = 1,
@@ -220,7 +229,7 @@ static void step(struct net *n, const struct play *p, struct running *run, struc
 static void play(struct world *w, const struct play *p, struct text *t) {
     struct running run[BATCH_MAX];
     struct net *n = net_open(w, p->threads, p->batch * (p->chunk ? p->chunk : PROMPT_MAX), p->batch,
-                             false, p->stale);
+                             NOISE_PHASE_ROLLOUT, p->stale);
     text_start(w, t);
     for (int i = 0; i < p->batch; i++) run[i].seq = -1;
     for (int next = 0, busy = 1; busy;) {
@@ -240,14 +249,15 @@ static void play(struct world *w, const struct play *p, struct text *t) {
 
 static void as_seqs(const struct world *w, const struct text *t, struct net_seq seq[SEQS]) {
     for (int s = 0; s < w->seqs; s++)
-        seq[s] = (struct net_seq){ .ids = t[s].ids, .n = t[s].n, .prompt_n = t[s].prompt_n };
+        seq[s] = (struct net_seq){ .ids = t[s].ids, .n = t[s].n, .prompt_n = t[s].prompt_n,
+                                   .uid = (uint64_t)(s / GROUP), .sample = s % GROUP };
 }
 
 static void score(struct world *w, const struct score *c, const struct text *truth, struct text *t) {
     float lp[SEQS * NEW_MAX], *at = lp;
     struct net_seq seq[SEQS];
     struct err e = { 0 };
-    struct net *n = net_open(w, c->threads, c->rows, c->slots, false, true);
+    struct net *n = net_open(w, c->threads, c->rows, c->slots, NOISE_PHASE_LOGPROB, true);
     memcpy(t, truth, (size_t)w->seqs * sizeof *t);
     as_seqs(w, truth, seq);
     cr_assert_eq(net_logprobs(n, seq, w->seqs, TEMPERATURE, lp, NULL, &e), 0, "%s", e.text);
@@ -270,7 +280,7 @@ static float *train(struct world *w, const struct score *c, const struct text *t
                     struct text *t) {
     struct net_seq seq[SEQS];
     struct err e = { 0 };
-    struct net *n = net_open(w, c->threads, c->rows, c->slots, true, true);
+    struct net *n = net_open(w, c->threads, c->rows, c->slots, NOISE_PHASE_UPDATE, true);
     float *grad = calloc(w->lora->params, sizeof *grad);
     memcpy(t, truth, (size_t)w->seqs * sizeof *t);
     as_seqs(w, truth, seq);
@@ -295,6 +305,13 @@ static void world_open(struct world *w, const char *path, const struct shape *s,
     w->conf.rope_theta = 10000;
     w->conf.bos = -1;
     w->lora = fix_lora(&w->conf, 5, 8, .2f, 7);
+    const struct noise_text ops = { .type = KERN_NOISE_RELATIVE_GAUSSIAN, .scale = .02, .names = "all",
+                                    .layers = "all", .forward = true, .backward = true,
+                                    .phase = { true, true, true } },
+                            modules = { .type = KERN_NOISE_DEADZONE, .scale = .02, .layers = "all",
+                                        .names = "q_proj, up_proj, rmsnorm, lm_head", .exclude = "",
+                                        .phase = { true, true, true }, .point = (size_t)(format - formats) % 2 };
+    cr_assert_eq(noise_plan_make(&w->plan, &ops, &modules, &w->conf, &e), 0, "%s", e.text);
     for (int i = 0; i < 3; i++) {
         fix_open(&w->fix[i], path, i + 1, &w->conf, format->weights, fix_small_value);
         fix_activations(&w->fix[i], format->activations, format->rounding, format->some);
