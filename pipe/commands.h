@@ -11,7 +11,9 @@ struct command_line {
     const char *set[SETS_MAX]; int sets;         /* of --set */
     const char *rule, *runs_dir;                 /* --rule, --runs */
     const char *align, *picture;                 /* --align, --picture */
+    const char *seeds, *sweep;                   /* --seeds, --sweep */
     bool follow, force, json, markdown;          /* -f; --force, --force-different */
+    bool tiny;
     char **argv;
 };
 int command_run(const struct command_line *c);
@@ -23,6 +25,7 @@ int command_logs(const struct command_line *c);
 int command_stop(const struct command_line *c);
 int command_rescore(const struct command_line *c);
 int command_compare(const struct command_line *c);
+int command_matrix(const struct command_line *c);
 int command_doctor(const struct command_line *c);
 
 /* One line on stderr, "qerl-pipe: text"; returns the error's code, or `code` where it has none. */

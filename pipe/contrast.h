@@ -71,7 +71,7 @@ int looks_find(struct look *v, const struct arm *base, const struct arm *other, 
 /* ---- likeness.c ---- */
 struct difference {
     const char *key, *factor;                /* factor: section or key; "" = of the measurement */
-    const char *value[ARMS_MAX];             /* NULL = that version of the program had no such key */
+    const char *value[ARMS_MAX];             /* NULL = an older program had no such key */
 };
 /* Keys whose values differ between arms (names, places and seeds aside); the caller frees *out. */
 int differences_find(struct difference **out, const struct arm *arm, int arms);

@@ -1,9 +1,9 @@
 /* likeness.c - see contrast.h: what differs between runs, and what forbids to compare them.
  *
- * What ran is compared, not where: names, places, folders and everything that changes no bit is left
- * out, and files count by their hash.
+ * What ran is compared, not where: names, places, folders and everything that changes no bit is
+ * left out, and files count by their hash.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "pipe/contrast.h"
+#include "pipe/matrix.h"
 
 /* Whole keys, or ".suffix" of any stage's key, or "section." */
 static const char *const bookkeeping[] = {
@@ -179,4 +179,31 @@ void result_reasons(const struct result *a, const struct result *b, struct str *
            result_file_sha256(b, "train"));
     prompts_differ(out, a, b);
     measured_differ(out, a, b);
+}
+
+/* ---- the same run again? ---- */
+
+/* The run's own files and seed count here, its name and where it runs do not. */
+static bool of_no_weight(const char *key) {
+    static const char *const counts[] = { "run.seed", "model.path", "data.train", "data.test",
+                                          "run.score_every" };
+    for (size_t i = 0; i < COUNT_OF(counts); i++)
+        if (strcmp(key, counts[i]) == 0) return false;
+    return is_bookkeeping(key);
+}
+
+bool settings_are(const struct lang *old, struct pipeline *p) {
+    for (int i = 0; i < p->stages; i++)
+        for (int j = 0; j < p->stage[i].about.keys; j++) {
+            const struct about_key *k = &p->stage[i].about.key[j];
+            struct origin at;
+            const char *now = pipeline_value(p, &p->stage[i], k, &at);
+            const struct lang_value *was = lang_get(old, k->name);
+            if (of_no_weight(k->name) || !strcmp(k->name, "run.dir") || !strcmp(k->name, "run.id"))
+                continue;
+            /* a key that is younger than the run had its default's effect */
+            if (!was && strcmp(at.file, "default") == 0) continue;
+            if (!was || !now || !same_value(was->text, now)) return false;
+        }
+    return true;
 }

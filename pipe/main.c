@@ -14,7 +14,7 @@
 #endif
 
 enum { TAKES_SET = 1, TAKES_RULE = 2, TAKES_FOLLOW = 4, TAKES_DIFFERENT = 8, NO_OLD_SWITCHES = 16,
-       TAKES_COMPARE = 32 };
+       TAKES_COMPARE = 32, TAKES_MATRIX = 64, TAKES_SEEDS = 128 };
 static const struct command {
     const char *name, *usage, *what, *help;
     int (*run)(const struct command_line *c);
@@ -97,6 +97,25 @@ static const struct command {
       "  qerl-pipe compare a-s1 a-s2 a-s3 vs a-s4 a-s5 a-s6\n"
       "  qerl-pipe compare e6b_qerl ref:e6b_qerl\n",
       command_compare, 2, WORDS_MAX, TAKES_COMPARE },
+    { "matrix", "matrix FILE.pipe... [OPTION]...",
+      "run a set of files one after another, end with one table",
+      "Runs are named NAME-sSEED (with a sweep NAME-KEY_VALUE-sSEED). What is done is skipped, "
+      "what was stopped or killed goes\n"
+      "on: the same command again finishes the set. A file that does not train is skipped with the "
+      "reason; one that fails is\n"
+      "listed with its reason, the others run, and the exit code is 1.\n\n"
+      "options\n"
+      "  --seeds K                  K runs of each: the file's run.seed and the next ones\n"
+      "  --sweep KEY=V1,V2,...      each under every value; ends with a dose-response table\n"
+      "  --tiny                     on the embedded model and its questions, a few steps: minutes "
+      "for all\n"
+      "  --set KEY=VALUE            for every run\n\n"
+      "examples:\n"
+      "  qerl-pipe matrix pipelines/*.pipe --tiny\n"
+      "  qerl-pipe matrix e6a_qerl.pipe e6b_qerl.pipe --seeds 3\n"
+      "  qerl-pipe matrix pipelines/quickstart.pipe --set noise.ops.type=relative_gaussian \\\n"
+      "      --sweep noise.ops.scale=1e-4,1e-3,1e-2,5e-2 --seeds 3\n",
+      command_matrix, 1, WORDS_MAX, TAKES_SET | TAKES_MATRIX | TAKES_SEEDS | NO_OLD_SWITCHES },
     { "doctor", "doctor", "ten checks of this machine and what to do about each",
       "examples:\n"
       "  qerl-pipe doctor\n",
@@ -168,6 +187,9 @@ static const struct option {
     { "--runs", 0, AT(runs_dir), false },
     { "--align", TAKES_COMPARE, AT(align), false },
     { "--picture", TAKES_COMPARE, AT(picture), false },
+    { "--seeds", TAKES_SEEDS, AT(seeds), false },
+    { "--sweep", TAKES_MATRIX, AT(sweep), false },
+    { "--tiny", TAKES_MATRIX, AT(tiny), true },
     { "--json", TAKES_COMPARE, AT(json), true },
     { "--markdown", TAKES_COMPARE, AT(markdown), true },
     { "--force", TAKES_COMPARE, AT(force), true },

@@ -1,7 +1,7 @@
 /* picture.c - a comparison as an SVG picture: accuracy on the test questions above, reward on the
  * training batches below, both over the axis of the alignment.
  *
- * A band is the 95 % Wilson interval of one run's score; of an arm with seeds, all its runs' values.
+ * A band is the 95 % Wilson interval of one run's score; an arm with seeds shows all its runs.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/compare.h"
 

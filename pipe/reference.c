@@ -1,8 +1,8 @@
 /* reference.c - a curve of the study: pipelines/reference/NAME.tsv.
  *
  * Lines that begin with '#' are remarks (source, caveats) and are shown with the comparison; the
- * others are "step TAB accuracy in % TAB reward TAB n", where all but the step may be empty. A first
- * line that begins with "step" names the columns.
+ * others are "step TAB accuracy in % TAB reward TAB n", where all but the step may be empty. A
+ * first line that begins with "step" names the columns.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/result.h"
 

@@ -35,7 +35,7 @@ struct result {
     struct mark *mark; int marks;
     int64_t seed;
 };
-/* A run folder, id or name; "ref:NAME" reads pipelines/reference/NAME.tsv, "ref:FILE.tsv" the file. */
+/* A run folder, id or name; "ref:NAME": pipelines/reference/NAME.tsv, "ref:FILE.tsv" that file. */
 int result_read(struct result *r, const char *runs_dir, const char *word, struct err *e);
 void result_release(struct result *r);
 const char *result_value(const struct result *r, const char *key);           /* NULL = not set */
@@ -44,8 +44,8 @@ const struct point *result_point(const struct result *r, int64_t step);      /* 
 const struct score *result_score(const struct result *r, int64_t step);      /* NULL = none */
 /* The marks of one step; *n of them. */
 const struct mark *result_marks(const struct result *r, int64_t step, int *n);
-/* The answers of a tape that belong to the series of `like`, sorted as in struct result; -1 when the
- * tape is damaged. Used for scores outside a run's own series, too. */
+/* The answers of a tape that belong to the series of `like`, sorted as in struct result; -1 when
+ * the tape is damaged. Used for scores outside a run's own series, too. */
 int marks_read(struct mark **out, int *n, const char *tape, const struct score *like,
                struct err *e);
 /* reference.c */

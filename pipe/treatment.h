@@ -10,8 +10,7 @@
 
 /* Rows of all stages, each once. The caller owns the array. */
 json_t *treatment_rows(const struct plan *pl, int stages);
-/* A line for each phase x {operator, module} x {forward, backward} that is noised, none for no rows.
- * `metrics`: the newest line of metrics.jsonl, NULL = only what is intended. Every line begins with
- * `indent`. */
+/* A line for each phase x {operator, module} x {forward, backward} that is noised. `metrics`: the
+ * newest line of metrics.jsonl, NULL = only what is intended. Every line begins with `indent`. */
 void treatment_print(const json_t *rows, const json_t *metrics, const char *indent, FILE *to);
 #endif

@@ -1,0 +1,227 @@
+/* matrix.c - the command matrix: which cells, what became of each before, one run after another.
+ *
+ * Order: the sweep, cells, one cell, the command.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/matrix.h"
+
+#include <ctype.h>
+#include <math.h>
+
+#include "lib/base/fs.h"
+#include "pipe/tiny.h"
+
+/* ---- the sweep ---- */
+
+/* "key=v1,v2"; values that hold commas are parted by ';'. */
+static int read_sweep(struct matrix *m, const char *text, struct err *e) {
+    const char *eq = strchr(text, '=');
+    if (!eq || eq == text || !eq[1] || !memchr(text, '.', (size_t)(eq - text)))
+        return err_code(e, EXIT_USAGE, "--sweep takes section.key=value,value,...; not '%s'", text);
+    m->key = mem_dup(text);
+    m->key[eq - text] = 0;
+    char *rest = m->key + (eq - text) + 1;
+    const char *parted = strchr(rest, ';') ? ";" : ",";
+    for (char *value; (value = strsep(&rest, parted));) {
+        if (m->values == VALUES_MAX)
+            return err_code(e, EXIT_USAGE, "--sweep takes at most %d values", VALUES_MAX);
+        while (*value == ' ') value++;
+        if (!*value) return err_code(e, EXIT_USAGE, "--sweep has an empty value in '%s'", text);
+        m->value[m->values++] = value;
+    }
+    return m->values > 1 ? 0 : err_code(e, EXIT_USAGE, "--sweep needs two values or more");
+}
+
+/* ---- cells ---- */
+
+/* NAME[-tiny][-key_value]-sSEED, of letters that may name a folder. */
+static void name_cell(struct cell *c, const struct matrix *m, const char *name, int64_t seed) {
+    const char *key = m->key ? strrchr(m->key, '.') + 1 : "";
+    char dose[60] = "";
+    if (c->value) snprintf(dose, sizeof dose, "-%.20s_%.30s", key, c->value);
+    snprintf(c->name, sizeof c->name, "%.40s%s%s-s%lld", name, m->line->tiny ? "-tiny" : "", dose,
+             (long long)seed);
+    for (char *p = c->name; *p; p++)
+        if (!isalnum((unsigned char)*p) && !strchr("._-", *p)) *p = '_';
+}
+
+static void fail(struct cell *c, enum cell_state state, const char *why) {
+    c->state = state;
+    snprintf(c->why, sizeof c->why, "%.*s", (int)strcspn(why, "\n"), why);
+}
+
+struct sets { const char *set[SETS_MAX + TINY_SETS_MAX + 8]; int n; char own[4][300]; };
+
+/* What a cell is told besides its file; later ones win. */
+static void collect_sets(struct sets *s, const struct matrix *m, const struct cell *c,
+                         struct pipeline *p) {
+    s->n = 0;
+    if (m->line->tiny) s->n = tiny_sets(p, s->set);
+    for (int i = 0; i < m->line->sets; i++) s->set[s->n++] = m->line->set[i];
+    int64_t seed = 1;
+    const char *text = pipeline_text(p, "run.seed", "1");
+    if (!str_to_i64(text, &seed)) seed = 1;
+    snprintf(s->own[0], sizeof s->own[0], "run.name=%s", c->name);
+    snprintf(s->own[1], sizeof s->own[1], "run.seed=%lld", (long long)seed + c->seed);
+    s->set[s->n++] = s->own[0];
+    s->set[s->n++] = s->own[1];
+    if (c->value) {
+        snprintf(s->own[2], sizeof s->own[2], "%.100s=%.180s", m->key, c->value);
+        s->set[s->n++] = s->own[2];
+    }
+    if (strcmp(m->line->runs_dir, "runs") != 0) {
+        snprintf(s->own[3], sizeof s->own[3], "run.runs_dir=%.250s", m->line->runs_dir);
+        s->set[s->n++] = s->own[3];
+    }
+}
+
+static bool trains(struct pipeline *p) {
+    for (int i = 0; i < p->stages; i++)
+        if (p->stage[i].about.name && strcmp(p->stage[i].about.name, "learner") == 0) return true;
+    return false;
+}
+
+static void first_error(struct cell *c, struct pipeline *p) {
+    struct str text;
+    str_init(&text);
+    lang_print_errors(&p->lang, &text);
+    fail(c, CELL_FAILED, text.s ? text.s : "cannot be read");
+    str_release(&text);
+}
+
+static struct cell *add_cell(struct matrix *m, const char *file) {
+    m->cell = mem_grow(m->cell, (size_t)(m->cells + 1) * sizeof *m->cell);
+    struct cell *c = &m->cell[m->cells++];
+    *c = (struct cell){ .file = file };
+    snprintf(c->name, sizeof c->name, "%.100s", strrchr(file, '/') ? strrchr(file, '/') + 1 : file);
+    return c;
+}
+
+static bool name_taken(const struct matrix *m, const struct cell *c) {
+    for (int i = 0; i < m->cells; i++)
+        if (&m->cell[i] != c && strcmp(m->cell[i].name, c->name) == 0) return true;
+    return false;
+}
+
+static int add_file(struct matrix *m, const char *file, struct err *e) {
+    struct pipeline p;
+    int64_t seed = 1;
+    pipeline_load(&p, file, m->line->set, m->line->sets);
+    const char *text = pipeline_text(&p, "run.seed", "1");
+    if (!str_to_i64(text, &seed)) seed = 1;
+    if (p.code) first_error(add_cell(m, file), &p);
+    else if (!trains(&p)) fail(add_cell(m, file), CELL_SKIPPED, "does not train: no stage learner");
+    for (int v = 0; v < (m->values ? m->values : 1) && !p.code && trains(&p); v++)
+        for (int k = 0; k < m->seeds; k++) {
+            if (m->cells == CELLS_MAX) {
+                pipeline_release(&p);
+                return err_code(e, EXIT_USAGE, "more than %d runs", CELLS_MAX);
+            }
+            struct cell *c = add_cell(m, file);
+            c->seed = k;
+            c->value = m->values ? m->value[v] : NULL;
+            name_cell(c, m, p.name, seed + k);
+            if (name_taken(m, c))
+                fail(c, CELL_FAILED, "another run of this matrix has the same name: set run.name");
+        }
+    pipeline_release(&p);
+    return 0;
+}
+
+/* ---- one cell ---- */
+
+/* The run of that name with these settings, if there is one; 0 = a new run is needed. */
+static bool find_run(struct cell *c, struct pipeline *p) {
+    char path[FS_PATH_MAX];
+    struct lang old;
+    if (folder_find(&c->f, p->runs_dir, c->name, NULL) < 0) return false;
+    fs_join(path, sizeof path, c->f.dir, "resolved.pipe");
+    lang_read(&old, path, NULL, 0);
+    const bool same = !old.errors && settings_are(&old, p);
+    lang_release(&old);
+    return same;
+}
+
+/* Why a run failed: its own reason, else the first thing that was said. */
+static void explain(struct cell *c, const char *runs_dir, const char *talk, int code) {
+    char reason[300] = "", why[400];
+    const bool there = folder_find(&c->f, runs_dir, c->name, NULL) == 0;
+    enum run_state s = there ? folder_state(&c->f, reason, sizeof reason) : RUN_STATE_UNKNOWN;
+    if (there && *reason && (s == RUN_STATE_FAILED || s == RUN_STATE_INCOMPLETE))
+        snprintf(why, sizeof why, "%s: %s", run_state_name[s], reason);
+    else snprintf(why, sizeof why, "exit code %d: %.300s", code, *talk ? talk : "nothing was said");
+    fail(c, CELL_FAILED, why);
+}
+
+static void run_cell(struct matrix *m, struct cell *c, struct pipeline *p, const struct sets *s,
+                     bool resume) {
+    const char *argv[2 * (SETS_MAX + TINY_SETS_MAX + 8) + 8] = { "qerl-pipe" };
+    struct str talk;
+    struct err e = { 0 };
+    int n = 1;
+    argv[n++] = resume ? "resume" : "run";
+    argv[n++] = resume ? c->f.dir : c->file;
+    for (int i = 0; i < s->n && !resume; i++) {
+        argv[n++] = "--set";
+        argv[n++] = s->set[i];
+    }
+    str_init(&talk);
+    const int code = child_run(argv, m->line->tiny ? NULL : c->name, &talk, &m->stopped, &e);
+    if (code == EXIT_DONE && folder_find(&c->f, p->runs_dir, c->name, &e) == 0)
+        c->state = CELL_DONE;
+    else if (!m->stopped) explain(c, p->runs_dir, code < 0 ? e.text : talk.s, code);
+    str_release(&talk);
+}
+
+static void work_cell(struct matrix *m, struct cell *c, int number) {
+    struct pipeline plain, p;
+    struct sets s;
+    pipeline_load(&plain, c->file, m->line->set, m->line->sets);
+    collect_sets(&s, m, c, &plain);
+    pipeline_load(&p, c->file, s.set, s.n);
+    if (p.code) {
+        first_error(c, &p);
+    } else {
+        const bool known = find_run(c, &p);
+        if (known && folder_state(&c->f, NULL, 0) == RUN_STATE_DONE) c->state = CELL_WAS_DONE;
+        else if (known && folder_holder(&c->f)) fail(c, CELL_FAILED, "another process works on it");
+        else run_cell(m, c, &p, &s, known);
+    }
+    static const char *const word[] = { "stopped", "skipped", "FAILED", "done", "was done already" };
+    fprintf(stderr, "%d of %d: %s %s%s%s\n", number, m->cells, c->name, word[c->state],
+            *c->why ? ": " : "", c->why);
+    pipeline_release(&p);
+    pipeline_release(&plain);
+}
+
+/* ---- the command ---- */
+
+static int make_cells(struct matrix *m, struct err *e) {
+    int64_t seeds = 1;
+    if (m->line->seeds && (!str_to_i64(m->line->seeds, &seeds) || seeds < 1 || seeds > 64))
+        return err_code(e, EXIT_USAGE, "--seeds takes a number from 1 to 64, not '%s'",
+                        m->line->seeds);
+    m->seeds = (int)seeds;
+    if (m->line->sweep && read_sweep(m, m->line->sweep, e) < 0) return -1;
+    for (int i = 0; i < m->line->words; i++)
+        if (add_file(m, m->line->word[i], e) < 0) return -1;
+    return 0;
+}
+
+int command_matrix(const struct command_line *l) {
+    struct matrix m = { .line = l };
+    struct err e = { 0 };
+    int code = make_cells(&m, &e) < 0 ? complain_once(&e, EXIT_USAGE) : EXIT_DONE;
+    for (int i = 0; i < m.cells && !code && !m.stopped; i++) {
+        struct cell *c = &m.cell[i];
+        if (c->state == CELL_WAITS) work_cell(&m, c, i + 1);
+        else fprintf(stderr, "%d of %d: %s %s: %s\n", i + 1, m.cells, c->name,
+                     c->state == CELL_SKIPPED ? "skipped" : "FAILED", c->why);
+    }
+    if (!code) matrix_print(&m, stdout);
+    for (int i = 0; i < m.cells && !code; i++)
+        if (m.cell[i].state == CELL_FAILED || m.cell[i].state == CELL_WAITS) code = EXIT_FAILED;
+    if (m.stopped) fprintf(stderr, "qerl-pipe: stopped; the same command goes on\n");
+    free(m.cell);
+    free(m.key);
+    return code;
+}

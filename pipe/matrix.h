@@ -1,0 +1,42 @@
+/* matrix.h - a set of runs, one after another, in run folders of their own names.
+ *
+ * A cell is one file under one seed and one value of the sweep. Its state is that of its run folder,
+ * found by name and settings; the matrix keeps no file. So a matrix that was stopped or killed goes
+ * on when it is asked for again.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_MATRIX_H
+#define QERL_MATRIX_H
+#include "pipe/commands.h"
+#include "pipe/contrast.h"
+#include "pipe/resolve.h"
+
+enum { CELLS_MAX = 4096, VALUES_MAX = 64 };
+enum cell_state { CELL_WAITS, CELL_SKIPPED, CELL_FAILED, CELL_DONE, CELL_WAS_DONE };
+struct cell {
+    const char *file;
+    char *value;                             /* of the sweep; NULL without one */
+    int seed;                                /* counts from 0, added to the file's run.seed */
+    char name[120];                          /* of the run */
+    struct folder f;                         /* valid when done */
+    enum cell_state state;
+    char why[400];                           /* skipped, failed */
+};
+struct matrix {
+    const struct command_line *line;
+    struct cell *cell; int cells;
+    char *key, *value[VALUES_MAX]; int values;       /* --sweep; values 0 = none */
+    int seeds;
+    bool stopped;                            /* by a signal: what waits stays */
+};
+/* One table of all cells; with a sweep a dose-response table for each file. */
+void matrix_print(const struct matrix *m, FILE *to);
+
+/* likeness.c: would the run told `old` be told the same by p? Names and places aside. */
+bool settings_are(const struct lang *old, struct pipeline *p);
+
+/* child.c: runs this program with argv (NULL-terminated, argv[0] ignored); its stdout is dropped and
+ * the lines of its stderr go to `talk` and, with a name, to our stderr as "name: line". SIGINT and
+ * SIGTERM are passed on; *stopped says that one came. Returns its exit code, or -1. */
+int child_run(const char *const *argv, const char *name, struct str *talk, bool *stopped,
+              struct err *e);
+#endif

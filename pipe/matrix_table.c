@@ -1,0 +1,168 @@
+/* matrix_table.c - what a matrix found: a row for each run, and with a sweep the dose-response table
+ * of each file.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/matrix.h"
+
+#include <math.h>
+
+#include "lib/base/stat.h"
+#include "pipe/table.h"
+
+static bool is_done(const struct cell *c) {
+    return c->state == CELL_DONE || c->state == CELL_WAS_DONE;
+}
+
+/* ---- all runs ---- */
+
+static void score_cells(struct table *t, const struct cell *c) {
+    struct scores s;
+    scores_read(&s, c->f.dir);
+    const int end = s.n ? scores_series_end(&s, 0) : 0;
+    if (!end) {
+        for (int i = 0; i < 5; i++) table_cell(t, "-");
+    } else {
+        const struct score *a = &s.v[0], *b = &s.v[end - 1];
+        table_cell(t, "%lld", (long long)b->step);
+        table_cell(t, "%.1f %%", score_percent(a));
+        table_cell(t, "%.1f %% (%lld/%lld)", score_percent(b), (long long)b->right,
+                   (long long)b->n);
+        table_cell(t, "[%.1f, %.1f]", 100 * b->low, 100 * b->high);
+        table_cell(t, "%s, %s, %s", b->rule, b->quant, score_noise(b));
+    }
+    scores_release(&s);
+}
+
+static void print_cells(const struct matrix *m, FILE *to) {
+    static const char *const word[] = { "not run", "skipped", "FAILED", "done", "done before" };
+    struct table t;
+    table_init(&t, "<run|<state|step|first|last|95 %|<measured");
+    for (int i = 0; i < m->cells; i++) {
+        const struct cell *c = &m->cell[i];
+        table_cell(&t, "%s", is_done(c) ? c->f.id : c->name);
+        table_cell(&t, "%s", word[c->state]);
+        if (is_done(c)) {
+            score_cells(&t, c);
+            continue;
+        }
+        for (int j = 0; j < 4; j++) table_cell(&t, "%s", "");
+        table_cell(&t, "%s", c->why);
+    }
+    table_print(&t, false, to);
+    table_release(&t);
+}
+
+/* ---- dose and response ---- */
+
+struct dose { const char *value; struct arm arm; };
+
+/* The arms of one file, by value; runs that could not be read are left out and said. */
+static int read_doses(const struct matrix *m, const char *file, struct dose *d,
+                      struct result *store, int *stored, FILE *to) {
+    int n = 0;
+    for (int v = 0; v < m->values; v++) {
+        struct dose *x = &d[n];
+        *x = (struct dose){ .value = m->value[v] };
+        for (int i = 0; i < m->cells; i++) {
+            const struct cell *c = &m->cell[i];
+            struct err e = { 0 };
+            if (c->file != file || c->value != m->value[v] || !is_done(c)) continue;
+            struct result *r = &store[(*stored)++];
+            if (result_read(r, m->line->runs_dir, c->f.dir, &e) < 0)
+                fprintf(to, "  %s is left out: %s\n", c->name, e.text);
+            else if (r->score_n && x->arm.n < ARM_RUNS_MAX) x->arm.run[x->arm.n++] = r;
+        }
+        if (x->arm.n) n++;
+        else fprintf(to, "  %s = %s is left out: no run of it is done\n", m->key, m->value[v]);
+    }
+    return n;
+}
+
+static int64_t last_step(const struct arm *a) {
+    return a->run[0]->score[a->run[0]->score_n - 1].step;
+}
+
+/* Wilson's, for the questions; with several runs widened by the spread of their mean over seeds. */
+static struct stat_span interval_of(const struct arm *a, int64_t step) {
+    double v[ARM_RUNS_MAX], sd;
+    const double mean = arm_accuracy(a, step);
+    const int64_t n = result_score(a->run[0], step)->n;
+    struct stat_span span = stat_wilson(llround(mean * (double)n), n, CONTRAST_ALPHA);
+    if (a->n == 1) return span;
+    for (int i = 0; i < a->n; i++) v[i] = result_accuracy(a->run[i], step);
+    const struct stat_span seeds = stat_paired_mean(v, a->n, CONTRAST_ALPHA, &sd);
+    span.low = fmax(0, mean - hypot(mean - span.low, mean - seeds.low));
+    span.high = fmin(1, mean + hypot(span.high - mean, seeds.high - mean));
+    return span;
+}
+
+/* Two doses may have been scored in different formats: then nothing is tested, and it is said. */
+static bool comparable(const struct dose *a, const struct dose *b, FILE *to) {
+    struct str why;
+    str_init(&why);
+    result_reasons(a->arm.run[0], b->arm.run[0], &why);
+    const bool ok = !why.len;
+    if (!ok) fprintf(to, "  %s beside %s: %s", b->value, a->value, why.s);
+    str_release(&why);
+    return ok;
+}
+
+static void print_doses(const struct matrix *m, const struct dose *d, int n, FILE *to) {
+    struct table t;
+    const char *worse = NULL;
+    const double alpha = CONTRAST_ALPHA / (n > 1 ? n - 1 : 1);
+    char head[200];
+    snprintf(head, sizeof head, "<%.80s|seeds|step|accuracy|n|95 %%|difference|interval|<reading",
+             m->key);
+    table_init(&t, head);
+    for (int i = 0; i < n; i++) {
+        const int64_t step = last_step(&d[i].arm), base_step = last_step(&d[0].arm);
+        const struct score *s = result_score(d[i].arm.run[0], step);
+        const struct stat_span span = interval_of(&d[i].arm, step);
+        table_cell(&t, "%s", d[i].value);
+        table_cell(&t, "%d", d[i].arm.n);
+        table_cell(&t, "%lld", (long long)step);
+        table_cell(&t, "%.1f %%", 100 * arm_accuracy(&d[i].arm, step));
+        table_cell(&t, "%lld", (long long)s->n);
+        table_cell(&t, "[%.1f, %.1f]", 100 * span.low, 100 * span.high);
+        if (i == 0 || !comparable(&d[0], &d[i], to)) {
+            table_cell(&t, "-");
+            table_cell(&t, "-");
+            table_cell(&t, i ? "not compared" : "the first value");
+            continue;
+        }
+        const struct effect e = effect_of_arms(&d[0].arm, base_step, &d[i].arm, step, alpha);
+        table_cell(&t, "%+.1f", 100 * e.difference);
+        table_cell(&t, "[%+.1f, %+.1f]", 100 * e.low, 100 * e.high);
+        table_cell(&t, "%s%s", verdict_name[e.verdict],
+                   e.basis == BASIS_QUESTIONS ? " (two adapters)" : "");
+        if (e.verdict == VERDICT_WORSE && !worse) worse = d[i].value;
+    }
+    table_print(&t, false, to);
+    table_release(&t);
+    fprintf(to, "  differences to the first value hold together at 95 %% (Bonferroni: %.4g %% "
+                "each)\n", 100 * (1 - alpha));
+    if (worse) fprintf(to, "  the first value that is worse: %s\n", worse);
+    else fprintf(to, "  no value is worse than the first, within these intervals\n");
+}
+
+static void print_sweep(const struct matrix *m, const char *file, FILE *to) {
+    struct dose *d = mem_alloc(VALUES_MAX * sizeof *d);
+    struct result *store = mem_alloc((size_t)m->cells * sizeof *store);
+    int stored = 0;
+    fprintf(to, "\n%s: dose and response\n", file);
+    const int n = read_doses(m, file, d, store, &stored, to);
+    if (n > 1) print_doses(m, d, n, to);
+    for (int i = 0; i < stored; i++) result_release(&store[i]);
+    free(store);
+    free(d);
+}
+
+void matrix_print(const struct matrix *m, FILE *to) {
+    print_cells(m, to);
+    for (int i = 0; i < m->line->words && m->values; i++)
+        for (int j = 0; j < m->cells; j++)
+            if (m->cell[j].file == m->line->word[i] && m->cell[j].value) {
+                print_sweep(m, m->line->word[i], to);
+                break;
+            }
+}
