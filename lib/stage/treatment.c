@@ -93,6 +93,7 @@ int treatment_evidence_check(const struct noise_plan *p, enum noise_phase phase,
     int rc = 0;
     json_array_foreach(table, i, row) {
         char key[128];
+        if (rc < 0) break;
         if (strcmp(json_string_value(json_object_get(row, "phase")), noise_phase_name[phase]) ||
             json_object_get(row, "note"))
             continue;
