@@ -49,8 +49,8 @@ INLINE struct noise_lanes noise_lanes(void) {
 }
 
 /* kern_noise_add on the lanes that count: t + e. */
-INLINE vf noise_add(const struct noise *s, const enum kern_noise_type type, const bool bf16, vf t, vf z,
-                    vf edge, int lanes, struct noise_lanes *l) {
+INLINE vf noise_add(const struct noise *s, const enum kern_noise_type type, const bool bf16, vf t,
+                    vf z, vf edge, int lanes, struct noise_lanes *l) {
     const vf one = v_set(1.0f), scale = v_set(s->n->scale);
     const bool flat = type == KERN_NOISE_ABSOLUTE_GAUSSIAN || type == KERN_NOISE_BIAS,
                flush = type == KERN_NOISE_DEADZONE;

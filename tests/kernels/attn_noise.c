@@ -47,6 +47,10 @@ static struct bench bench_make(struct kt *t, int heads, int kv_heads, int dim,
     t->ref.kv_put(&t->ref, &put);
     return b;
 }
+/* All types on two shapes, Gaussian noise and the dead zone on the others. */
+static bool skipped(size_t s, enum kern_noise_type type) {
+    return s != 1 && s != 2 && type != KERN_NOISE_RELATIVE_GAUSSIAN && type != KERN_NOISE_DEADZONE;
+}
 static struct kern_attn attn_of(const struct bench *b, void *y, float *lse,
                                 const struct kern_attn_noise *noise) {
     return (struct kern_attn){ kt_p(b->q), b->type, b->kv, LAYER, kt_p(b->slots), kt_p(b->pos),
@@ -142,12 +146,15 @@ Test(attn_noise, same_bits_and_sums_in_any_batch) {
     kt_open(&t);
     for (size_t s = 0; s < COUNT_OF(shape); s++)
         for (enum kern_noise_type type = 1; type < KERN_NOISE_TYPE_COUNT; type++) {
+            if (skipped(s, type)) continue;
             struct bench b = bench_make(&t, shape[s].heads, shape[s].kv_heads, shape[s].dim,
                                         (s + type) % 2 ? KERN_BF16 : KERN_F32);
             bool bf16 = (s + type) % 3 == 0;
             forward_case(&t, &b, type, type, bf16);
-            if (s == 1) forward_case(&t, &b, type, KERN_NOISE_OFF, !bf16);
-            if (s == 1) forward_case(&t, &b, KERN_NOISE_OFF, type, !bf16);
+            if (s == 1) {                                    /* each alone */
+                forward_case(&t, &b, type, KERN_NOISE_OFF, !bf16);
+                forward_case(&t, &b, KERN_NOISE_OFF, type, !bf16);
+            }
             kt_drop(&t);
         }
     kt_close(&t);
@@ -191,6 +198,7 @@ Test(attn_noise, backward_has_the_same_bits_and_sums) {
     kt_open(&t);
     for (size_t s = 0; s < COUNT_OF(shape); s++)
         for (enum kern_noise_type type = 1; type < KERN_NOISE_DEADZONE; type++) {
+            if (skipped(s, type)) continue;
             struct bench b = bench_make(&t, shape[s].heads, shape[s].kv_heads, shape[s].dim,
                                         (s + type) % 2 ? KERN_BF16 : KERN_F32);
             bool bf16 = (s + type) % 3 == 0;
