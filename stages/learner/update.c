@@ -201,10 +201,13 @@ static int old_logprobs(struct updater *u, const struct update_state *s, struct 
 
 /* Of the base model: the adapter off, a clean pass. */
 static int reference_logprobs(struct updater *u, struct batch *b, struct err *e) {
+    struct noise_evidence clean = { 0 };             /* its passes belong to no phase */
     if (net_adopt(u->net, NULL, NULL, e) < 0) return -1;
     net_set_noise(u->net, NULL, NOISE_PHASE_LOGPROB, 0, 0);
-    return net_logprobs(u->net, b->seq, b->seqs, (float)u->c->shared.sample.temperature, b->ref,
-                        NULL, e);
+    if (net_logprobs(u->net, b->seq, b->seqs, (float)u->c->shared.sample.temperature, b->ref, NULL,
+                     e) < 0)
+        return -1;
+    return net_take_noise(u->net, &clean, e);
 }
 
 static int fixed_logprobs(struct updater *u, const struct update_state *s, struct batch *b,

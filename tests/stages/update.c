@@ -218,6 +218,23 @@ Test(update, the_kl_term_pulls_back_to_the_base) {
     cr_expect(after < .9 * before, "KL %g, four updates later %g", before, after);
 }
 
+Test(update, the_reference_of_the_kl_term_is_clean_and_counts_for_no_phase) {
+    struct shared *c = &b.c.shared;
+    struct err e = { 0 };
+    c->ops.type = KERN_NOISE_RELATIVE_GAUSSIAN;
+    c->ops.scale = .01;
+    c->ops.logprob = c->ops.update = true;
+    b.c.kl_coef = .1;
+    b.c.minibatch = GROUPS / 2;                      /* so that the old log-probs are a pass too */
+    policy_close(&b.policy);
+    cr_assert(policy_open(&b.policy, c, &e) == 0, "%s", e.text);
+    open_updater();
+    const struct update_metrics m = step(GROUPS, NULL);      /* holds the counts against the plan */
+    cr_expect(m.logprob.passes[NOISE_FORWARD] == 1, "%lld passes of log-probs",
+              (long long)m.logprob.passes[NOISE_FORWARD]);
+    cr_expect(m.kl_loss > 0, "a fresh adapter under noise has KL %g to the clean base", m.kl_loss);
+}
+
 /* Log-probs of the learner itself, as a rollout with the same bits reports them. */
 static void fill_own_logprobs(void) {
     int32_t ids[PROMPT + 32];
