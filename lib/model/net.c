@@ -283,6 +283,7 @@ void net_destroy(struct net **np) {
     struct net *n = *np;
     if (!n) return;
     if (n->mem.p) n->k->free(n->k, &n->mem);
+    net_noise_weights_release(n);
     free(n->act);
     free(n->lora_layer);
     free(n->slot);
@@ -320,6 +321,7 @@ static void pack_layer(struct net *n, const struct lora *l, int layer, float *st
 int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, struct err *e) {
     assert(!v || !(v->dw.p || v->linear) || v->kern == n->k);
     n->noise = v;
+    n->op_noise.weights.ready = false;               /* of norms, it holds AQN's too */
     n->adapted = false;
     if (!l) return 0;
     if (l->shape.rank != n->lora.shape.rank ||

@@ -78,6 +78,7 @@ static void base_dx(const struct pass *t, enum proj p, kptr g, kptr dx, bool add
     const struct kern_weight *dw = noise_view_linear(t->n->noise, t->layer, p);
     weight_dx(t, &t->n->model->layer[t->layer].w[p], g, dx, add);
     if (dw) weight_dx(t, dw, g, dx, true);
+    if ((dw = net_noise_weight(t->n, t->layer, (enum noise_module)p))) weight_dx(t, dw, g, dx, true);
 }
 
 /* dx += s A'du for all projections of a site at once. */
@@ -102,7 +103,7 @@ static void norm_bwd(const struct pass *t, int index, kptr x, kptr rstd, kptr w)
                                         .x = x,
                                         .rstd = rstd,
                                         .w = w,
-                                        .dw = noise_view_dw(t->n->noise, index, dim),
+                                        .dw = net_norm_dw(t->n, index),
                                         .dx = t->n->dx,
                                         .rows = t->rows,
                                         .dim = dim };

@@ -48,12 +48,14 @@ static void weight_inputs(struct net *n, int layer, enum proj p, int count, kptr
 
 /* y += dW x of those projections whose weights carry noise: (W + dW) x in two products. */
 static void project_noise(struct net *n, int layer, enum proj p, const struct kern_linear *base,
-                          int count) {
+                          int count, bool module) {
     struct kern_linear a[KERN_LINEARS_MAX];
     int used = 0;
-    for (int i = 0; i < count; i++) {
-        const struct kern_weight *w = noise_view_linear(n->noise, layer, p + (enum proj)i);
+    for (int i = 0; i < count; i++, p++) {
+        const struct kern_weight *w = module ? net_noise_weight(n, layer, (enum noise_module)p)
+                                             : noise_view_linear(n->noise, layer, p);
         if (!w) continue;
+        if (module) net_noise_weight_seen(n, (enum noise_module)p);
         a[used++] = (struct kern_linear){ .x = base[i].x,
                                           .x_type = n->type,
                                           .x_ld = w->in,
@@ -98,7 +100,8 @@ static void project(struct net *n, int layer, enum proj p, int count, kptr x,
     }
     const bool noisy = net_noise_linear(n, layer, first, a, count);
     n->k->linear(n->k, a, count);
-    project_noise(n, layer, first, a, count);
+    project_noise(n, layer, first, a, count, false);
+    project_noise(n, layer, first, a, count, true);
     if (noisy) net_noise_linear_end(n, layer, first, a, count, y);
 }
 
@@ -124,7 +127,7 @@ static void norm(struct net *n, int index, kptr x, kptr w, kptr y, kptr rstd, in
     const struct model_conf *c = &n->model->conf;
     const struct kern_rmsnorm a = { .x = x,
                                     .w = w,
-                                    .dw = noise_view_dw(n->noise, index, c->dim),
+                                    .dw = net_norm_dw(n, index),
                                     .y = y,
                                     .rstd = rstd,
                                     .y_type = n->type,
@@ -264,6 +267,7 @@ int net_forward(struct net *n, const struct net_row *rows, int count, const int3
                 int wants, struct err *e) {
     assert(count > 0 && count <= n->o.rows_max && wants >= 0 && wants <= count);
     n->wants = 0;
+    if (net_noise_prepare(n, e) < 0) return -1;
     if (net_claim(n, rows, count, e) < 0) return -1;
     net_upload_rows(n, rows, count);
     net_layers(n, count, false);

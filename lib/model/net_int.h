@@ -60,6 +60,16 @@ struct net_host {
 enum { NET_TALLY_MODULE = NOISE_OP_COUNT * NOISE_DIRECTION_COUNT,
        NET_TALLY_GRAD = NET_TALLY_MODULE + NOISE_MODULE_COUNT, NET_TALLIES };
 
+/* Noise on weights of modules (net_noise_weights.c); not part of the one block. */
+struct net_weights {
+    bool ready;                                   /* made for this plan and seed */
+    const struct noise_plan *plan;
+    uint64_t seed;
+    kptr mem, dw;                                 /* dw: f32 (2 layers + 1, D), AQN's included */
+    struct kern_weight (*linear)[PROJ_COUNT], head;              /* .out 0 = not hit */
+    struct noise_tally tally[NOISE_MODULE_COUNT]; /* of the draw; each take reports it */
+};
+
 /* Noise on operations and modules (net_noise.c); memory only with net_opts.noise. */
 struct net_noise {
     bool on;                                      /* anything acts in this phase; false = clean */
@@ -77,6 +87,7 @@ struct net_noise {
     /* The head runs in chunks, one site in all; more: its next chunk. again: what runs now was
      * measured before. */
     bool head_seen, more, again;
+    struct net_weights weights;
     uint64_t prompt;                              /* of the last sequence, and how often in a row */
     int64_t repeats;
 };
@@ -190,6 +201,23 @@ kptr net_noise_norm_x(struct net *n, int index, kptr x, int rows, bool count);
 void net_noise_rows(struct net *n, const struct net_row *rows, int count);
 void net_noise_want(struct net *n, const int32_t *index, int wants);
 void net_noise_sequence(struct net *n, const struct net_seq *s);
+/* Adds what the backend counted to op_noise.seen. */
+int net_noise_take_sums(struct net *n, struct err *e);
+/* Counts an application of noise on the weights of a module. */
+void net_noise_weight_seen(struct net *n, enum noise_module m);
+struct kern_noise net_noise_weight_draw(struct net *n, enum noise_module m, int layer);
+enum noise_module net_noise_norm_module(const struct net *n, int index);
+/* net_noise_weights.c: makes the noise of weights if the plan has any and the seed is new. */
+int net_noise_prepare(struct net *n, struct err *e);
+void net_noise_weights_release(struct net *n);
+static inline bool net_noise_weights_on(const struct net *n) {
+    return n->op_noise.modules && n->op_noise.weights.ready &&
+           n->op_noise.plan->module_text.point == NOISE_POINT_WEIGHT;
+}
+/* Noise beside a module's weights, or NULL; beside a norm's: AQN's, the module's, or both. */
+const struct kern_weight *net_noise_weight(const struct net *n, int layer, enum noise_module m);
+kptr net_norm_dw(const struct net *n, int index);
+kptr net_norm_dw_row(const struct net *n, int index);
 /* net_noise_bwd.c: the same for the backward. */
 bool net_noise_norm_bwd(struct net *n, int index, const struct kern_rmsnorm_bwd *a);
 bool net_noise_attn_bwd(struct net *n, int layer, const struct net_act *act, int rows,

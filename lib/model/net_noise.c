@@ -14,6 +14,7 @@
 void net_set_noise(struct net *n, const struct noise_plan *plan, enum noise_phase phase,
                    uint64_t seed, uint64_t fixed_seed) {
     struct net_noise *x = &n->op_noise;
+    if (plan && (plan != x->weights.plan || seed != x->weights.seed)) x->weights.ready = false;
     x->on = plan && noise_plan_on(plan, phase);
     assert(!x->on || n->o.noise);
     x->plan = plan;
@@ -36,20 +37,30 @@ static void tally_sums(struct noise_tally *t, const int64_t sum[KERN_NOISE_SUMS]
     t->r2 += sum[KERN_NOISE_R2];
 }
 
-int net_take_noise(struct net *n, struct noise_evidence *to, struct err *e) {
+int net_noise_take_sums(struct net *n, struct err *e) {
     struct net_noise *x = &n->op_noise;
-    int64_t sum[NET_TALLIES][KERN_NOISE_SUMS] = { { 0 } };
-    if (n->o.noise) {
-        n->k->download(n->k, sum, x->sums, sizeof sum);
-        n->k->zero(n->k, x->sums, sizeof sum);
-        if (n->k->sync(n->k, e) < 0) return err_wrap(e, "counts of noise");
-    }
+    int64_t sum[NET_TALLIES][KERN_NOISE_SUMS];
+    if (!n->o.noise) return 0;
+    n->k->download(n->k, sum, x->sums, sizeof sum);
+    n->k->zero(n->k, x->sums, sizeof sum);
     for (int op = 0; op < NOISE_OP_COUNT; op++)
         for (int d = 0; d < NOISE_DIRECTION_COUNT; d++)
             tally_sums(&x->seen.op[op][d], sum[op * NOISE_DIRECTION_COUNT + d]);
     for (int m = 0; m < NOISE_MODULE_COUNT; m++)
         tally_sums(&x->seen.module[m], sum[NET_TALLY_MODULE + m]);
     tally_sums(&x->seen.grad, sum[NET_TALLY_GRAD]);
+    return n->k->sync(n->k, e);
+}
+
+int net_take_noise(struct net *n, struct noise_evidence *to, struct err *e) {
+    struct net_noise *x = &n->op_noise;
+    if (net_noise_take_sums(n, e) < 0) return err_wrap(e, "counts of noise");
+    for (int m = 0; m < NOISE_MODULE_COUNT && net_noise_weights_on(n); m++) {
+        const int64_t sites = x->seen.module[m].sites;
+        if (!sites) continue;
+        x->seen.module[m] = x->weights.tally[m];
+        x->seen.module[m].sites = sites;
+    }
     noise_evidence_add(to, &x->seen);
     x->seen = (struct noise_evidence){ 0 };
     x->repeats = -1;
@@ -139,10 +150,18 @@ struct kern_noise net_noise_op(struct net *n, enum noise_op op, enum noise_direc
 
 static struct kern_noise module_noise(struct net *n, enum noise_module m, int layer,
                                       enum noise_point at, bool count) {
-    const int base = at == NOISE_POINT_INPUT ? NOISE_SITE_MODULE_INPUT : NOISE_SITE_MODULE_OUTPUT;
+    static const int bases[] = { NOISE_SITE_MODULE_INPUT, NOISE_SITE_MODULE_OUTPUT,
+                                 NOISE_SITE_MODULE_WEIGHT };
     if (!module_here(n, m, layer, at)) return (struct kern_noise){ 0 };
-    return draw(n, &n->op_noise.plan->module_text, layer, base + (int)m,
+    return draw(n, &n->op_noise.plan->module_text, layer, bases[at] + (int)m,
                 count ? &n->op_noise.seen.module[m] : NULL, NET_TALLY_MODULE + (int)m);
+}
+
+struct kern_noise net_noise_weight_draw(struct net *n, enum noise_module m, int layer) {
+    return module_noise(n, m, layer, NOISE_POINT_WEIGHT, true);
+}
+void net_noise_weight_seen(struct net *n, enum noise_module m) {
+    n->op_noise.seen.module[m].sites += !n->op_noise.more && !n->op_noise.again;
 }
 
 /* x f32 into y, dense. */
@@ -168,7 +187,7 @@ static void put_both(struct net *n, struct kern_noise op, struct kern_noise modu
 
 /* ---- norms and rotations ---- */
 
-static enum noise_module norm_module(const struct net *n, int index) {
+enum noise_module net_noise_norm_module(const struct net *n, int index) {
     return index == 2 * n->model->conf.layers ? NOISE_MODULE_NORM_FINAL
            : index % 2                        ? NOISE_MODULE_NORM_POST
                                               : NOISE_MODULE_NORM_IN;
@@ -179,8 +198,8 @@ int net_noise_norm_layer(const struct net *n, int index) {
 
 kptr net_noise_norm_x(struct net *n, int index, kptr x, int rows, bool count) {
     const int layer = net_noise_norm_layer(n, index);
-    const struct kern_noise in = module_noise(n, norm_module(n, index), layer, NOISE_POINT_INPUT,
-                                              count);
+    const struct kern_noise in = module_noise(n, net_noise_norm_module(n, index), layer,
+                                              NOISE_POINT_INPUT, count);
     if (!in.type) return x;
     put(n, in, x, n->op_noise.norm_in, KERN_F32, rows, n->model->conf.dim);
     return n->op_noise.norm_in;
@@ -188,12 +207,13 @@ kptr net_noise_norm_x(struct net *n, int index, kptr x, int rows, bool count) {
 
 bool net_noise_norm(struct net *n, int index, const struct kern_rmsnorm *a) {
     if (!n->op_noise.on) return false;
-    const enum noise_module m = norm_module(n, index);
+    const enum noise_module m = net_noise_norm_module(n, index);
     const int layer = net_noise_norm_layer(n, index),
               site = NOISE_SITE_NORM_IN + (int)m - NOISE_MODULE_NORM_IN;
     const struct kern_noise op = net_noise_op(n, NOISE_OP_NORM, NOISE_FORWARD, layer, site, true),
                             out = module_noise(n, m, layer, NOISE_POINT_OUTPUT, true);
     struct kern_rmsnorm b = *a;
+    if (module_here(n, m, layer, NOISE_POINT_WEIGHT)) net_noise_weight_seen(n, m);
     b.x = net_noise_norm_x(n, index, a->x, a->rows, true);
     if (op.type || out.type) b.y = n->op_noise.wide, b.y_type = KERN_F32;
     n->k->rmsnorm(n->k, &b);
@@ -307,6 +327,8 @@ bool net_noise_head(struct net *n, int first, const struct kern_linear *a) {
         module_noise(n, NOISE_MODULE_HEAD, NET_NO_LAYER, NOISE_POINT_OUTPUT, true),
     };
     struct kern_linear b = *a;
+    const struct kern_weight *dw = net_noise_weight(n, NET_NO_LAYER, NOISE_MODULE_HEAD);
+    if (dw) net_noise_weight_seen(n, NOISE_MODULE_HEAD);
     x->head_seen = true;
     x->more = false;
     for (size_t i = 0; i < COUNT_OF(each); i++) {
@@ -316,6 +338,7 @@ bool net_noise_head(struct net *n, int first, const struct kern_linear *a) {
     }
     if (each[0].type) b.x = own_input(n, each[0], a->x, a->rows, a->w.in);
     n->k->linear(n->k, &b, 1);
+    if (dw) b.w = *dw, b.accumulate = true, n->k->linear(n->k, &b, 1);
     for (int i = 1; i < 3; i++)
         if (each[i].type) put(n, each[i], a->y, a->y, KERN_F32, a->rows, a->w.out);
     return true;

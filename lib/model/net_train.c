@@ -218,14 +218,17 @@ static bool head_both_ways(struct micro *b) {
                                     .rows = count,
                                     .vocab = vocab,
                                     .inv_temp = 1.f / b->temperature });
-        n->k->linear_t(n->k, &(struct kern_linear_t){ .dy = n->logits,
-                                                      .dy_ld = vocab,
-                                                      .w = n->model->head,
-                                                      .scale = 1,
-                                                      .round = n->round,
-                                                      .dx = dhid,
-                                                      .dx_ld = dim,
-                                                      .rows = count });
+        struct kern_linear_t back = { .dy = n->logits,
+                                      .dy_ld = vocab,
+                                      .w = n->model->head,
+                                      .scale = 1,
+                                      .round = n->round,
+                                      .dx = dhid,
+                                      .dx_ld = dim,
+                                      .rows = count };
+        n->k->linear_t(n->k, &back);
+        const struct kern_weight *dw = net_noise_weight(n, NET_NO_LAYER, NOISE_MODULE_HEAD);
+        if (dw) back.w = *dw, back.accumulate = true, n->k->linear_t(n->k, &back);
     }
     return any;
 }
@@ -244,7 +247,7 @@ static void micro_run(struct micro *b) {
                                            .x = n->hid,
                                            .rstd = n->hid_rstd,
                                            .w = n->model->norm_final,
-                                           .dw = noise_view_dw(n->noise, 2 * c->layers, c->dim),
+                                           .dw = net_norm_dw(n, 2 * c->layers),
                                            .dx = n->dh,
                                            .rows = b->wants,
                                            .dim = c->dim };
@@ -277,7 +280,7 @@ int net_train(struct net *n, const struct net_seq *s, int seqs, float temperatur
               void *ud, float *grad, struct err *e) {
     assert(n->o.train && loss);
     if (!n->adapted) return err_set(e, "nothing to train: no adapter was adopted");
-    if (check_seqs(n, s, seqs, temperature, e) < 0) return -1;
+    if (check_seqs(n, s, seqs, temperature, e) < 0 || net_noise_prepare(n, e) < 0) return -1;
     struct micro b = { n, s, temperature, loss, ud, .h = &n->host };
     n->wants = 0;
     /* The sum goes on from what the caller has, so that even several calls add up as one would. */

@@ -67,6 +67,13 @@ static void hit_op(struct other *o, enum noise_op op, int layer, int number, int
         return;
     hit(o, o->p->op_text.scale, layer < 0 ? 0 : layer, number, head, t, n, op == NOISE_OP_SOFTMAX);
 }
+/* w + e of row `row` of a module's weights, column i: the counter has the row for a position */
+static double heavy(const struct other *o, enum noise_module m, int layer, int row, int i, double w) {
+    if (!o->p || !o->p->module_text.type || o->p->module_text.point != NOISE_POINT_WEIGHT || !o->p->module[layer][m])
+        return w;
+    const struct other at = { .prompt = ~0u, .sample = 0xffff, .pos = row };
+    return w + o->p->module_text.scale * normal(&at, (uint32_t)layer << 24 | (uint32_t)(64 + m) << 16, 0, i) * fabs(w);
+}
 static void hit_module(struct other *o, enum noise_module m, int layer, enum noise_point at, double *t, int n) {
     if (!o->p || !o->p->module_text.type || o->p->module_text.point != at || !o->p->module[layer][m]) return;
     hit(o, o->p->module_text.scale, layer, (at == NOISE_POINT_INPUT ? 32 : 48) + (int)m, 0, t, n, false);
@@ -86,6 +93,18 @@ static void values_make(void) {
             }
 }
 
+/* The same of a whole matrix: a draw costs, so it is kept for the case at hand. */
+static int cases;
+static const double *weights(const struct other *o, int layer, enum noise_module m, const double *w, int out, int in) {
+    static double kept[LAYERS][NOISE_MODULE_COUNT][WIDE * F];
+    static int of[LAYERS][NOISE_MODULE_COUNT];
+    if (!o->p || o->p->module_text.point != NOISE_POINT_WEIGHT) return w;
+    for (int i = 0; i < out * in && of[layer][m] != cases; i++)
+        kept[layer][m][i] = heavy(o, m, layer, i / in, i % in, w[i]);
+    of[layer][m] = cases;
+    return kept[layer][m];
+}
+
 static void norm(struct other *o, enum tensor w, enum noise_module m, int layer, int site, const double *x,
                  double *y) {
     double in[D], sum = 0;
@@ -94,7 +113,7 @@ static void norm(struct other *o, enum tensor w, enum noise_module m, int layer,
     hit_module(o, m, l, NOISE_POINT_INPUT, in, D);
     for (int i = 0; i < D; i++) sum += in[i] * in[i];
     const double rstd = 1 / sqrt(sum / D + 1e-6);
-    for (int i = 0; i < D; i++) y[i] = in[i] * rstd * value[l][w][i];
+    for (int i = 0; i < D; i++) y[i] = in[i] * rstd * heavy(o, m, l, 0, i, value[l][w][i]);
     hit_op(o, NOISE_OP_NORM, layer, site, 0, y, D);
     hit_module(o, m, l, NOISE_POINT_OUTPUT, y, D);
 }
@@ -112,9 +131,10 @@ static void linear(struct other *o, int layer, enum proj p, const double *x, dou
         for (int i = 0; i < in; i++) u[r] += o->lora[a + (size_t)(r * in + i)] * own[i];
         u[r] *= (double)(o->shape->shape.alpha / RANK);
     }
+    const double *base = weights(o, layer, (enum noise_module)p, value[layer][PROJ + p], out, in);
     for (int j = 0; j < out; j++) {
         y[j] = 0;
-        for (int i = 0; i < in; i++) y[j] += value[layer][PROJ + p][j * in + i] * own[i];
+        for (int i = 0; i < in; i++) y[j] += base[j * in + i] * own[i];
         for (int r = 0; r < RANK; r++) y[j] += o->lora[b + (size_t)(j * RANK + r)] * u[r];
     }
     hit_op(o, NOISE_OP_MATMUL, layer, (int)p, 0, y, out);
@@ -184,9 +204,10 @@ static double head_run(struct other *o, const double *x, int target) {
     double h[D], z[VOCAB], most = -INFINITY, sum = 0;
     norm(o, NORM_FINAL, NOISE_MODULE_NORM_FINAL, -1, 13, x, h);
     hit_module(o, NOISE_MODULE_HEAD, 0, NOISE_POINT_INPUT, h, D);
+    const double *w = weights(o, 0, NOISE_MODULE_HEAD, value[0][HEAD], VOCAB, D);
     for (int v = 0; v < VOCAB; v++) {
         z[v] = 0;
-        for (int i = 0; i < D; i++) z[v] += value[0][HEAD][v * D + i] * h[i];
+        for (int i = 0; i < D; i++) z[v] += w[v * D + i] * h[i];
     }
     hit_op(o, NOISE_OP_HEAD, -1, 16, 0, z, VOCAB);
     hit_module(o, NOISE_MODULE_HEAD, 0, NOISE_POINT_OUTPUT, z, VOCAB);
@@ -268,6 +289,7 @@ static void agree(const struct case_ *c) {
     int count = 0;
     for (int s = 0; s < SEQS; s++) count += seqs[s].n - seqs[s].prompt_n;
     values_make();
+    cases++;
     str_init(&name);
     plan_of(&plan, c);
     noise_plan_text(&plan, &name);
@@ -331,6 +353,12 @@ Test(noise_double, module_outputs) {
     agree_module("linear", "", "all", NOISE_POINT_OUTPUT);
     agree_module("rmsnorm", "", "all", NOISE_POINT_OUTPUT);
     agree_module("lm_head", "", "all", NOISE_POINT_OUTPUT);
+}
+Test(noise_double, module_weights) {
+    agree_module("linear", "", "all", NOISE_POINT_WEIGHT);
+    agree_module("rmsnorm", "", "all", NOISE_POINT_WEIGHT);
+    agree_module("lm_head", "", "all", NOISE_POINT_WEIGHT);
+    agree_module("linear, rmsnorm", "layers.1.k_proj, layers.0.mlp, norm", "all", NOISE_POINT_WEIGHT);
 }
 Test(noise_double, chosen_modules_only) {
     agree_module("linear, rmsnorm", "layers.1.k_proj, layers.0.mlp, norm", "all", NOISE_POINT_INPUT);

@@ -305,12 +305,17 @@ static void world_open(struct world *w, const char *path, const struct shape *s,
     w->conf.rope_theta = 10000;
     w->conf.bos = -1;
     w->lora = fix_lora(&w->conf, 5, 8, .2f, 7);
-    const struct noise_text ops = { .type = KERN_NOISE_RELATIVE_GAUSSIAN, .scale = .02, .names = "all",
-                                    .layers = "all", .forward = true, .backward = true,
+    /* each shape and format another kind: draws, faults, what depends on a whole row */
+    static const int types[] = { KERN_NOISE_RELATIVE_GAUSSIAN, KERN_NOISE_SPARSE, KERN_NOISE_DEADZONE };
+    const int type = types[s - shapes];
+    const enum noise_point point = (enum noise_point)((format - formats) % 3);
+    const struct noise_text ops = { .type = type, .scale = .02, .rate = .2, .names = "all", .layers = "all",
+                                    .forward = true, .backward = type != KERN_NOISE_DEADZONE,
                                     .phase = { true, true, true } },
-                            modules = { .type = KERN_NOISE_DEADZONE, .scale = .02, .layers = "all",
-                                        .names = "q_proj, up_proj, rmsnorm, lm_head", .exclude = "",
-                                        .phase = { true, true, true }, .point = (size_t)(format - formats) % 2 };
+                            modules = { .type = point == NOISE_POINT_WEIGHT ? KERN_NOISE_RELATIVE_GAUSSIAN
+                                                                            : KERN_NOISE_DEADZONE,
+                                        .scale = .02, .layers = "all", .names = "q_proj, up_proj, rmsnorm, lm_head",
+                                        .exclude = "", .phase = { true, true, true }, .point = point };
     cr_assert_eq(noise_plan_make(&w->plan, &ops, &modules, &w->conf, &e), 0, "%s", e.text);
     for (int i = 0; i < 3; i++) {
         fix_open(&w->fix[i], path, i + 1, &w->conf, format->weights, fix_small_value);

@@ -1,0 +1,201 @@
+/* net_noise_weights.c - noise on the weights of modules: drawn once for a seed, kept beside the
+ * weights, never in them.
+ *
+ * Knows: e = scale z |W| of a matrix, drawn row by row by the backend, rounded once to a bf16
+ * matrix that is the noise (f32 beside f32 weights); the net multiplies by it as a second product.
+ * Of norms e is f32, and AQN's dw is added to it, because the norm takes one dw.
+ * Does not know: when a seed changes.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "kernels/pack.h"
+#include "lib/base/str.h"
+#include "lib/model/net_int.h"
+
+enum { BLOCK_ROWS = 256 };                           /* rows of a matrix drawn in one call */
+
+static bool hit(const struct net *n, int layer, enum noise_module m) {
+    return n->op_noise.plan->module[layer][m];
+}
+
+static struct kern_weight shape_of(const struct net *n, const struct kern_weight *w) {
+    return (struct kern_weight){ .format = n->type == KERN_BF16 ? KERN_FORMAT_BF16
+                                                                : KERN_FORMAT_F32,
+                                 .out = w->out, .in = w->in, .scale = 1 };
+}
+
+/* Lays out from base, or only counts where that is absent. */
+static size_t layout(struct net *n, kptr base) {
+    struct net_weights *x = &n->op_noise.weights;
+    const struct model_conf *c = &n->model->conf;
+    const size_t norms = (size_t)(2 * c->layers + 1) * (size_t)c->dim * sizeof(float);
+    size_t used = (norms + 63) & ~(size_t)63;
+    x->dw = base;
+    for (int layer = 0; layer < c->layers; layer++)
+        for (int p = 0; p <= PROJ_COUNT; p++) {
+            const bool head = p == PROJ_COUNT;
+            struct kern_weight *to = head ? &x->head : &x->linear[layer][p];
+            const struct kern_weight *w = head ? &n->model->head : &n->model->layer[layer].w[p];
+            if (head ? layer || !hit(n, 0, NOISE_MODULE_HEAD)
+                     : !hit(n, layer, (enum noise_module)p))
+                continue;
+            *to = shape_of(n, w);
+            if (base.p) to->data = kptr_at(base, used);
+            used += (kern_weight_bytes(to->format, to->out, to->in) + 63) & ~(size_t)63;
+        }
+    return used;
+}
+
+/* ---- one matrix ---- */
+
+struct matrix {
+    const struct kern_weight *w;
+    const void *records;                             /* of w, on the host */
+    float *value;                                    /* [out, in] */
+};
+
+static void matrix_rows(void *arg, int part, int parts) {
+    const struct matrix *x = arg;
+    const int in = x->w->in;
+    for (int o = part; o < x->w->out; o += parts)
+        for (int i = 0; i < in; i++)
+            x->value[(size_t)o * (size_t)in + (size_t)i] =
+                x->w->scale * pack_get(x->records, x->w->format, x->w->out, in, o, i);
+}
+
+/* value [rows, dim] becomes its noise, as the backend draws and counts it. */
+static void draw_rows(struct net *n, struct kern_noise noise, kptr buffer, float *value, int rows,
+                      int dim) {
+    const size_t block = (size_t)BLOCK_ROWS * (size_t)dim * sizeof(float);
+    const kptr at = kptr_at(buffer, block);
+    float *noisy = mem_alloc(block);
+    for (int first = 0; first < rows; first += BLOCK_ROWS, value += BLOCK_ROWS * (size_t)dim) {
+        const int count = rows - first < BLOCK_ROWS ? rows - first : BLOCK_ROWS;
+        const size_t some = (size_t)count * (size_t)dim;
+        int32_t pos[BLOCK_ROWS];
+        for (int i = 0; i < count; i++) pos[i] = first + i;
+        noise.id = (kptr){ NULL };
+        noise.pos = at;
+        n->k->upload(n->k, at, pos, sizeof pos);
+        n->k->upload(n->k, buffer, value, some * sizeof *value);
+        n->k->perturb(n->k, &(struct kern_perturb){ .noise = noise,
+                                                    .x = buffer,
+                                                    .x_ld = dim,
+                                                    .y = buffer,
+                                                    .y_ld = dim,
+                                                    .rows = count,
+                                                    .dim = dim });
+        n->k->download(n->k, noisy, buffer, some * sizeof *noisy);
+        for (size_t i = 0; i < some; i++) value[i] = noisy[i] - value[i];
+    }
+    free(noisy);
+}
+
+static void make_matrix(struct net *n, struct kern_noise noise, const struct kern_weight *w,
+                        const struct kern_weight *to, kptr buffer) {
+    const size_t bytes = kern_weight_bytes(w->format, w->out, w->in);
+    void *records = mem_alloc(bytes);
+    struct matrix x = { w, records, mem_alloc((size_t)w->out * (size_t)w->in * sizeof *x.value) };
+    n->k->download(n->k, records, w->data, bytes);
+    if (n->k->pool) pool_run(n->k->pool, pool_threads(n->k->pool), matrix_rows, &x);
+    else matrix_rows(&x, 0, 1);
+    draw_rows(n, noise, buffer, x.value, w->out, w->in);
+    n->k->pack(n->k, to, x.value);
+    free(records);
+    free(x.value);
+}
+
+/* ---- all of them ---- */
+
+static void make_norm(struct net *n, int index, kptr w, kptr buffer) {
+    const enum noise_module m = net_noise_norm_module(n, index);
+    const int layer = net_noise_norm_layer(n, index), dim = n->model->conf.dim;
+    const kptr to = net_norm_dw_row(n, index), aqn = noise_view_dw(n->noise, index, dim);
+    const size_t bytes = (size_t)dim * sizeof(float);
+    n->k->zero(n->k, to, bytes);
+    if (hit(n, layer < 0 ? 0 : layer, m)) {
+        float *value = mem_alloc(bytes);
+        n->k->download(n->k, value, w, bytes);
+        draw_rows(n, net_noise_weight_draw(n, m, layer), buffer, value, 1, dim);
+        n->k->upload(n->k, to, value, bytes);
+        free(value);
+    }
+    if (aqn.p) n->k->add(n->k, &(struct kern_add){ .x = to, .y = aqn, .n = (size_t)dim });
+}
+
+static void make_all(struct net *n, kptr buffer) {
+    struct net_weights *x = &n->op_noise.weights;
+    const struct model *m = n->model;
+    for (int layer = 0; layer < m->conf.layers; layer++) {
+        const struct model_layer *l = &m->layer[layer];
+        for (enum proj p = 0; p < PROJ_COUNT; p++)
+            if (x->linear[layer][p].out)
+                make_matrix(n, net_noise_weight_draw(n, (enum noise_module)p, layer), &l->w[p],
+                            &x->linear[layer][p], buffer);
+        make_norm(n, 2 * layer, l->norm_in, buffer);
+        make_norm(n, 2 * layer + 1, l->norm_post, buffer);
+    }
+    make_norm(n, 2 * m->conf.layers, m->norm_final, buffer);
+    if (x->head.out)
+        make_matrix(n, net_noise_weight_draw(n, NOISE_MODULE_HEAD, NET_NO_LAYER), &m->head, &x->head,
+                    buffer);
+}
+
+static int room(struct net *n, struct err *e) {
+    struct net_weights *x = &n->op_noise.weights;
+    net_noise_weights_release(n);
+    x->linear = mem_alloc((size_t)n->model->conf.layers * sizeof *x->linear);
+    if (n->k->alloc(n->k, &x->mem, layout(n, (kptr){ NULL }), e) < 0)
+        return err_wrap(e, "cannot make room for noise on weights of modules");
+    layout(n, x->mem);
+    return 0;
+}
+
+int net_noise_prepare(struct net *n, struct err *e) {
+    struct net_weights *x = &n->op_noise.weights;
+    const struct noise_plan *p = n->op_noise.plan;
+    struct noise_tally seen[NOISE_MODULE_COUNT], *tally = n->op_noise.seen.module;
+    kptr buffer;
+    if (!n->op_noise.modules || p->module_text.point != NOISE_POINT_WEIGHT || x->ready) return 0;
+    if (net_noise_take_sums(n, e) < 0) return -1;    /* what follows is counted by itself */
+    const int widest = n->model->conf.dim > n->q_dim ? n->model->conf.dim : n->q_dim,
+              dim = n->model->conf.ffn_dim > widest ? n->model->conf.ffn_dim : widest;
+    if (room(n, e) < 0 ||
+        n->k->alloc(n->k, &buffer, BLOCK_ROWS * sizeof(float) * (size_t)(dim + 1), e) < 0)
+        return -1;
+    memcpy(seen, tally, sizeof seen);
+    memset(tally, 0, sizeof seen);
+    make_all(n, buffer);
+    n->k->free(n->k, &buffer);
+    const int rc = net_noise_take_sums(n, e);
+    memcpy(x->tally, tally, sizeof seen);
+    memcpy(tally, seen, sizeof seen);
+    if (rc < 0) return err_wrap(e, "noise on weights of modules");
+    x->plan = p;
+    x->seed = n->op_noise.seed;
+    x->ready = true;
+    return 0;
+}
+
+void net_noise_weights_release(struct net *n) {
+    struct net_weights *x = &n->op_noise.weights;
+    if (x->mem.p) n->k->free(n->k, &x->mem);
+    free(x->linear);
+    *x = (struct net_weights){ 0 };
+}
+
+/* ---- what the passes ask ---- */
+
+kptr net_norm_dw_row(const struct net *n, int index) {
+    return kptr_at(n->op_noise.weights.dw,
+                   (size_t)index * (size_t)n->model->conf.dim * sizeof(float));
+}
+
+kptr net_norm_dw(const struct net *n, int index) {
+    return net_noise_weights_on(n) ? net_norm_dw_row(n, index)
+                                   : noise_view_dw(n->noise, index, n->model->conf.dim);
+}
+
+const struct kern_weight *net_noise_weight(const struct net *n, int layer, enum noise_module m) {
+    if (!net_noise_weights_on(n) || !hit(n, layer < 0 ? 0 : layer, m)) return NULL;
+    return m == NOISE_MODULE_HEAD ? &n->op_noise.weights.head
+                                  : &n->op_noise.weights.linear[layer][m];
+}
