@@ -59,6 +59,7 @@ int part_kernels(struct bench *b, enum shape m, struct err *e);
 int part_decode(struct bench *b, enum shape m, struct err *e);
 int part_train(struct bench *b, enum shape m, struct err *e);
 int part_dapo(struct bench *b, enum shape m, struct err *e);
+int part_noise(struct bench *b, struct err *e);
 int part_wire(struct bench *b, struct err *e);
 int part_start(struct bench *b, struct err *e);
 int part_turns(struct bench *b, struct err *e);

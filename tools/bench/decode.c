@@ -117,6 +117,53 @@ static int one(struct bench *b, struct synth *s, int n, bool mxfp4, int rank, co
     return rc;
 }
 
+/* ---- with noise ---- */
+
+/* A step with all operators noisy over the clean step before it, the same net, in turns. */
+static int time_noisy(struct batch *t, const struct noise_plan *plan, double seconds,
+                      struct spread *out, double clean_noisy[2], struct err *e) {
+    double ratio[STEPS_MAX], took[2][STEPS_MAX], spent = 0;
+    int n = 0;
+    if (step(t, e) < 0) return -1;
+    while (n < STEPS_MAX / 2 && (n < 3 || spent < seconds)) {
+        for (int noisy = 0; noisy < 2; noisy++) {
+            net_set_noise(t->net, noisy ? plan : NULL, NOISE_PHASE_ROLLOUT, 1, 1);
+            double begun = clock_seconds();
+            if (step(t, e) < 0) return -1;
+            took[noisy][n] = clock_seconds() - begun;
+            spent += took[noisy][n];
+        }
+        ratio[n] = took[1][n] / took[0][n];
+        n++;
+    }
+    for (int noisy = 0; noisy < 2; noisy++) clean_noisy[noisy] = spread_of(took[noisy], n).median;
+    *out = spread_of(ratio, n);
+    return 0;
+}
+
+static int noisy(struct bench *b, struct synth *s, int n, const char *key, struct err *e) {
+    struct batch *t = mem_alloc(sizeof *t);
+    struct lora *l = synth_lora(s, 32);
+    struct noise_plan plan;
+    struct net_opts o = { .rows_max = PROMPT + 1, .slots_max = n + 1, .positions_max = POSITIONS,
+                          .lora = l->shape, .noise = true };
+    struct spread ratio = { 0 };
+    double ms[2] = { 0 };
+    char what[64];
+    int rc = synth_noise(s, &plan, e);
+    if (rc == 0) rc = net_create(&t->net, &s->model, &o, e);
+    if (rc == 0) rc = net_adopt(t->net, l, NULL, e);
+    if (rc == 0) rc = set_up(t, s, n, OWN - STEPS_MAX / 2, e);
+    if (rc == 0) rc = time_noisy(t, &plan, b->quick ? .5 : 4, &ratio, ms, e);
+    snprintf(what, sizeof what, "clean %.1f ms, noisy %.1f ms a step", ms[0] * 1e3, ms[1] * 1e3);
+    if (rc == 0)
+        bench_report(b, key, &(struct figure){ .unit = "x", .what = what, .s = ratio });
+    net_destroy(&t->net);
+    lora_destroy(&l);
+    free(t);
+    return rc;
+}
+
 /* ---- prefill ---- */
 
 struct prefill { struct batch t; struct synth *s; struct err err; };
@@ -173,6 +220,12 @@ int part_decode(struct bench *b, enum shape m, struct err *e) {
             if (bench_synth(b, m, e) < 0) return -1;
             if (one(b, b->synth, N[i], mx, mx ? 16 : 32, key, e) < 0) return err_wrap(e, "%s", key);
         }
+    for (int n = 16; n <= 64; n *= 4) {
+        snprintf(key, sizeof key, "noisy/%s/decode/n%d", shape_name[m], n);
+        if (!bench_wants(b, key)) continue;
+        if (bench_synth(b, m, e) < 0 || noisy(b, b->synth, n, key, e) < 0)
+            return err_wrap(e, "%s", key);
+    }
     snprintf(key, sizeof key, "prefill/%s", shape_name[m]);
     if (!bench_wants(b, key)) return 0;
     if (bench_synth(b, m, e) < 0 || prefill(b, b->synth, key, e) < 0)

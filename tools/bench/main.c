@@ -17,7 +17,7 @@ static const char help[] =
     "qerl-bench - the machine's limits, and what the product reaches of them\n\n"
     "usage: qerl-bench [options]\n\n"
     "  --only NAME,...    figures or their beginnings: machine, kernels, decode, prefill, train,\n"
-    "                     dapo, start, wire, turns, decode/135m/head-bf16/n16, ...\n"
+    "                     dapo, noisy, start, wire, turns, decode/135m/head-bf16/n16, ...\n"
     "  --model NAME,...   shapes: 135m, 0.5b, 1.5b (default all; with --quick 135m)\n"
     "  --kernels PATH     auto, ref, avx2, avx512, ... (default auto: the best of this CPU)\n"
     "  --threads N        default: the cores this process may use\n"
@@ -51,7 +51,7 @@ static int parse_models(struct bench *b, char *text) {
 
 static int parse_only(struct bench *b, char *text) {
     static const char *const part[] = { "machine", "kernels", "decode", "prefill", "train",
-                                        "dapo",    "start",   "wire",   "turns" };
+                                        "dapo",    "start",   "wire",   "turns", "noisy" };
     for (char *word; (word = strsep(&text, ","));) {
         size_t i = 0;
         while (i < COUNT_OF(part) && (!str_starts(word, part[i]) || (word[strlen(part[i])] != 0 &&
@@ -152,7 +152,7 @@ int bench_synth(struct bench *b, enum shape m, struct err *e) {
 }
 
 static int run_parts(struct bench *b, struct err *e) {
-    if (part_machine(b, e) < 0 || part_pool(b, e) < 0) return -1;
+    if (part_machine(b, e) < 0 || part_pool(b, e) < 0 || part_noise(b, e) < 0) return -1;
     for (int m = 0; m < SHAPE_COUNT; m++) {
         if (!b->model[m]) continue;
         if (part_kernels(b, (enum shape)m, e) < 0 || part_decode(b, (enum shape)m, e) < 0 ||

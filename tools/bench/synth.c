@@ -163,6 +163,14 @@ struct lora *synth_lora(const struct synth *s, int rank) {
     return l;
 }
 
+int synth_noise(const struct synth *s, struct noise_plan *p, struct err *e) {
+    const struct noise_text ops = { .type = KERN_NOISE_RELATIVE_GAUSSIAN, .scale = .05,
+                                    .names = "all", .layers = "all", .forward = true,
+                                    .backward = true, .phase = { true, true, true, true } },
+                            none = { .names = "", .layers = "all" };
+    return noise_plan_make(p, &ops, &none, &s->model.conf, e);
+}
+
 /* ---- operations that do nothing ---- */
 
 #define SKIP(op) static void skip_##op(struct kern *k, const struct kern_##op *a) { (void)k, (void)a; }

@@ -23,6 +23,9 @@ void synth_head(struct synth *s, bool mxfp4);
 /* An adapter whose A and B are both random. */
 struct lora *synth_lora(const struct synth *s, int rank);
 
+/* Every operator of the model, forward and backward, Gaussian noise of 5 % in every phase. */
+int synth_noise(const struct synth *s, struct noise_plan *p, struct err *e);
+
 /* Between begin and end operations that compute do nothing: a net's slots get their positions, at
  * the price of its bookkeeping. */
 void synth_skip_begin(struct synth *s, struct kern *kept);

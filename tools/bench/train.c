@@ -15,7 +15,7 @@
 #include "tools/bench/synth.h"
 
 enum { RANK = 32, PROMPT = 100, ANSWER = 200, LENGTH = PROMPT + ANSWER, MICRO = 4,
-       GROUPS = 2, SAMPLES = 8, SEQS = GROUPS * SAMPLES };
+       GROUPS = 2, SAMPLES = 8, SEQS = GROUPS * SAMPLES, REPEATS_MAX = 8 };
 
 static struct net_opts train_opts(void) {
     return (struct net_opts){ .rows_max = MICRO * LENGTH, .slots_max = MICRO,
@@ -39,8 +39,9 @@ static void training_release(struct training *t) {
     lora_destroy(&t->lora);
 }
 
-static int training_open(struct training *t, const struct synth *s, struct err *e) {
+static int training_open(struct training *t, const struct synth *s, bool noise, struct err *e) {
     struct net_opts o = train_opts();
+    o.noise = noise;
     t->lora = synth_lora(s, RANK);
     for (int i = 0; i < SEQS; i++) {
         for (int j = 0; j < LENGTH; j++)
@@ -63,6 +64,35 @@ static void train_call(void *arg) {
     net_train(t->net, t->seq, MICRO, 1, slope, NULL, NULL, &t->err);
 }
 
+/* Forward and backward with all operators noisy over the clean one before it, in turns. */
+static int noisy_train(struct bench *b, enum shape m, const char *key, struct err *e) {
+    double ratio[REPEATS_MAX], took[2] = { 0 }, spent = 0;
+    struct noise_plan plan;
+    char what[64];
+    int n = 0;
+    if (bench_synth(b, m, e) < 0 || synth_noise(b->synth, &plan, e) < 0) return -1;
+    struct training *t = mem_alloc(sizeof *t);
+    int rc = training_open(t, b->synth, true, e);
+    while (rc == 0 && n < REPEATS_MAX && (n == 0 || spent < (b->quick ? 0 : 8))) {
+        for (int noisy = 0; noisy < 2; noisy++) {
+            net_set_noise(t->net, noisy ? &plan : NULL, NOISE_PHASE_UPDATE, 1, 1);
+            double begun = clock_seconds();
+            train_call(t);
+            took[noisy] = clock_seconds() - begun;
+            spent += took[noisy];
+        }
+        ratio[n++] = took[1] / took[0];
+        if (*t->err.text) rc = err_set(e, "%s", t->err.text);
+    }
+    snprintf(what, sizeof what, "last: clean %.2f s, noisy %.2f s", took[0], took[1]);
+    if (rc == 0)
+        bench_report(b, key, &(struct figure){ .unit = "x", .what = what,
+                                               .s = spread_of(ratio, n) });
+    training_release(t);
+    free(t);
+    return rc;
+}
+
 int part_train(struct bench *b, enum shape m, struct err *e) {
     char key[BENCH_KEY_MAX], arena[BENCH_KEY_MAX];
     snprintf(key, sizeof key, "train/%s/step", shape_name[m]);
@@ -70,7 +100,7 @@ int part_train(struct bench *b, enum shape m, struct err *e) {
     if (bench_wants(b, key)) {
         if (bench_synth(b, m, e) < 0) return -1;
         struct training *t = mem_alloc(sizeof *t);
-        int rc = training_open(t, b->synth, e);
+        int rc = training_open(t, b->synth, false, e);
         if (rc == 0) {
             struct spread s = timing_of(train_call, t, b->quick ? .5 : 3);
             const struct shape_size size = shape_size(&b->synth->model.conf, RANK);
@@ -85,6 +115,8 @@ int part_train(struct bench *b, enum shape m, struct err *e) {
         free(t);
         if (rc < 0) return err_wrap(e, "%s", key);
     }
+    snprintf(key, sizeof key, "noisy/%s/train", shape_name[m]);
+    if (bench_wants(b, key) && noisy_train(b, m, key, e) < 0) return err_wrap(e, "%s", key);
     if (bench_wants(b, arena)) {
         struct net_opts o = train_opts();
         double bytes = (double)net_plan(&shape_conf[m], MODEL_QUANT_MXFP4, &o);
@@ -161,7 +193,7 @@ static int dapo_open(struct dapo *d, struct synth *s, struct err *e) {
     struct kern *k = &s->kern;
     struct gen_opts o = gen_options();
     d->s = s;
-    if (training_open(&d->t, s, e) < 0 || gen_create(&d->gen, &s->model, NULL, &o, e) < 0 ||
+    if (training_open(&d->t, s, false, e) < 0 || gen_create(&d->gen, &s->model, NULL, &o, e) < 0 ||
         gen_adopt(d->gen, d->t.lora, NULL, e) < 0)
         return -1;
     kptr *all[] = { &d->p, &d->m, &d->v };
