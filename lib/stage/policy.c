@@ -79,6 +79,15 @@ int policy_kernels(const struct shared *c, struct err *e) {
     return kern_open(&k, shared_kernels(c->run.kernels, name, sizeof name), NULL, e);
 }
 
+struct model_opts policy_model_opts(const struct shared *c) {
+    return (struct model_opts){ .path = c->model.path,
+                                .quant = (enum model_quant)c->quant.weights,
+                                .rounding = (enum model_rounding)c->quant.parity,
+                                .packed_dir = *c->model.packed_dir ? c->model.packed_dir : NULL,
+                                .activations = (enum model_quant)c->quant.activations,
+                                .exclude = c->quant.exclude };
+}
+
 int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     char path[32];
     *p = (struct policy){ 0 };
@@ -88,11 +97,7 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
         log_warn("run.threads = %d, but this stage has %d cores: %d threads are used", asked, cores,
                  cores);
     p->pool = pool_create(asked > 0 && asked < cores ? asked : cores);
-    struct model_opts o = { .path = c->model.path, .quant = (enum model_quant)c->quant.weights,
-                            .rounding = (enum model_rounding)c->quant.parity,
-                            .packed_dir = *c->model.packed_dir ? c->model.packed_dir : NULL,
-                            .activations = (enum model_quant)c->quant.activations,
-                            .exclude = c->quant.exclude };
+    const struct model_opts o = policy_model_opts(c);
     if (kern_open(&p->kern, shared_kernels(c->run.kernels, path, sizeof path), p->pool, e) < 0 ||
         model_open(&p->model, &p->kern, &o, e) < 0 || tok_open(&p->tok, c->model.path, e) < 0 ||
         treatment_plan(&p->plan, c, &p->model->conf, false, e) < 0) {

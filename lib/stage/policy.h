@@ -21,6 +21,8 @@ struct policy {
  * a file lacks something. */
 int policy_open(struct policy *p, const struct shared *c, struct err *e);
 void policy_close(struct policy *p);
+/* The model that the configuration names; texts are lent by c. */
+struct model_opts policy_model_opts(const struct shared *c);
 
 /* "q,k,v" -> shape.on; EXIT_CONFIG with the valid names. */
 int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *e);

@@ -7,6 +7,7 @@
 #include "lib/base/fs.h"
 #include "lib/base/hash.h"
 #include "lib/stage/aqn.h"
+#include "lib/stage/conf.h"
 
 #define AT(field) offsetof(struct shared, field)
 
@@ -172,6 +173,32 @@ int shared_check(const struct shared *c, struct err *e) {
         rc = err_more(e, EXIT_CONFIG, "noise.modules.at = weight: not built yet");
     return rc;
 }
+
+static const struct stage_key *const shared_tables[] = { SHARED_POLICY_KEYS, NULL };
+static const struct stage_about shared_about = { .keys = shared_tables };
+
+static bool is_shared(const char *name) {
+    for (int t = 0; shared_tables[t]; t++)
+        for (const struct stage_key *k = shared_tables[t]; k->name; k++)
+            if (strcmp(k->name, name) == 0) return true;
+    return false;
+}
+
+int shared_load(struct shared *c, const char *path, struct err *e) {
+    struct settings all = { 0 }, ours = { 0 };
+    *c = (struct shared){ 0 };
+    if (!fs_exists(path)) return err_code(e, EXIT_ENV, "'%s' is absent", path);
+    int rc = settings_read(&all, path, e);
+    for (int i = 0; rc == 0 && i < all.n; i++)
+        if (is_shared(all.v[i].name))
+            settings_add(&ours, all.v[i].name, all.v[i].text, path, all.v[i].line);
+    if (rc == 0) rc = conf_bind(c, &shared_about, &ours, e);
+    settings_release(&all);
+    settings_release(&ours);
+    return rc;
+}
+
+void shared_release(struct shared *c) { conf_release(c, &shared_about); }
 
 bool shared_is_scored(const struct shared *c, int64_t step) {
     return step == 0 || step == c->run.steps ||

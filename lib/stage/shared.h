@@ -56,6 +56,10 @@ extern const struct stage_key shared_run_keys[], shared_model_keys[], shared_qua
 
 /* Combinations that no range can say; appends to e. */
 int shared_check(const struct shared *c, struct err *e);
+/* The shared settings in the file of a stage as a run folder keeps it (conf/rollout.conf); the
+ * stage's own keys and ports are passed over. EXIT_ENV where there is none. */
+int shared_load(struct shared *c, const char *path, struct err *e);
+void shared_release(struct shared *c);
 /* True for the steps (completed updates) that are scored: 0, every run.score_every, the last. */
 bool shared_is_scored(const struct shared *c, int64_t step);
 /* Adds {"path","role","bytes","sha256"|null,"lines","absent"} to array. get: what to run when the

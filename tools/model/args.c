@@ -17,9 +17,9 @@ static const struct arg *find(const struct arg *arg, size_t n, const char *text,
 }
 
 static int unknown(const char *command, const char *text, const struct arg *arg, size_t n) {
-    const char *name[16];
+    const char *name[32];
     for (size_t i = 0; i < n && i < COUNT_OF(name); i++) name[i] = arg[i].name;
-    const char *near = str_nearest(text + 2, name, n);
+    const char *near = str_nearest(text + 2, name, n < COUNT_OF(name) ? n : COUNT_OF(name));
     if (!near) return wrong(command, text, "unknown option");
     fprintf(stderr, "qerl-model %s: unknown option '%s'; did you mean '--%s'?\n", command, text,
             near);

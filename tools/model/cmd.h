@@ -10,4 +10,5 @@ int cmd_verify(int argc, char **argv);
 int cmd_tokens(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
 int cmd_logprobs(int argc, char **argv);
+int cmd_noise(int argc, char **argv);
 #endif

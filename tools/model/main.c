@@ -16,6 +16,7 @@ static const struct command {
     { "tokens", cmd_tokens, "text to token ids and back" },
     { "chat", cmd_chat, "messages rendered by a model's chat template, and their tokens" },
     { "logprobs", cmd_logprobs, "log-probability of every token of given ids" },
+    { "noise", cmd_noise, "the exact noise that a run applied, or that a key gives" },
 };
 
 static int help(void) {
