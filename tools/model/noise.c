@@ -21,38 +21,39 @@ static const char HELP[] =
     "       qerl-model noise MODEL --sigma S --seed K --version V [options]\n\n"
     "The exact noise on weights (AQN) of one step: a table of the tensors that it hit, checked\n"
     "against what the run's journal measured; with --site, the noise that one token met at one\n"
-    "operation. Everything is drawn again from keys; a step is named by the steps completed before\n"
-    "it.\n\n"
+    "operation. Everything is drawn again from keys; a step is named by the steps completed\n"
+    "before it.\n\n"
     "  --model PATH      the run's model, where it is not at its path any more\n"
     "  --targets T       MODEL only: as noise.aqn.targets (norms)\n"
-    "  --tensor NAME     only these, by whole parts: layers.3.input_layernorm, down_proj, norm\n"
+    "  --tensor NAME     only these, by whole parts: layers.3.input_layernorm, down_proj\n"
     "  --element I       the values of one tensor, from I on (row-major)\n"
     "  --count N         how many of them (8)\n"
     "  --write FILE      all of them as f32 in a safetensors file\n\n"
-    "  --site NAME       operations: q_proj k_proj v_proj o_proj gate_proj up_proj down_proj scores\n"
-    "                    values probs silu input_layernorm post_attention_layernorm norm rope_q\n"
-    "                    rope_k head; gradients: dx_qkv dx_o dx_mlp dx_down dq dk dv dprobs dscores\n"
-    "                    dgate dnorm_in dnorm_post dnorm_final rope_dq rope_dk dhead; modules:\n"
-    "                    input:NAME, output:NAME\n"
+    "  --site NAME       operations: q_proj k_proj v_proj o_proj gate_proj up_proj down_proj\n"
+    "                    scores values probs silu input_layernorm post_attention_layernorm\n"
+    "                    norm rope_q rope_k head; gradients: dx_qkv dx_o dx_mlp dx_down dq dk\n"
+    "                    dv dprobs dscores dgate dnorm_in dnorm_post dnorm_final rope_dq\n"
+    "                    rope_dk dhead; modules: input:NAME output:NAME\n"
     "  --prompt U --sample K --position P --layer L --head H\n"
-    "                    which token: group, sample (or 'prompt': tokens that all samples share),\n"
-    "                    position in the sequence; layer; head (scores, probs, their gradients)\n"
+    "                    which token: group, sample (or 'prompt': tokens that all samples\n"
+    "                    share), position in the sequence; layer; head (scores, probs, their\n"
+    "                    gradients)\n"
     "  --type T --scale S --rate R\n"
     "                    MODEL only: the noise (relative_gaussian 1)\n\n"
     "examples:\n"
     "  qerl-model noise runs/quickstart-0001 --step 5\n"
-    "  qerl-model noise runs/quickstart-0001 --step 5 --tensor layers.3.input_layernorm --element 0\n"
-    "  qerl-model noise models/tiny --sigma 0.01 --seed 7 --version 1 --write noise.safetensors\n"
-    "  qerl-model noise models/tiny --site q_proj --layer 0 --prompt 12 --sample 3 --position 40 "
-    "--seed 7 --scale 0.05\n";
+    "  qerl-model noise runs/quickstart-0001 --step 5 --tensor layers.3.q_proj --element 0\n"
+    "  qerl-model noise models/tiny --sigma 0.01 --seed 7 --version 1 --write n.safetensors\n"
+    "  qerl-model noise models/tiny --seed 7 --site q_proj --layer 0 --prompt 12 --sample 3 \\\n"
+    "    --position 40 --scale 0.05\n";
 
 /* ---- command line ---- */
 
 static int read_int(const char *name, const char *text, int64_t most, int64_t *out) {
     if (!text) return 0;
     if (str_to_i64(text, out) && *out >= 0 && *out <= most) return 0;
-    fprintf(stderr, "qerl-model noise: --%s '%s' must be a whole number from 0 to %lld\n", name, text,
-            (long long)most);
+    fprintf(stderr, "qerl-model noise: --%s '%s' must be a whole number from 0 to %lld\n", name,
+            text, (long long)most);
     return -1;
 }
 
@@ -77,19 +78,28 @@ static int parse(struct ask *a, int argc, char **argv) {
     const char *step = NULL, *version = NULL, *element = NULL, *count = NULL, *prompt = NULL,
                *sample = NULL, *position = NULL, *layer = NULL, *head = NULL, *seed = NULL,
                *sigma = NULL, *scale = NULL, *rate = NULL;
-    *a = (struct ask){ .step = -1, .version = -1, .element = -1, .count = 8,
-                       .prompt = -1, .sample = -1, .position = -1, .layer = -1, .head = -1,
-                       .sigma = -1, .scale = -1, .rate = -1 };
+    *a = (struct ask){ .step = -1,
+                       .version = -1,
+                       .element = -1,
+                       .count = 8,
+                       .prompt = -1,
+                       .sample = -1,
+                       .position = -1,
+                       .layer = -1,
+                       .head = -1,
+                       .sigma = -1,
+                       .scale = -1,
+                       .rate = -1 };
     const struct arg arg[] = {
-        { "step", &step, NULL },         { "version", &version, NULL },
-        { "element", &element, NULL },   { "count", &count, NULL },
-        { "prompt", &prompt, NULL },     { "sample", &sample, NULL },
-        { "position", &position, NULL }, { "layer", &layer, NULL },
-        { "head", &head, NULL },         { "seed", &seed, NULL },
-        { "sigma", &sigma, NULL },       { "scale", &scale, NULL },
-        { "rate", &rate, NULL },         { "model", &a->model, NULL },
+        { "step", &step, NULL },          { "version", &version, NULL },
+        { "element", &element, NULL },    { "count", &count, NULL },
+        { "prompt", &prompt, NULL },      { "sample", &sample, NULL },
+        { "position", &position, NULL },  { "layer", &layer, NULL },
+        { "head", &head, NULL },          { "seed", &seed, NULL },
+        { "sigma", &sigma, NULL },        { "scale", &scale, NULL },
+        { "rate", &rate, NULL },          { "model", &a->model, NULL },
         { "targets", &a->targets, NULL }, { "tensor", &a->tensor, NULL },
-        { "write", &a->write, NULL },    { "site", &a->site, NULL },
+        { "write", &a->write, NULL },     { "site", &a->site, NULL },
         { "type", &a->type, NULL },
     };
     int rc = args_parse(argc, argv, HELP, arg, COUNT_OF(arg), &a->path);
@@ -118,12 +128,15 @@ struct tensor {
     double times;
     int rank;
     int64_t shape[2];
-    int number;                              /* noise_draw's tensor */
+    int number; /* noise_draw's tensor */
 };
-struct tensors { struct tensor *v; int n; };
+struct tensors {
+    struct tensor *v;
+    int n;
+};
 
-static void add(struct tensors *t, enum noise_module m, int layer, double times, const struct ask *a,
-                const struct model_conf *c) {
+static void add(struct tensors *t, enum noise_module m, int layer, double times,
+                const struct ask *a, const struct model_conf *c) {
     struct tensor x = { .times = times, .rank = 1, .shape = { c->dim, 1 } };
     if (!(times > 0) || (a->tensor && !noise_module_hit(a->tensor, m, layer))) return;
     if (m <= NOISE_MODULE_DOWN) {
@@ -157,7 +170,8 @@ static size_t values(const struct tensor *x) { return (size_t)(x->shape[0] * x->
 /* What is added to the weights: of linears the bf16 that their noise is rounded to. */
 static float *draw(const struct tensor *x, const struct origin *s) {
     float *v = mem_alloc(values(x) * sizeof *v);
-    noise_draw(v, 0, values(x), x->times * s->sigma, s->noise_seed, (uint64_t)s->version, x->number);
+    noise_draw(v, 0, values(x), x->times * s->sigma, s->noise_seed, (uint64_t)s->version,
+               x->number);
     for (size_t i = 0; x->rank == 2 && i < values(x); i++) v[i] = bf16_to_f32(f32_to_bf16(v[i]));
     return v;
 }
@@ -188,7 +202,8 @@ static int write_file(const struct tensors *t, const struct origin *s, const cha
                       struct err *e) {
     struct st_out *out = mem_alloc((size_t)t->n * sizeof *out);
     for (int k = 0; k < t->n; k++)
-        out[k] = (struct st_out){ .name = t->v[k].name, .rank = t->v[k].rank,
+        out[k] = (struct st_out){ .name = t->v[k].name,
+                                  .rank = t->v[k].rank,
                                   .shape = { t->v[k].shape[0], t->v[k].shape[1] },
                                   .data = draw(&t->v[k], s) };
     int rc = st_write(path, out, t->n, NULL, e);
@@ -225,15 +240,17 @@ static int print_proof(const struct origin *s, const struct noise_target *target
 static int show(const struct origin *s, const struct ask *a, const struct model *m, struct err *e) {
     struct noise_target target;
     struct tensors t = { 0 };
-    const struct noise_target_text text = { a->targets ? a->targets : "norms", "", "", 1, "", "", 0, 1, 1 };
+    const struct noise_target_text text = {
+        a->targets ? a->targets : "norms", "", "", 1, "", "", 0, 1, 1
+    };
     int rc = s->run ? aqn_target(&target, &s->shared, a->step, &m->conf, e)
                     : noise_target_make(&target, &text, 0, 1, &m->conf, e);
     if (rc == 0) list(&t, &target, a, &m->conf);
     if (rc == 0 && !t.n)
         rc = err_code(e, EXIT_USAGE, "--tensor '%s' names nothing that the noise hits", a->tensor);
     if (rc == 0 && a->element >= 0 && t.n > 1)
-        rc = err_code(e, EXIT_USAGE, "--element needs one tensor, %d are hit: name it with --tensor",
-                      t.n);
+        rc = err_code(e, EXIT_USAGE,
+                      "--element needs one tensor, %d are hit: name it with --tensor", t.n);
     if (rc == 0 && a->element >= (int64_t)(t.n ? values(&t.v[0]) : 0))
         rc = err_code(e, EXIT_USAGE, "--element %lld: '%s' has elements 0 to %zu",
                       (long long)a->element, t.v[0].name, values(&t.v[0]) - 1);
@@ -250,8 +267,10 @@ static int weights(const struct origin *s, const struct ask *a, struct err *e) {
     struct model *m = NULL;
     struct model_opts o = { .path = a->path, .quant = MODEL_QUANT_BF16 };
     if (!s->run && (a->sigma < 0 || a->version < 0 || !a->seeded))
-        return err_code(e, EXIT_USAGE, "'%s' is no run folder: a key is needed, --sigma S --seed K "
-                        "--version V", a->path);
+        return err_code(e, EXIT_USAGE,
+                        "'%s' is no run folder: a key is needed, --sigma S --seed K "
+                        "--version V",
+                        a->path);
     if (s->run) {
         o = policy_model_opts(&s->shared);
         if (a->model) o.path = a->model;

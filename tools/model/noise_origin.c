@@ -38,16 +38,15 @@ static int read_journal(struct origin *s, const struct ask *a, const char *path,
     tape_close(&t);
     if (got < 0) return -1;
     if (s->groups) return 0;
-    return err_code(e, EXIT_USAGE, "'%s' holds no group of step %lld: its steps are 0 to %lld", path,
-                    (long long)a->step, (long long)last);
+    return err_code(e, EXIT_USAGE, "'%s' holds no group of step %lld: its steps are 0 to %lld",
+                    path, (long long)a->step, (long long)last);
 }
 
 int origin_open(struct origin *s, const struct ask *a, struct err *e) {
     char conf[FS_PATH_MAX], tape[FS_PATH_MAX];
-    *s = (struct origin){ .sigma = a->sigma,
-                          .noise_seed = a->seed,
-                          .seed = a->seed,
-                          .version = a->version };
+    *s = (struct origin){
+        .sigma = a->sigma, .noise_seed = a->seed, .seed = a->seed, .version = a->version
+    };
     if (strlen(a->path) + 32 > sizeof conf) return err_code(e, EXIT_USAGE, "the path is too long");
     fs_join(conf, sizeof conf, a->path, "conf/rollout.conf");
     fs_join(tape, sizeof tape, a->path, "tape/groups.tape");
