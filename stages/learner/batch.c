@@ -91,6 +91,7 @@ void batch_loss(void *batch, int seq, int first, int count, const float *lp, con
             m->kl_loss += kl.loss / part;
         }
         coef[i] = (float)(x.slope / divisor);
+        b->teaches |= coef[i] != 0;
         m->loss += x.loss / part;
         m->clipfrac += x.clipped;
         m->clipfrac_lower += x.clipped_lower;

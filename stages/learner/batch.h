@@ -19,6 +19,7 @@ struct batch {
     int seqs;
     bool old_is_cur;                 /* old has no pass of its own: the ratio is exactly 1 */
     int first_seq, mini_seqs;        /* the mini-batch in hand: the loss is a mean over it */
+    bool teaches;                    /* a slope of it is not 0 */
     struct update_metrics *metrics;
 };
 void batch_open(struct batch *b, const struct learner_conf *c,

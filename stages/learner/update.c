@@ -103,10 +103,11 @@ static int minibatch_grad(struct updater *u, const struct update_state *s, struc
     const struct noise_plan *plan = &u->policy->plan;
     if (net_adopt(u->net, s->lora, NULL, e) < 0) return -1;
     net_set_noise(u->net, plan, NOISE_PHASE_UPDATE, t->seed, t->fixed_seed);
+    b->teaches = false;
     if (net_train(u->net, b->seq + b->first_seq, b->mini_seqs,
                   (float)u->c->shared.sample.temperature, batch_loss, b, NULL, e) < 0)
         return -1;
-    net_noise_grad(u->net, (uint64_t)s->adam_steps);
+    if (b->teaches) net_noise_grad(u->net, (uint64_t)s->adam_steps);
     return net_take_noise(u->net, &b->metrics->update, e);
 }
 

@@ -61,6 +61,8 @@ static void add_group(int g, int samples, const int *tokens, const double *score
 }
 
 static void start(void) {
+    static char tiny[] = "models/tiny", none[] = "", all[] = "all", norms[] = "norms",
+                projections[] = "q,k,v,o,gate,up,down";
     struct err e = { 0 };
     b = (struct bench){ 0 };
     log_open("test", LOG_LEVEL_ERROR);
@@ -68,17 +70,17 @@ static void start(void) {
     c->run.kernels = 0;                       /* auto */
     c->run.threads = 1;
     c->run.steps = 10;
-    c->model.path = (char[]){ "models/tiny" };
-    c->model.packed_dir = c->model.chat = c->quant.exclude = (char[]){ "" };
-    c->ops.ops = c->ops.layers = c->modules.layers = (char[]){ "all" };
-    c->modules.targets = c->modules.exclude = (char[]){ "" };
-    c->aqn.targets = (char[]){ "norms" };
-    c->aqn.exclude = c->aqn.layers = c->aqn.zone_edge = c->aqn.zone_middle = (char[]){ "" };
+    c->model.path = tiny;
+    c->model.packed_dir = c->model.chat = c->quant.exclude = none;
+    c->ops.ops = c->ops.layers = c->modules.layers = all;
+    c->modules.targets = c->modules.exclude = none;
+    c->aqn.targets = norms;
+    c->aqn.exclude = c->aqn.layers = c->aqn.zone_edge = c->aqn.zone_middle = none;
     c->aqn.others = 1;
     c->quant.weights = MODEL_QUANT_MXFP4;
     c->lora.rank = 8;
     c->lora.alpha = 16;
-    c->lora.targets = (char[]){ "q,k,v,o,gate,up,down" };
+    c->lora.targets = projections;
     c->data.prompt_max = 64;
     c->sample.n = SAMPLES;
     c->sample.new_max = 32;
@@ -114,11 +116,14 @@ static void stop(void) {
 }
 TestSuite(update, .init = start, .fini = stop, .timeout = 250);
 
+static const struct update_treatment treatment = {
+    .seed = 7, .fixed_seed = 1, .sigma = .05, .step = 3, .version = 2
+};
+
 static struct update_metrics step(int groups, char sha[SHA256_HEX]) {
     struct update_metrics m;
     struct err e = { 0 };
-    const struct update_treatment clean = { 0 };
-    cr_assert(updater_step(b.u, &b.s, b.list, groups, &clean, &m, &e) == 0, "%s", e.text);
+    cr_assert(updater_step(b.u, &b.s, b.list, groups, &treatment, &m, &e) == 0, "%s", e.text);
     if (sha) lora_sha256(b.s.lora, sha);
     return m;
 }
@@ -236,7 +241,7 @@ Test(update, the_reference_of_the_kl_term_is_clean_and_counts_for_no_phase) {
 }
 
 /* Log-probs of the learner itself, as a rollout with the same bits reports them. */
-static void fill_own_logprobs(void) {
+static void fill_own_logprobs(bool aqn) {
     int32_t ids[PROMPT + 32];
     struct err e = { 0 };
     struct net *n;
@@ -244,25 +249,32 @@ static void fill_own_logprobs(void) {
                           .slots_max = 64,
                           .positions_max = 96,
                           .pages_max = 128,
-                          .train = true,
-                          .lora = b.policy.shape };
-    cr_assert(net_create(&n, b.policy.model, &o, &e) == 0 && net_adopt(n, b.s.lora, NULL, &e) == 0,
+                          .lora = b.policy.shape,
+                          .noise = b.c.shared.ops.type != 0 };
+    struct noise_view v = { 0 };
+    if (aqn)
+        cr_assert(treatment_view(&v, b.policy.model, &b.c.shared, treatment.step, treatment.sigma,
+                                 treatment.seed, treatment.version, &e) == 0, "%s", e.text);
+    cr_assert(net_create(&n, b.policy.model, &o, &e) == 0 && net_adopt(n, b.s.lora, &v, &e) == 0,
               "%s", e.text);
+    net_set_noise(n, &b.policy.plan, NOISE_PHASE_ROLLOUT, treatment.seed, treatment.fixed_seed);
     for (int g = 0; g < GROUPS; g++)
         for (int k = 0; k < SAMPLES; k++) {
             struct rec_group *r = &b.group[g].group;
             struct rec_sample *x = &r->sample[k];
             memcpy(ids, r->prompt_ids.v, sizeof(int32_t) * PROMPT);
             memcpy(ids + PROMPT, x->ids.v, sizeof(int32_t) * (size_t)x->ids.n);
-            struct net_seq s = { .ids = ids, .n = PROMPT + x->ids.n, .prompt_n = PROMPT };
+            struct net_seq s = { .ids = ids, .n = PROMPT + x->ids.n, .prompt_n = PROMPT,
+                                 .uid = (uint64_t)g, .sample = k };
             cr_assert(net_logprobs(n, &s, 1, 1, x->lp.v, NULL, &e) == 0, "%s", e.text);
         }
     net_destroy(&n);
+    noise_view_close(&v);
 }
 
 Test(update, a_correction_without_a_difference_corrects_nothing) {
     char off[SHA256_HEX], same[SHA256_HEX], other[SHA256_HEX];
-    fill_own_logprobs();
+    fill_own_logprobs(false);
     struct update_metrics m = step(GROUPS, off);
     cr_expect(m.gap.tokens_differ == 0, "%lld tokens differ", (long long)m.gap.tokens_differ);
     b.c.tis_cap = 2;
@@ -294,4 +306,83 @@ Test(update, a_gradient_that_is_not_finite_touches_nothing) {
                   memcmp((char *)before + 2 * bytes, b.s.v, bytes) == 0);
     }
     free(before);
+}
+
+/* ---- noise ---- */
+
+static void with_noise(const char *ops, int direction, bool logprob, bool update) {
+    struct err e = { 0 };
+    struct shared *c = &b.c.shared;
+    c->ops.type = KERN_NOISE_RELATIVE_GAUSSIAN;
+    c->ops.scale = .02;
+    c->ops.ops = (char *)(uintptr_t)ops;
+    c->ops.direction = direction;
+    c->ops.rollout = true;
+    c->ops.logprob = logprob;
+    c->ops.update = update;
+    policy_close(&b.policy);
+    cr_assert(policy_open(&b.policy, c, &e) == 0, "%s", e.text);
+    open_updater();
+    fresh_state();
+}
+enum { BOTH, FORWARD, BACKWARD };
+
+Test(update, shared_noise_gives_the_bits_that_were_sampled) {
+    static const int64_t minibatch[] = { 0, 2 };
+    with_noise("all", BOTH, true, true);
+    fill_own_logprobs(false);
+    for (size_t i = 0; i < COUNT_OF(minibatch); i++) {
+        b.c.minibatch = minibatch[i];
+        fresh_state();
+        struct update_metrics m = step(GROUPS, NULL);
+        cr_expect(m.gap.tokens_differ == 0, "minibatch %lld: %lld tokens differ",
+                  (long long)minibatch[i], (long long)m.gap.tokens_differ);
+        cr_expect(m.old_cur_max == 0, "the first ratio is off by %g", m.old_cur_max);
+        for (int op = 0; op < NOISE_OP_COUNT; op++) {
+            const bool here = op != NOISE_OP_GELU;
+            cr_expect((m.logprob.op[op][NOISE_FORWARD].sites > 0) == here &&
+                      (m.update.op[op][NOISE_FORWARD].sites > 0) == here &&
+                      (m.update.op[op][NOISE_BACKWARD].sites > 0) == here, "%s", noise_op_name[op]);
+            cr_expect(m.logprob.op[op][NOISE_BACKWARD].sites == 0);
+        }
+        cr_expect_eq(m.update.grad.sites, minibatch[i] ? 2 : 1, "once an update");
+        cr_expect_eq(m.logprob.grad.sites, 0);
+    }
+}
+
+Test(update, noise_in_one_phase_makes_old_log_probs_of_their_own) {
+    with_noise("matmul", FORWARD, false, true);
+    fill_own_logprobs(false);                        /* of the rollout: noisy */
+    struct update_metrics m = step(GROUPS, NULL);
+    cr_expect(m.old_cur_max > 0, "clean old and noisy current log-probs are the same");
+    cr_expect(m.logprob.op[NOISE_OP_MATMUL][NOISE_FORWARD].sites == 0 && m.gap.tokens_differ > 0);
+    with_noise("matmul", FORWARD, true, false);
+    fill_own_logprobs(false);
+    m = step(GROUPS, NULL);
+    cr_expect(m.old_cur_max > 0 && m.gap.tokens_differ == 0);
+    cr_expect(m.update.op[NOISE_OP_MATMUL][NOISE_FORWARD].sites == 0);
+    with_noise("matmul", BACKWARD, true, true);      /* changes no result: no pass is needed */
+    m = step(GROUPS, NULL);
+    cr_expect(m.old_cur_max == 0 && m.update.op[NOISE_OP_MATMUL][NOISE_BACKWARD].sites > 0);
+    cr_expect(m.logprob.passes[NOISE_FORWARD] == m.update.passes[NOISE_FORWARD]);
+}
+
+Test(update, old_log_probs_may_stand_under_the_noise_that_sampled) {
+    fill_own_logprobs(true);
+    struct update_metrics m = step(GROUPS, NULL);
+    cr_expect(m.gap.tokens_differ > 0, "clean log-probs are those under noise");
+    b.c.old_logprob = LEARNER_POLICY_NOISY;
+    fresh_state();
+    m = step(GROUPS, NULL);
+    cr_expect(m.gap.tokens_differ == 0, "%lld tokens differ", (long long)m.gap.tokens_differ);
+    cr_expect(m.old_cur_max > 0, "the update is not clean");
+    cr_expect(m.aqn.sigma == treatment.sigma && fabs(m.aqn.realised / m.aqn.sigma - 1) < .1);
+}
+
+Test(update, a_gradient_of_zero_is_no_missing_treatment) {
+    with_noise("all", BOTH, true, true);
+    for (int g = 0; g < GROUPS; g++)
+        for (int k = 0; k < SAMPLES; k++) b.group[g].group.sample[k].score = 1;
+    struct update_metrics m = step(GROUPS, NULL);
+    cr_expect(m.grad_norm == 0 && m.update.passes[NOISE_BACKWARD] == 0 && m.update.grad.sites == 0);
 }
