@@ -78,7 +78,8 @@ static void base_dx(const struct pass *t, enum proj p, kptr g, kptr dx, bool add
     const struct kern_weight *dw = noise_view_linear(t->n->noise, t->layer, p);
     weight_dx(t, &t->n->model->layer[t->layer].w[p], g, dx, add);
     if (dw) weight_dx(t, dw, g, dx, true);
-    if ((dw = net_noise_weight(t->n, t->layer, (enum noise_module)p))) weight_dx(t, dw, g, dx, true);
+    dw = net_noise_weight(t->n, t->layer, (enum noise_module)p);
+    if (dw) weight_dx(t, dw, g, dx, true);
 }
 
 /* dx += s A'du for all projections of a site at once. */

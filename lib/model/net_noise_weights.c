@@ -135,8 +135,8 @@ static void make_all(struct net *n, kptr buffer) {
     }
     make_norm(n, 2 * m->conf.layers, m->norm_final, buffer);
     if (x->head.out)
-        make_matrix(n, net_noise_weight_draw(n, NOISE_MODULE_HEAD, NET_NO_LAYER), &m->head, &x->head,
-                    buffer);
+        make_matrix(n, net_noise_weight_draw(n, NOISE_MODULE_HEAD, NET_NO_LAYER), &m->head,
+                    &x->head, buffer);
 }
 
 static int room(struct net *n, struct err *e) {

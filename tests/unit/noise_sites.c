@@ -1,0 +1,472 @@
+/* noise_sites.c - noise in the network seen from outside: which operations were asked for noise, what was counted,
+ * what a phase, a direction, a seed changes, and that a plan which is off costs nothing.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "tests/unit/net_fixture.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+
+#include "lib/base/rng.h"
+#include "lib/base/str.h"
+#include "lib/gen/gen.h"
+
+enum { SEQS = 10, TOKENS = 30, GROUP = 5, PROMPT = 18, SCORED = SEQS * (TOKENS - PROMPT), VOCAB = 61 };
+
+struct world { struct fix f; struct model_conf c; struct net *n; struct lora *l; struct noise_plan plan; };
+static int32_t ids[SEQS][TOKENS];
+static struct net_seq seq[SEQS];
+
+/* ---- a table that tells on its callers ---- */
+
+enum { CALLS_MAX = 2000 };
+static struct call { uint32_t site; bool counted; uint32_t prompt, sample; int32_t pos; } calls[CALLS_MAX];
+static int call_count;
+static void (*perturb_real)(struct kern *, const struct kern_perturb *);
+static void (*attn_real)(struct kern *, const struct kern_attn *);
+static void (*attn_bwd_real)(struct kern *, const struct kern_attn_bwd *);
+
+static void note(const struct kern_noise *n) {
+    const uint32_t *id = n->id.p;
+    if (!n->type) return;
+    cr_assert(call_count < CALLS_MAX);
+    calls[call_count++] = (struct call){ .site = n->site, .counted = n->sums.p, .prompt = id ? id[0] : 0,
+                                         .sample = id ? id[1] : 0,
+                                         .pos = n->pos.p ? *(const int32_t *)n->pos.p : -1 };
+}
+static int plain_calls;
+static void perturb_spy(struct kern *k, const struct kern_perturb *a) {
+    note(&a->noise);
+    plain_calls += !a->noise.type;
+    perturb_real(k, a);
+}
+static void note_attn(const struct kern_attn_noise *n) {
+    if (!n) return;
+    note(&n->scores);
+    note(&n->probs);
+    note(&n->dprobs);
+    note(&n->dscores);
+}
+static void attn_spy(struct kern *k, const struct kern_attn *a) {
+    note_attn(a->noise);
+    attn_real(k, a);
+}
+static void attn_bwd_spy(struct kern *k, const struct kern_attn_bwd *a) {
+    note_attn(a->noise);
+    attn_bwd_real(k, a);
+}
+static void silu_spy(struct kern *k, const struct kern_silu *a) {
+    (void)k;
+    (void)a;
+    plain_calls++;
+}
+
+/* Micro-batches of up to 6 texts: more wanted rows than the head takes at once. */
+static void world_open(struct world *w, enum model_quant q, int threads) {
+    struct err e = { 0 };
+    w->c = fix_small_conf();
+    fix_open(&w->f, "auto", threads, &w->c, q, fix_small_value);
+    w->l = fix_lora(&w->c, 4, 8, .2f, 7);
+    perturb_real = w->f.kern.perturb;
+    attn_real = w->f.kern.attn;
+    attn_bwd_real = w->f.kern.attn_bwd;
+    w->f.kern.perturb = perturb_spy;
+    w->f.kern.attn = attn_spy;
+    w->f.kern.attn_bwd = attn_bwd_spy;
+    const struct net_opts o = { .rows_max = 180, .slots_max = 7, .positions_max = 64, .train = true,
+                                .lora = w->l->shape, .noise = true };
+    cr_assert_eq(net_create(&w->n, &w->f.model, &o, &e), 0, "%s", e.text);
+    cr_assert_eq(net_adopt(w->n, w->l, NULL, &e), 0, "%s", e.text);
+    for (int s = 0; s < SEQS; s++) {
+        for (int i = 0; i < TOKENS; i++)
+            ids[s][i] = (int32_t)(rng_mix64((uint64_t)(i < PROMPT ? s / GROUP * 100 + i : s * 1000 + i)) % VOCAB);
+        seq[s] = (struct net_seq){ .ids = ids[s], .n = TOKENS, .prompt_n = PROMPT, .uid = (uint64_t)(s / GROUP + 3),
+                                   .sample = s % GROUP };
+    }
+    call_count = plain_calls = 0;
+}
+static void world_close(struct world *w) {
+    net_destroy(&w->n);
+    lora_destroy(&w->l);
+    fix_close(&w->f);
+}
+
+static struct noise_text text(const char *ops, bool forward, bool backward) {
+    return (struct noise_text){ .type = KERN_NOISE_RELATIVE_GAUSSIAN, .scale = .02, .names = ops, .layers = "all",
+                                .forward = forward, .backward = backward, .phase = { true, true, true, false } };
+}
+static void make(struct world *w, const struct noise_text *ops, const struct noise_text *modules) {
+    struct err e = { 0 };
+    cr_assert_eq(noise_plan_make(&w->plan, ops, modules, &w->c, &e), 0, "%s", e.text);
+}
+
+static void loss(void *ud, int s, int first, int count, const float *lp, const float *entropy, float *coef) {
+    (void)entropy;
+    for (int i = 0; i < count; i++) {
+        ((float *)ud)[s * (TOKENS - PROMPT) + first + i] = lp[i];
+        coef[i] = (s % 2 ? .3f : -.2f) + .01f * (float)(first + i);
+    }
+}
+static float *train(struct world *w, float lp[SCORED]) {
+    struct err e = { 0 };
+    float *grad = mem_alloc(w->l->params * sizeof *grad);
+    cr_assert_eq(net_train(w->n, seq, SEQS, 1, loss, lp, NULL, &e), 0, "%s", e.text);
+    w->f.kern.download(&w->f.kern, grad, net_grad(w->n), w->l->params * sizeof *grad);
+    return grad;
+}
+static void score(struct world *w, float lp[SCORED]) {
+    struct err e = { 0 };
+    cr_assert_eq(net_logprobs(w->n, seq, SEQS, 1, lp, NULL, &e), 0, "%s", e.text);
+}
+static struct noise_evidence take(struct world *w) {
+    struct noise_evidence ev = { 0 };
+    struct err e = { 0 };
+    cr_assert_eq(net_take_noise(w->n, &ev, &e), 0, "%s", e.text);
+    return ev;
+}
+static void expect_happened(struct world *w, enum noise_phase phase, const struct noise_evidence *ev) {
+    struct err e = { 0 };
+    cr_expect_eq(noise_evidence_check(&w->plan, phase, ev, &e), 0, "%s", e.text);
+}
+/* Calls with noise at this site; only the counted ones, or the others. */
+static int calls_at(uint32_t site, bool counted) {
+    int n = 0;
+    for (int i = 0; i < call_count; i++) n += calls[i].site == site && calls[i].counted == counted;
+    return n;
+}
+
+/* ---- off ---- */
+
+Test(noise_sites, a_plan_that_is_off_costs_nothing_and_changes_no_bit) {
+    struct world w;
+    float clean[SCORED], lp[SCORED];
+    const struct noise_text t = text("all", true, true);
+    world_open(&w, MODEL_QUANT_BF16, 2);
+    w.f.kern.silu = silu_spy;
+    float *want = train(&w, clean);
+    make(&w, &t, NULL);
+    net_set_noise(w.n, &w.plan, NOISE_PHASE_EVAL, 1, 2);         /* off in that phase */
+    float *got = train(&w, lp);
+    cr_expect_eq(call_count + plain_calls, 0, "%d calls", call_count + plain_calls);
+    cr_expect_eq(memcmp(clean, lp, sizeof lp), 0);
+    cr_expect_eq(memcmp(want, got, w.l->params * sizeof *got), 0);
+    const struct noise_evidence ev = take(&w);
+    expect_happened(&w, NOISE_PHASE_EVAL, &ev);
+    cr_expect_gt(ev.passes[NOISE_FORWARD], 0);
+    free(want);
+    free(got);
+    world_close(&w);
+}
+
+/* ---- which sites ---- */
+
+static const struct { const char *op; int forward[4], backward[4]; } sites[] = {      /* 0: no more */
+    { "matmul", { 1, 3, 5, 6 }, { NOISE_SITE_DX_QKV, NOISE_SITE_DX_O, NOISE_SITE_DX_MLP, NOISE_SITE_DX_DOWN } },
+    { "bmm", { NOISE_SITE_SCORES, NOISE_SITE_VALUES },
+      { NOISE_SITE_DQ, NOISE_SITE_DK, NOISE_SITE_DV, NOISE_SITE_DPROBS } },
+    { "softmax", { NOISE_SITE_PROBS }, { NOISE_SITE_DSCORES } },
+    { "silu", { NOISE_SITE_SILU }, { NOISE_SITE_DGATE } },
+    { "norm", { NOISE_SITE_NORM_IN, NOISE_SITE_NORM_POST, NOISE_SITE_NORM_FINAL },
+      { NOISE_SITE_DNORM_IN, NOISE_SITE_DNORM_POST, NOISE_SITE_DNORM_FINAL } },
+    { "rope", { NOISE_SITE_ROPE_Q, NOISE_SITE_ROPE_K }, { NOISE_SITE_ROPE_DQ, NOISE_SITE_ROPE_DK } },
+    { "head", { NOISE_SITE_HEAD }, { NOISE_SITE_DHEAD } },
+};
+
+static bool final_site(int site) {
+    return site == NOISE_SITE_NORM_FINAL || site == NOISE_SITE_DNORM_FINAL || site == NOISE_SITE_HEAD ||
+           site == NOISE_SITE_DHEAD;
+}
+
+/* Once a micro-batch in each layer (the head: by its chunks), and nowhere else. */
+static void expect_sites(const struct world *w, const struct noise_evidence *ev, const int want[4], bool backward) {
+    const int passes = (int)ev->passes[backward];
+    for (int i = 0; i < 4 && want[i]; i++)
+        for (int layer = 0; layer < w->c.layers; layer++) {
+            const bool first_only = final_site(want[i]),
+                       above = want[i] == NOISE_SITE_DX_QKV || want[i] == NOISE_SITE_DNORM_IN;
+            const int least = (first_only && layer) || (above && !layer) ? 0 : passes,
+                      got = calls_at(KERN_NOISE_SITE(layer, want[i]), true);
+            cr_expect(want[i] == NOISE_SITE_HEAD && !layer ? got >= least : got == least,
+                      "site %d in layer %d: %d times in %d passes", want[i], layer, got, passes);
+        }
+}
+
+Test(noise_sites, each_operation_hits_its_own_sites_as_often_as_expected) {
+    for (size_t i = 0; i < COUNT_OF(sites); i++)
+        for (int way = 1; way <= 3; way++) {
+            struct world w;
+            float lp[SCORED];
+            const struct noise_text t = text(sites[i].op, way & 1, way & 2);
+            world_open(&w, MODEL_QUANT_MXFP4, 1);
+            make(&w, &t, NULL);
+            net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, 1, 2);
+            free(train(&w, lp));
+            net_noise_grad(w.n, 0);
+            const struct noise_evidence ev = take(&w);
+            expect_happened(&w, NOISE_PHASE_UPDATE, &ev);
+            cr_expect_gt(ev.passes[NOISE_BACKWARD], 1, "one micro-batch shows little");
+            if (way & 1) expect_sites(&w, &ev, sites[i].forward, false);
+            if (way & 2) expect_sites(&w, &ev, sites[i].backward, true);
+            for (int c = 0; c < call_count; c++) {
+                const int number = (int)(calls[c].site >> 16 & 255);
+                bool known = number >= NOISE_SITE_GRAD && !i && (way & 2);
+                for (int j = 0; j < 4; j++)
+                    known |= ((way & 1) && number == sites[i].forward[j]) ||
+                             ((way & 2) && sites[i].backward[j] && number == sites[i].backward[j]);
+                known |= !i && (way & 1) && number <= PROJ_DOWN;
+                cr_expect(known, "%s, way %d: site %d was hit", sites[i].op, way, number);
+            }
+            for (int op = 0; op < NOISE_OP_COUNT; op++)
+                for (int d = 0; d < 2; d++)
+                    cr_expect_eq(ev.op[op][d].elements > 0,
+                                 !strcmp(noise_op_name[op], sites[i].op) && (way & (d ? 2 : 1)));
+            cr_expect_eq(ev.grad.sites, !i && (way & 2));
+            world_close(&w);
+        }
+}
+
+Test(noise_sites, chosen_layers_only_and_in_no_layer) {
+    struct world w;
+    float lp[SCORED];
+    struct noise_text t = text("all", true, true);
+    t.layers = "1";
+    world_open(&w, MODEL_QUANT_NVFP4, 1);
+    make(&w, &t, NULL);
+    net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, 1, 2);
+    free(train(&w, lp));
+    net_noise_grad(w.n, 0);
+    const struct noise_evidence ev = take(&w);
+    expect_happened(&w, NOISE_PHASE_UPDATE, &ev);
+    cr_expect_gt(call_count, 20);
+    for (int c = 0; c < call_count; c++) {
+        cr_expect_eq(calls[c].site >> 24, 1, "site %x", calls[c].site);
+        cr_expect_not(final_site((int)(calls[c].site >> 16 & 255)), "site %x", calls[c].site);
+    }
+    world_close(&w);
+}
+
+Test(noise_sites, modules_count_at_each_point) {
+    for (int at = NOISE_POINT_INPUT; at <= NOISE_POINT_WEIGHT; at++) {
+        struct world w;
+        float lp[SCORED];
+        struct noise_text m = text("linear, rmsnorm, lm_head", true, false);
+        m.exclude = "layers.1";
+        m.point = (enum noise_point)at;
+        world_open(&w, MODEL_QUANT_MXFP4, 2);
+        make(&w, NULL, &m);
+        for (int phase = NOISE_PHASE_LOGPROB; phase <= NOISE_PHASE_UPDATE; phase++) {
+            net_set_noise(w.n, &w.plan, (enum noise_phase)phase, 1, 2);
+            if (phase == NOISE_PHASE_LOGPROB) score(&w, lp);
+            else free(train(&w, lp));
+            const struct noise_evidence ev = take(&w);
+            expect_happened(&w, (enum noise_phase)phase, &ev);
+            cr_expect_eq(ev.module[NOISE_MODULE_Q].sites, 2 * ev.passes[NOISE_FORWARD]);
+            cr_expect_eq(ev.module[NOISE_MODULE_NORM_FINAL].sites, ev.wanted);
+            cr_expect_eq(ev.module[NOISE_MODULE_HEAD].sites, ev.wanted);
+        }
+        world_close(&w);
+    }
+}
+
+/* ---- whose draw it is ---- */
+
+Test(noise_sites, rows_carry_prompt_sample_and_position) {
+    struct world w;
+    const struct noise_text t = text("head, rope", true, false);
+    float lp[SCORED];
+    world_open(&w, MODEL_QUANT_BF16, 1);
+    make(&w, &t, NULL);
+    net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
+    score(&w, lp);
+    int heads = 0;
+    for (int c = 0; c < call_count; c++) {
+        const int number = (int)(calls[c].site >> 16 & 255);
+        cr_expect(calls[c].prompt == 3 || calls[c].prompt == 4);
+        if (number != NOISE_SITE_HEAD) continue;
+        /* first wanted row: the prompt's last token, or one of the answer */
+        cr_expect(calls[c].pos >= PROMPT - 1 && calls[c].pos < TOKENS);
+        cr_expect_eq(calls[c].sample == KERN_NOISE_NO_SAMPLE, calls[c].pos < PROMPT);
+        heads++;
+    }
+    cr_expect_gt(heads, 0);
+    world_close(&w);
+}
+
+Test(noise_sites, another_seed_gives_other_bits_and_the_same_one_the_same) {
+    static const enum model_quant quants[] = { MODEL_QUANT_BF16, MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4 };
+    for (size_t q = 0; q < COUNT_OF(quants); q++) {
+        struct world w;
+        float first[SCORED], again[SCORED], other[SCORED], trained[SCORED];
+        struct noise_text t = text("all", true, true);
+        world_open(&w, quants[q], 1 + (int)q);
+        make(&w, &t, NULL);
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
+        score(&w, first);
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 3, 2);
+        score(&w, other);
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_ROLLOUT, 1, 2);
+        score(&w, again);
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, 1, 2);
+        free(train(&w, trained));
+        int differ = 0;
+        for (int i = 0; i < SCORED; i++) differ += memcmp(&first[i], &other[i], sizeof *first) != 0;
+        cr_expect_gt(differ, SCORED * 9 / 10);
+        cr_expect_eq(memcmp(first, again, sizeof first), 0);
+        cr_expect_eq(memcmp(first, trained, sizeof first), 0);
+        /* systematic hangs on the fixed seed alone */
+        t.type = KERN_NOISE_SYSTEMATIC;
+        make(&w, &t, NULL);
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
+        score(&w, first);
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 99, 2);
+        score(&w, again);
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 5);
+        score(&w, other);
+        cr_expect_eq(memcmp(first, again, sizeof first), 0);
+        cr_expect_neq(memcmp(first, other, sizeof first), 0);
+        world_close(&w);
+    }
+}
+
+/* ---- sizes ---- */
+
+/* Nobody is accused: many seeds, types, scales and bases, groups that share their prompts. */
+Test(noise_sites, realised_sizes_lie_within_their_error) {
+    static const int types[] = { KERN_NOISE_RELATIVE_GAUSSIAN, KERN_NOISE_RELATIVE_UNIFORM, KERN_NOISE_SYSTEMATIC,
+                                 KERN_NOISE_SPARSE };
+    static const enum model_quant quants[] = { MODEL_QUANT_BF16, MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4 };
+    for (size_t q = 0; q < COUNT_OF(quants); q++) {
+        struct world w;
+        float lp[SCORED];
+        world_open(&w, quants[q], 2);
+        for (int i = 0; i < 24; i++) {
+            struct noise_text t = text("all", true, true);
+            t.type = types[i % 4];
+            t.rate = .05;
+            t.scale = pow(10, -6 + i / 4);
+            make(&w, &t, NULL);
+            net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, (uint64_t)i * 7 + q, 2);
+            call_count = 0;
+            free(train(&w, lp));
+            net_noise_grad(w.n, (uint64_t)i);
+            const struct noise_evidence ev = take(&w);
+            expect_happened(&w, NOISE_PHASE_UPDATE, &ev);
+            cr_expect_eq(ev.rows, SEQS * (TOKENS - 1));
+            cr_expect_eq(ev.rows_squared, SEQS * (TOKENS - 1 - PROMPT) + 2 * PROMPT * GROUP * GROUP);
+        }
+        world_close(&w);
+    }
+}
+
+static double distance(const float *a, const float *b, size_t n) {
+    double d = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        d += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        size += (double)b[i] * (double)b[i];
+    }
+    return sqrt(d / size);
+}
+
+Test(noise_sites, backward_noise_leaves_log_probs_alone_and_moves_the_gradient_by_its_size) {
+    struct world w;
+    float clean[SCORED], lp[SCORED];
+    world_open(&w, MODEL_QUANT_MXFP4, 1);
+    float *want = train(&w, clean), *grad = mem_alloc(w.l->params * sizeof *grad);
+    for (size_t i = 0; i < COUNT_OF(sites); i++) {
+        const struct noise_text t = text(sites[i].op, false, true);
+        make(&w, &t, NULL);
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, 1, 2);
+        call_count = 0;
+        float *got = train(&w, lp);
+        cr_expect_eq(memcmp(clean, lp, sizeof lp), 0, "%s: backward noise reached a log-prob", sites[i].op);
+        /* each gradient is a sum over many rows, along which independent errors average out */
+        const double moved = distance(got, want, w.l->params);
+        cr_expect(moved > .02 / 30 && moved < .02 * 4, "%s: the gradient moved by %g", sites[i].op, moved);
+        if (i == 0) {
+            net_noise_grad(w.n, 4);
+            w.f.kern.download(&w.f.kern, grad, net_grad(w.n), w.l->params * sizeof *grad);
+            const double d = distance(grad, got, w.l->params);
+            cr_expect(d > .015 && d < .025, "the accumulated gradient moved by %g", d);
+        }
+        free(got);
+    }
+    /* in a phase without a backward there is none */
+    const struct noise_text t = text("matmul", true, true);
+    make(&w, &t, NULL);
+    net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
+    call_count = 0;
+    score(&w, lp);
+    net_noise_grad(w.n, 0);
+    for (int c = 0; c < call_count; c++) cr_expect_lt(calls[c].site >> 16 & 255, 128);
+    free(want);
+    free(grad);
+    world_close(&w);
+}
+
+Test(noise_sites, bf16_arithmetic_shows_what_it_realises) {
+    struct world w;
+    float clean[SCORED], lp[SCORED];
+    struct noise_text t = text("matmul, head", true, false);
+    world_open(&w, MODEL_QUANT_BF16, 1);
+    t.bf16 = true;
+    t.scale = 1e-4;
+    make(&w, &t, NULL);
+    score(&w, clean);
+    take(&w);
+    net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
+    score(&w, lp);
+    const struct noise_evidence ev = take(&w);
+    expect_happened(&w, NOISE_PHASE_LOGPROB, &ev);
+    cr_expect_gt(ev.op[NOISE_OP_MATMUL][NOISE_FORWARD].elements, 1000);
+    cr_expect_eq(ev.op[NOISE_OP_MATMUL][NOISE_FORWARD].changed, 0);
+    json_t *all = noise_evidence_json(&w.plan, NOISE_PHASE_LOGPROB, &ev);
+    cr_expect_not_null(json_object_get(json_object_get(all, "op/matmul/forward"), "warning"));
+    json_decref(all);
+    t.bf16 = false;
+    make(&w, &t, NULL);
+    net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
+    score(&w, lp);
+    const struct noise_evidence f32 = take(&w);
+    cr_expect_gt(f32.op[NOISE_OP_MATMUL][NOISE_FORWARD].changed, f32.op[NOISE_OP_MATMUL][NOISE_FORWARD].elements * 9 / 10);
+    world_close(&w);
+}
+
+/* ---- the generator ---- */
+
+static int samples_seen;
+static void take_sample(void *ud, const struct gen_sample *s) {
+    float (*lp)[8] = ud;
+    memcpy(lp[s->tag * 4 + (uint64_t)s->k], s->lp, (size_t)s->n * sizeof(float));
+    samples_seen++;
+}
+
+Test(noise_sites, the_generator_counts_passes_and_hands_identities_on) {
+    struct world w;
+    struct err e = { 0 };
+    const struct noise_text t = text("all", true, true);
+    float lp[2][8][8] = { 0 };
+    world_open(&w, MODEL_QUANT_MXFP4, 1);
+    make(&w, &t, NULL);
+    for (int batch = 0; batch < 2; batch++) {
+        struct gen *g;
+        struct noise_evidence ev = { 0 };
+        const struct gen_opts o = { .rows = batch ? 1 : 5, .positions_max = 40, .lora = w.l->shape, .noise = true };
+        cr_assert_eq(gen_create(&g, &w.f.model, NULL, &o, &e), 0, "%s", e.text);
+        cr_assert_eq(gen_adopt(g, w.l, NULL, &e), 0);
+        gen_set_noise(g, &w.plan, NOISE_PHASE_ROLLOUT, 1, 2);
+        for (uint64_t p = 0; p < 2; p++)
+            cr_assert_eq(gen_submit(g, &(struct gen_request){ .tag = p, .prompt = ids[p * GROUP], .prompt_n = 6,
+                                                              .samples = 4, .new_max = 8, .temperature = 1,
+                                                              .top_p = 1, .prompt_uid = p + 3, .key = { 1, 2 } },
+                                    &e), 0, "%s", e.text);
+        for (; !gen_idle(g); call_count = 0)
+            cr_assert_eq(gen_step(g, take_sample, lp[batch], &e), 0, "%s", e.text);
+        cr_assert_eq(gen_take_noise(g, &ev, &e), 0);
+        expect_happened(&w, NOISE_PHASE_ROLLOUT, &ev);
+        cr_expect_eq(ev.op[NOISE_OP_HEAD][NOISE_FORWARD].sites, ev.wanted);
+        cr_expect_eq(ev.op[NOISE_OP_MATMUL][NOISE_FORWARD].sites, 7 * w.c.layers * ev.passes[NOISE_FORWARD]);
+        gen_destroy(&g);
+    }
+    cr_expect_eq(samples_seen, 16);
+    cr_expect_eq(memcmp(lp[0], lp[1], sizeof lp[0]), 0);
+    world_close(&w);
+}
