@@ -4,6 +4,7 @@
  * (score every announced step of a run until the last), or neither (score one adapter folder, or
  * the base model, once).
  * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/stage/aqn.h"
 #include "stages/eval/score.h"
 
 #define AT(field) offsetof(struct eval_conf, field)
@@ -74,8 +75,10 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     if (known <= 0) return known;
     struct gen_opts o = examiner_gen_opts(c, &shape);
     const enum model_quant q = (enum model_quant)c->shared.quant.weights;
-    return policy_plan_memory(out, &c->shared, &m, gen_plan(&m, q, &o), gen_plan_pages(&m, q, &o),
-                              e);
+    const bool aqn = c->also_noisy || c->noise == EVAL_NOISE_TRAINED;
+    return policy_plan_memory(out, &c->shared, &m,
+                              gen_plan(&m, q, &o) + (aqn ? aqn_bytes(&c->shared, &m) : 0),
+                              gen_plan_pages(&m, q, &o), e);
 }
 
 static const struct stage_about about = {

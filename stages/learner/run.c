@@ -460,7 +460,8 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
     json_int_t adapter = (json_int_t)(lora_params(&m, &shape) * sizeof(float));
     json_int_t kept = (json_int_t)json_array_size(scored) + 4;
     json_int_t record = (json_int_t)(s->sample.n * (s->sample.new_max * 12 + 1000));
-    if (policy_plan_memory(out, s, &m, updater_plan(c, &m, &shape),
+    const size_t aqn = c->old_logprob == LEARNER_POLICY_NOISY ? aqn_bytes(s, &m) : 0;
+    if (policy_plan_memory(out, s, &m, updater_plan(c, &m, &shape) + aqn,
                            updater_plan_pages(c, &m, &shape), e) < 0)
         return -1;
     json_object_set_new(
