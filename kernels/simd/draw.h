@@ -228,6 +228,7 @@ INLINE struct draw_key draw_key(const uint32_t key[2]) {
 }
 INLINE void draw_words(vu w[4], const struct draw_key *key, vu c0, vu c1, vu c2, vu c3) {
     wi x0 = w_split(c0), x1 = w_split(c1), x2 = w_split(c2), x3 = w_split(c3);
+#pragma GCC unroll 10
     for (int i = 0; i < 10; i++) {
         const wi p0 = w_mul(x0, 0xD2511F53u), p1 = w_mul(x2, 0xCD9E8D57u);
         x0 = w_mix(p1, x1, key->k[i][0]);

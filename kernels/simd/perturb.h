@@ -46,11 +46,18 @@ INLINE void perturb_row(const struct kern_perturb *a, size_t row, struct noise *
     for (int i = 0; i < a->dim; i += NOISE_WIDE) {
         vf z[4];
         noise_draw(z, s, type, c0, c1, c2, i_or(c3, i_or(i_set((uint32_t)i / 4), places)));
-        for (int j = 0, at = i; j < 4 && at < a->dim; j++, at += 16) {
-            const int n = v_left(at, a->dim);
-            const vf t = v_get_n(a->x.p, a->x_type, from + (size_t)at, n);
-            perturb_put(a, row, at, noise_add(s, type, bf16, t, z[j], edge, n, &l), n);
-        }
+        if (a->dim - i >= NOISE_WIDE)
+            for (int j = 0; j < 4; j++) {
+                const vf t = v_get_n(a->x.p, a->x_type, from + (size_t)(i + 16 * j), 16);
+                perturb_put(a, row, i + 16 * j,
+                            noise_add(s, type, bf16, t, z[j], edge, 16, &l), 16);
+            }
+        else
+            for (int j = 0, at = i; at < a->dim; j++, at += 16) {
+                const int n = v_left(at, a->dim);
+                const vf t = v_get_n(a->x.p, a->x_type, from + (size_t)at, n);
+                perturb_put(a, row, at, noise_add(s, type, bf16, t, z[j], edge, n, &l), n);
+            }
     }
     if (s->n->sums.p) noise_span(s, &l, v_fold(l.r), v_fold(l.r2));
 }
