@@ -114,9 +114,9 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     noise_plan_text(&p->plan, &p->ops);
     policy_treatment(p->treatment, c, &p->plan, p->model->sha256);
     const int all = p->model->conf.layers * PROJ_COUNT;
-    log_info("kernels %s, %d threads; model '%s' %s (%d of %d projections), treatment %s",
+    log_info("kernels %s, %d threads; model '%s' %s (%d of %d projections quantised), treatment %s",
              p->kern.name, pool_threads(p->pool), c->model.path, policy_quant_label(c),
-             all - p->model->excluded, all, p->treatment);
+             quantises(c) ? all - p->model->excluded : 0, all, p->treatment);
     return 0;
 }
 

@@ -84,6 +84,14 @@ struct exam examiner_exam(const struct examiner *x, const struct rec_adapter *a,
 
 const char *examiner_ops(const struct examiner *x) { return x->policy.ops.s; }
 
+void examiner_warn(const struct examiner *x, const struct rec_adapter *a) {
+    if (strcmp(a->treatment.hash, x->policy.treatment) == 0) return;
+    log_warn("NOT AS TRAINED: the adapter of step %lld was trained under treatment %s; this score "
+             "is under %s, %s (formats, excluded modules, adapter shape or noise settings differ)",
+             (long long)a->step, a->treatment.hash, x->policy.treatment,
+             policy_quant_label(&x->c->shared));
+}
+
 void exam_noise(struct str *out, const struct exam *m) {
     treatment_text(out, m->plan, NOISE_PHASE_EVAL, m->sigma);
 }

@@ -24,6 +24,8 @@ struct exam {
 struct exam examiner_exam(const struct examiner *x, const struct rec_adapter *a, bool noisy);
 /* The settings' noise on operations and modules, as records name it. */
 const char *examiner_ops(const struct examiner *x);
+/* Says aloud, in capitals, that an adapter was trained under another treatment than ours. */
+void examiner_warn(const struct examiner *x, const struct rec_adapter *a);
 /* How its score is labelled: treatment_text. Appends. */
 void exam_noise(struct str *out, const struct exam *m);
 

@@ -144,6 +144,7 @@ int score_once(struct stage *s, struct examiner *x) {
     if (*name)
         snprintf(who, sizeof who, marked ? "adapter %.200s of step %lld" : "adapter %.200s", name,
                  (long long)a.adapter.step);
+    if (marked) examiner_warn(x, &a.adapter);
     const struct exam m = examiner_exam(x, &a.adapter, trained);
     struct answers got;
     int rc = trained ? check_trained(s, &a.adapter, marked, examiner_ops(x)) : 0;
