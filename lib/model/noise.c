@@ -43,6 +43,9 @@ static void tally_add(struct tally *to, const struct tally *t) {
     to->changed_bf16 += t->changed_bf16;
 }
 
+/* All that one view measures; layer[layers] is the final norm. */
+struct measured { struct tally norms, linears, layer[MODEL_LAYERS_MAX + 1]; };
+
 static void tally_element(struct tally *t, float w, float noisy, double d, double m) {
     t->noise2 += d * d;
     t->scaled2 += d / m * (d / m);
@@ -72,7 +75,7 @@ static void measure_norm(struct tally *t, const float *w, const float *dw, int d
 }
 
 static int open_norms(struct noise_view *v, const struct model *m,
-                      const struct noise_target *target, struct tally *t, struct err *e) {
+                      const struct noise_target *target, struct measured *all, struct err *e) {
     const int dim = m->conf.dim, norms = 2 * m->conf.layers + 1;
     const size_t row_bytes = (size_t)dim * sizeof(float);
     if (v->kern->alloc(v->kern, &v->dw, row_bytes * (size_t)norms, e) < 0)
@@ -83,7 +86,10 @@ static int open_norms(struct noise_view *v, const struct model *m,
         if (times == 0) continue;
         noise_draw(dw, 0, (size_t)dim, times * v->sigma, v->seed, v->version, norm);
         v->kern->download(v->kern, w, norm_weight(m, norm), row_bytes);
-        measure_norm(t, w, dw, dim, times);
+        struct tally t = { 0 };
+        measure_norm(&t, w, dw, dim, times);
+        tally_add(&all->norms, &t);
+        tally_add(&all->layer[norm / 2], &t);
         v->kern->upload(v->kern, noise_view_dw(v, norm, dim), dw, row_bytes);
     }
     free(w);
@@ -157,7 +163,7 @@ static void make_matrix(struct noise_view *v, struct matrix *x, const struct ker
 }
 
 static int open_linears(struct noise_view *v, const struct model *m,
-                        const struct noise_target *target, struct tally *t, struct err *e) {
+                        const struct noise_target *target, struct measured *all, struct err *e) {
     const struct model_conf *c = &m->conf;
     size_t used = 0;
     if (v->kern->alloc(v->kern, &v->linear_mem, noise_view_plan(c, m->quant, target), e) < 0)
@@ -177,7 +183,10 @@ static int open_linears(struct noise_view *v, const struct model *m,
                                         .in = x.w->in,
                                         .scale = 1 };
             used += linear_bytes(c, m->quant, p);
-            make_matrix(v, &x, to, t);
+            struct tally t = { 0 };
+            make_matrix(v, &x, to, &t);
+            tally_add(&all->linears, &t);
+            tally_add(&all->layer[layer], &t);
         }
     return v->kern->sync(v->kern, e);
 }
@@ -188,8 +197,8 @@ static double ratio(const struct tally *t) {
     return t->weight2 > 0 ? sqrt(t->noise2 / t->weight2) : t->noise2 > 0 ? INFINITY : 0;
 }
 
-static int prove(struct noise_view *v, const struct tally *norms, const struct tally *linears,
-                 struct err *e) {
+static int prove(struct noise_view *v, const struct measured *all, struct err *e) {
+    const struct tally *norms = &all->norms, *linears = &all->linears;
     struct tally t = *norms;
     tally_add(&t, linears);
     const double n = (double)t.elements;
@@ -199,6 +208,9 @@ static int prove(struct noise_view *v, const struct tally *norms, const struct t
     v->realised = sqrt(t.scaled2 / n);
     v->weight_rms = sqrt(t.weight2 / n);
     v->strength = fmax(ratio(norms), ratio(linears));
+    for (int l = 0; l <= v->layers; l++)
+        if (all->layer[l].elements)
+            v->layer_rms[l] = (float)sqrt(all->layer[l].noise2 / (double)all->layer[l].elements);
     if (v->changed == 0)
         return err_set(e, "noise of sigma %g was intended, but not one of %lld weights changed",
                        v->sigma, (long long)v->elements);
@@ -224,14 +236,18 @@ static int prove(struct noise_view *v, const struct tally *norms, const struct t
 
 int noise_view_open(struct noise_view *v, const struct model *m, const struct noise_target *target,
                     double sigma, uint64_t seed, uint64_t version, struct err *e) {
-    *v = (struct noise_view){ .sigma = sigma, .seed = seed, .version = version, .kern = m->kern };
+    *v = (struct noise_view){ .sigma = sigma,
+                              .seed = seed,
+                              .version = version,
+                              .layers = m->conf.layers,
+                              .kern = m->kern };
     if (!isfinite(sigma) || sigma < 0)
         return err_set(e, "noise of sigma %g: must be a finite number, 0 or more", sigma);
     if (sigma == 0) return 0;
-    struct tally norms = { 0 }, linears = { 0 };
-    int rc = !target || target->norms ? open_norms(v, m, target, &norms, e) : 0;
-    if (rc == 0 && target && target->linears) rc = open_linears(v, m, target, &linears, e);
-    if (rc == 0) rc = prove(v, &norms, &linears, e);
+    struct measured all = { 0 };
+    int rc = !target || target->norms ? open_norms(v, m, target, &all, e) : 0;
+    if (rc == 0 && target && target->linears) rc = open_linears(v, m, target, &all, e);
+    if (rc == 0) rc = prove(v, &all, e);
     if (rc < 0) noise_view_close(v);
     return rc;
 }

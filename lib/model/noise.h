@@ -23,6 +23,9 @@ struct noise_view {
     /* visited; that differ from w; that would differ were w + dw stored as bf16 */
     int64_t elements, changed, changed_bf16;
     double weight_rms;             /* of the targets' weights */
+    /* rms of the noise by layer, multipliers and all; [layers] is the final norm; 0 = not hit */
+    float layer_rms[MODEL_LAYERS_MAX + 1];
+    int layers;
     /* rms of the noise over the rms of the weights that it hits: of norms or of linears, whichever
      * is more. Above NOISE_STRONG it deserves a warning. */
     double strength;

@@ -68,12 +68,24 @@ void treatment_text(struct str *out, const struct noise_plan *p, enum noise_phas
     if (sigma > 0) str_printf(out, "%saqn %.9g", on ? "; " : "", sigma);
 }
 
+/* By layer, the final norm last; four digits are enough to see a multiplier. */
+static json_t *aqn_layers(const struct noise_view *v) {
+    json_t *layers = json_array();
+    for (int l = 0; l <= v->layers; l++) {
+        char text[32];
+        snprintf(text, sizeof text, "%.4g", (double)v->layer_rms[l]);
+        json_array_append_new(layers, json_real(strtod(text, NULL)));
+    }
+    return layers;
+}
+
 static json_t *aqn_evidence(const struct noise_view *v) {
     const double n = v->elements ? (double)v->elements : 1;
-    return json_pack("{s:f, s:f, s:I, s:f, s:f, s:f, s:f}", "intended", v->sigma, "realised",
+    return json_pack("{s:f, s:f, s:I, s:f, s:f, s:f, s:f, s:o}", "intended", v->sigma, "realised",
                      v->realised, "elements", (json_int_t)v->elements, "changed",
                      (double)v->changed / n, "changed_bf16", (double)v->changed_bf16 / n,
-                     "weight_rms", v->weight_rms, "strength", v->strength);
+                     "weight_rms", v->weight_rms, "strength", v->strength, "layers",
+                     aqn_layers(v));
 }
 
 char *treatment_evidence(const struct noise_plan *p, enum noise_phase phase,

@@ -154,6 +154,8 @@ Test(noise_view, multipliers_scale_each_layer_and_nothing_else) {
         noise_draw(plain, 0, 254, m * .02, 1, 2, norm);
         if (m == 0) memset(plain, 0, sizeof plain);
         cr_expect(memcmp(plain, dw + norm * 254, sizeof plain) == 0, "norm %d", norm);
+        const double layer = (double)v.layer_rms[norm / 2];
+        cr_expect(m == 0 ? layer == 0 : fabs(layer / (m * .02) - 1) < 6 / sqrt(2. * 508), "layer %d: %g", norm / 2, layer);
     }
     noise_view_close(&v);
     fix_close(&f);
