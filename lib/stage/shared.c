@@ -6,7 +6,6 @@
 
 #include "lib/base/fs.h"
 #include "lib/base/hash.h"
-#include "lib/stage/aqn.h"
 #include "lib/stage/conf.h"
 
 #define AT(field) offsetof(struct shared, field)
@@ -165,14 +164,6 @@ const struct stage_key shared_sample_keys[] = {
     { "sample.top_p", KEY_NUM, AT(sample.top_p), "1", 1e-6, 1, NULL, "1 = off" },
     { 0 },
 };
-
-int shared_check(const struct shared *c, struct err *e) {
-    enum { AT_WEIGHT = 2 };
-    int rc = aqn_check(c, e);
-    if (c->modules.type && c->modules.at == AT_WEIGHT)
-        rc = err_more(e, EXIT_CONFIG, "noise.modules.at = weight: not built yet");
-    return rc;
-}
 
 static const struct stage_key *const shared_tables[] = { SHARED_POLICY_KEYS, NULL };
 static const struct stage_about shared_about = { .keys = shared_tables };

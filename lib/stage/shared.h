@@ -54,8 +54,6 @@ extern const struct stage_key shared_run_keys[], shared_model_keys[], shared_qua
     shared_run_keys, shared_model_keys, shared_quant_keys, shared_lora_keys, shared_aqn_keys,      \
         shared_ops_keys, shared_modules_keys, shared_data_keys, shared_sample_keys
 
-/* Combinations that no range can say; appends to e. */
-int shared_check(const struct shared *c, struct err *e);
 /* The shared settings in the file of a stage as a run folder keeps it (conf/rollout.conf); the
  * stage's own keys and ports are passed over. EXIT_ENV where there is none. */
 int shared_load(struct shared *c, const char *path, struct err *e);

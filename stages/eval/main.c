@@ -45,7 +45,7 @@ static const struct stage_port ports[] = {
 static int check(void *conf, struct err *e) {
     const struct eval_conf *c = conf;
     const struct shared *s = &c->shared;
-    int rc = shared_check(s, e);
+    int rc = aqn_check(s, e);
     const bool ops = s->ops.type, modules = s->modules.type;
     if (c->also_noisy && !ops && !modules && s->aqn.sigma_start <= 0 && s->aqn.sigma_end <= 0)
         rc = err_more(e, EXIT_CONFIG,

@@ -1,6 +1,7 @@
 /* main.c - qerl-learner: decides which questions a step asks, journals what comes back, updates the
  * adapter, commits.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/stage/aqn.h"
 #include "stages/learner/run.h"
 
 #define AT(field) offsetof(struct learner_conf, field)
@@ -73,7 +74,7 @@ static const struct stage_port ports[] = {
 
 static int check(void *conf, struct err *e) {
     const struct learner_conf *c = conf;
-    int rc = shared_check(&c->shared, e);
+    int rc = aqn_check(&c->shared, e);
     if (c->minibatch > 0 && c->batch % c->minibatch)
         rc = err_more(e, EXIT_CONFIG,
                       "learner.batch = %lld is not a multiple of learner.minibatch = %lld",

@@ -30,7 +30,7 @@ static const struct stage_port ports[] = {
     { 0 },
 };
 
-static int check(void *conf, struct err *e) { return shared_check(conf, e); }
+static int check(void *conf, struct err *e) { return aqn_check(conf, e); }
 
 static int plan(const void *conf, json_t *out, struct err *e) {
     const struct rollout_conf *c = conf;
