@@ -183,10 +183,11 @@ static void work_cell(struct matrix *m, struct cell *c, int number) {
     } else {
         const bool known = find_run(c, &p);
         if (known && folder_state(&c->f, NULL, 0) == RUN_STATE_DONE) c->state = CELL_WAS_DONE;
-        else if (known && folder_holder(&c->f)) fail(c, CELL_FAILED, "another process works on it");
+        else if (known && folder_holder(&c->f) > 1)
+            fail(c, CELL_FAILED, "another process works on it");
         else run_cell(m, c, &p, &s, known);
     }
-    static const char *const word[] = { "stopped", "skipped", "FAILED", "done", "was done already" };
+    static const char *const word[] = { "stopped", "skipped", "FAILED", "done", "done before" };
     fprintf(stderr, "%d of %d: %s %s%s%s\n", number, m->cells, c->name, word[c->state],
             *c->why ? ": " : "", c->why);
     pipeline_release(&p);

@@ -1,8 +1,8 @@
 /* matrix.h - a set of runs, one after another, in run folders of their own names.
  *
- * A cell is one file under one seed and one value of the sweep. Its state is that of its run folder,
- * found by name and settings; the matrix keeps no file. So a matrix that was stopped or killed goes
- * on when it is asked for again.
+ * A cell is one file under one seed and one value of the sweep. Its state is that of its run
+ * folder, found by name and settings; the matrix keeps no file. So a matrix that was stopped or
+ * killed goes on when it is asked for again.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_MATRIX_H
 #define QERL_MATRIX_H
@@ -34,7 +34,7 @@ void matrix_print(const struct matrix *m, FILE *to);
 /* likeness.c: would the run told `old` be told the same by p? Names and places aside. */
 bool settings_are(const struct lang *old, struct pipeline *p);
 
-/* child.c: runs this program with argv (NULL-terminated, argv[0] ignored); its stdout is dropped and
+/* child.c: runs this program with argv (NULL-terminated, argv[0] ignored); its stdout is dropped,
  * the lines of its stderr go to `talk` and, with a name, to our stderr as "name: line". SIGINT and
  * SIGTERM are passed on; *stopped says that one came. Returns its exit code, or -1. */
 int child_run(const char *const *argv, const char *name, struct str *talk, bool *stopped,

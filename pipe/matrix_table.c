@@ -1,4 +1,4 @@
-/* matrix_table.c - what a matrix found: a row for each run, and with a sweep the dose-response table
+/* matrix_table.c - what a matrix found: a row for each run, and with a sweep a dose-response table
  * of each file.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/matrix.h"

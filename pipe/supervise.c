@@ -93,6 +93,12 @@ static void give_up(struct super *s, enum run_state state, int code, const char 
 
 /* ---- start ---- */
 
+static void log_path(char path[FS_PATH_MAX], const struct super *s, const struct member *m) {
+    char name[200];
+    snprintf(name, sizeof name, "log/%.150s.log", m->s->replicas > 1 ? m->id : m->s->name);
+    fs_join(path, FS_PATH_MAX, s->f->dir, name);
+}
+
 static void member_start(struct super *s, struct member *m) {
     char conf[FS_PATH_MAX], log[FS_PATH_MAX], name[200], ready[16], gpus[200];
     int fd[2];
@@ -100,8 +106,7 @@ static void member_start(struct super *s, struct member *m) {
     const struct place_choice *where = &m->s->place.choice[m->s->place.taken];
     snprintf(name, sizeof name, "conf/%.150s.conf", m->s->name);
     fs_join(conf, sizeof conf, s->f->dir, name);
-    snprintf(name, sizeof name, "log/%.150s.log", m->s->replicas > 1 ? m->id : m->s->name);
-    fs_join(log, sizeof log, s->f->dir, name);
+    log_path(log, s, m);
     if (pipe2(fd, O_CLOEXEC | O_NONBLOCK) < 0) {
         give_up(s, RUN_STATE_FAILED, EXIT_ENV, "pipe: %s", strerror(errno));
         return;
@@ -150,10 +155,21 @@ static void how_it_died(char *out, size_t size, int status) {
     else snprintf(out, size, "ended with exit code %d", status);
 }
 
+/* The last thing it said, ": so and so": the reason behind an exit code. */
+static void last_word(char *out, size_t size, const struct super *s, const struct member *m) {
+    char path[FS_PATH_MAX];
+    struct tail t;
+    *out = 0;
+    log_path(path, s, m);
+    tail_open(&t, path, false);
+    while (tail_next(&t))
+        if (t.line.len) snprintf(out, size, ": %.300s", t.line.s);
+    tail_close(&t);
+}
+
 static void show_log(struct super *s, const struct member *m) {
-    char path[FS_PATH_MAX], name[200];
-    snprintf(name, sizeof name, "log/%.150s.log", m->s->replicas > 1 ? m->id : m->s->name);
-    fs_join(path, sizeof path, s->f->dir, name);
+    char path[FS_PATH_MAX];
+    log_path(path, s, m);
     view_event(&s->view, "last lines of %s:", path);
     tail_last(path, 12, "    ", stderr);
 }
@@ -194,7 +210,7 @@ static void left_early(struct super *s, struct member *m) {
 }
 
 static void died_badly(struct super *s, struct member *m, int status) {
-    char how[120];
+    char how[120], why[320];
     how_it_died(how, sizeof how, status);
     bool says_why = status == EXIT_USAGE || status == EXIT_CONFIG || status == EXIT_ENV;
     if (!m->was_ready && says_why) {
@@ -209,9 +225,11 @@ static void died_badly(struct super *s, struct member *m, int status) {
         view_event(&s->view, "%s %s; it was restarted %d times in this step already", m->id, how,
                    m->deaths);
         show_log(s, m);
+        last_word(why, sizeof why, s, m);
         give_up(s, RUN_STATE_FAILED, stalled ? EXIT_STALLED : EXIT_FAILED,
-                "stage '%s' %s %d times in step %lld", m->s->name,
-                stalled ? "made no progress" : how, m->deaths + 1, (long long)s->step);
+                "stage '%s' %s %d times in step %lld%s", m->s->name,
+                stalled ? "made no progress" : how, m->deaths + 1, (long long)s->step,
+                stalled ? "" : why);
         return;
     }
     m->deaths++;

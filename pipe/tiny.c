@@ -1,5 +1,5 @@
-/* tiny.c - see tiny.h. The one table of what --tiny changes; treatments stay as the file says, their
- * layers scaled to the embedded model's six where the file says "of 28".
+/* tiny.c - see tiny.h. The one table of what --tiny changes; treatments stay as the file says, with
+ * layers scaled to the embedded model where the file says "of 28".
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/tiny.h"
 

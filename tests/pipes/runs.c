@@ -163,7 +163,7 @@ Test(runs, a_killed_stage_is_restarted_and_too_many_deaths_fail_the_run) {
     cr_assert_str_eq(box_read("lives"), "once\nonce\nonce\nonce\n");
     cr_assert_str_eq(box_read("runs/b-0001/state"),
                      "failed: stage 'learner' ended with exit code 1 4 times in "
-                     "step 0\n");
+                     "step 0: started learner-0\n");
 }
 
 Test(runs, stop_and_resume_work_in_the_same_folder) {

@@ -1,0 +1,83 @@
+/* matrix.c - sets of runs of fake stages: what is run, skipped, resumed, listed as failed, and the
+ * table of a sweep.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "tests/pipes/box.h"
+
+#include "lib/base/fs.h"
+
+TestSuite(matrix, .init = box_open, .fini = box_close, .timeout = 120);
+
+#define EVAL "start; sleep 0.1"
+#define GOOD "start; score 0 10; metric 1; metric 3; score 3 50"
+#define BAD "start; echo nothing works >&2; exit 1"
+
+Test(matrix, every_file_has_its_row_and_a_failing_one_does_not_stop_the_set) {
+    box_pipeline("good.pipe", GOOD, EVAL, "");
+    box_pipeline("bad.pipe", BAD, EVAL, "[stage learner]\nrestarts = 0\n");
+    box_pipeline("wrong.pipe", GOOD, EVAL, "[stage learner]\nlora.rnk = 3\n");
+    box_file("still.pipe", "pipe 1\n[stage eval]\nexec = bin/qerl-eval\n");
+    box_expect(EXIT_FAILED, "qerl-pipe matrix bad.pipe wrong.pipe still.pipe good.pipe --seeds 2");
+    box_has(box_out.s, "good-s1-0001  done");
+    box_has(box_out.s, "good-s2-0001  done");
+    box_has(box_out.s, "50.0 % (50/100)  [40.4, 59.6]");
+    box_has(box_out.s, "FAILED");
+    box_has(box_out.s,
+            "failed: stage 'learner' ended with exit code 1 1 times in step 0: nothing works");
+    box_has(box_out.s, ": unknown key 'lora.rnk' of stage 'learner'");
+    box_has(box_out.s, "still.pipe    skipped");
+    box_has(box_out.s, "does not train: no stage learner");
+    box_has(box_read("runs/good-s2-0001/resolved.pipe"), "seed = 2");
+}
+
+Test(matrix, what_is_done_is_not_done_again) {
+    box_pipeline("a.pipe", GOOD, EVAL, "");
+    box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe && qerl-pipe matrix a.pipe");
+    box_has(box_out.s, "a-s1-0001  done before");
+    cr_assert(!fs_exists("runs/a-s1-0002"));
+    /* how a value is written does not matter, what it is does */
+    box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --set learner.lr=0.00001");
+    cr_assert(!fs_exists("runs/a-s1-0002"));
+    box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --set learner.lr=2e-5");
+    box_has(box_out.s, "a-s1-0002  done");
+}
+
+Test(matrix, what_was_killed_goes_on) {
+    box_pipeline("a.pipe",
+                 "start; if test -e begun; then score 3 50; else score 0 10; touch begun; "
+                 "while :; do sleep 0.05; done; fi", EVAL, "");
+    box_expect(EXIT_FAILED,
+               "qerl-pipe matrix a.pipe --seeds 2 & p=$!; i=0; while ! test -e begun; do sleep 0.05; "
+               "i=$((i+1)); test $i -lt 400 || exit 99; done; kill -TERM $p; wait $p");
+    box_has(box_talk.s, "the same command goes on");
+    box_has(box_out.s, "not run");
+    box_has(box_read("runs/a-s1-0001/state"), "stopped");
+    cr_assert(!fs_exists("runs/a-s2-0001"));
+    box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --seeds 2");
+    cr_assert(!fs_exists("runs/a-s1-0002"), "the stopped run was not resumed");
+    box_has(box_out.s, "a-s1-0001  done");
+    box_has(box_out.s, "a-s2-0001  done");
+}
+
+Test(matrix, a_sweep_ends_with_the_first_value_that_is_worse) {
+    box_pipeline("a.pipe",
+                 "start; score 0 90; case $(value noise.aqn.sigma_start) in 0) score 3 90;; "
+                 "1e-4) score 3 88;; *) score 3 30;; esac", EVAL, "");
+    box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --sweep noise.aqn.sigma_start=0,1e-4,5e-2,0.5");
+    box_has(box_out.s, "a-sigma_start_1e-4-s1-0001");
+    box_has(box_out.s, "88.0 %  100  [80.2, 93.0]        -2.0   [-13.2, +9.1]  not distinguishable");
+    box_has(box_out.s, "(Bonferroni: 98.33 % each)");
+    box_has(box_out.s, "the first value that is worse: 5e-2\n");
+    box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --sweep noise.aqn.sigma_start=0,1e-4");
+    box_has(box_out.s, "no value is worse than the first, within these intervals");
+}
+
+Test(matrix, wrong_words_start_nothing) {
+    box_pipeline("a.pipe", GOOD, EVAL, "");
+    box_expect(EXIT_USAGE, "qerl-pipe matrix a.pipe --sweep learner.lr=1");
+    box_has(box_talk.s, "--sweep needs two values");
+    box_expect(EXIT_USAGE, "qerl-pipe matrix a.pipe --sweep lr=1,2");
+    box_expect(EXIT_USAGE, "qerl-pipe matrix a.pipe --seeds 0");
+    box_expect(EXIT_USAGE, "VERL_NOISY_OPS_ENABLED=1 qerl-pipe matrix a.pipe");
+    box_expect(EXIT_FAILED, "qerl-pipe matrix a.pipe a.pipe");
+    box_has(box_out.s, "another run of this matrix has the same name");
+}
