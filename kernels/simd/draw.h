@@ -17,8 +17,9 @@ typedef __mmask16 vm;
 
 INLINE vu i_set(uint32_t x) { return _mm512_set1_epi32((int32_t)x); }
 INLINE vu i_or(vu a, vu b) { return _mm512_or_si512(a, b); }
-INLINE vu i_quad(const uint32_t x[4]) {
-    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)x));
+/* lanes 4 g, 4 g + 1: x; the other two: y */
+INLINE vu i_two(uint32_t x, uint32_t y) {
+    return _mm512_mask_mov_epi32(i_set(x), 0xcccc, i_set(y));
 }
 /* lane 4 g + j: 4 (j & most) + g */
 INLINE vu i_places(int most) {
@@ -104,8 +105,10 @@ INLINE vu i_set(uint32_t x) {
 INLINE vu i_or(vu x, vu y) {
     return (vu){ _mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b) };
 }
-INLINE vu i_quad(const uint32_t x[4]) {
-    const __m256i q = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)x));
+/* lanes 4 g, 4 g + 1: x; the other two: y */
+INLINE vu i_two(uint32_t x, uint32_t y) {
+    const __m256i q = _mm256_blend_epi32(_mm256_set1_epi32((int32_t)x),
+                                         _mm256_set1_epi32((int32_t)y), 0xcc);
     return (vu){ q, q };
 }
 /* lane 4 g + j: 4 (j & most) + g */

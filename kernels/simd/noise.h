@@ -94,21 +94,18 @@ INLINE void noise_span(struct noise *s, const struct noise_lanes *l, float r, fl
 /* A page of one row's keys in attention: t[32], of which the first n are seen. */
 struct noise_page { int row, head, n; float edge; };
 
-/* Two pages from key `at`, 32 floats each, side by side. */
+/* Two pages from key `at`, 32 floats each, side by side. whole: both are seen to the end. */
 INLINE void noise_pages2(const struct noise *s, const enum kern_noise_type type, const bool bf16,
-                         float *t, const struct noise_page page[2], int at,
+                         const bool whole, float *t, const struct noise_page page[2], int at,
                          struct noise_lanes l[2]) {
-    uint32_t c[4][4];                        /* [word][page, page, next, next]: lane j of four */
-    for (int i = 0; i < 4; i++) {
-        uint32_t of_page[4];
-        kern_noise_counter(of_page, s->n, page[i / 2].row, (uint32_t)page[i / 2].head);
-        for (int word = 0; word < 4; word++) c[word][i] = of_page[word];
-    }
+    uint32_t x[4], y[4];
+    kern_noise_counter(x, s->n, page[0].row, (uint32_t)page[0].head);
+    kern_noise_counter(y, s->n, page[1].row, (uint32_t)page[1].head);
     vf z[4];
-    const vu places = i_or(i_set((uint32_t)at / 4), i_places(1));
-    noise_draw(z, s, type, i_quad(c[0]), i_quad(c[1]), i_quad(c[2]), i_or(i_quad(c[3]), places));
+    const vu places = i_or(i_set(s->n->site | (uint32_t)at / 4), i_places(1));
+    noise_draw(z, s, type, i_two(x[0], y[0]), i_two(x[1], y[1]), i_two(x[2], y[2]), places);
     for (int i = 0; i < 4; i++) {
-        const int seen = page[i / 2].n - i % 2 * 16, n = seen < 16 ? seen : 16;
+        const int seen = page[i / 2].n - i % 2 * 16, n = whole || seen > 16 ? 16 : seen;
         if (n > 0)
             v_store_n(t + i * 16, noise_add(s, type, bf16, v_load(t + i * 16), z[i],
                                             v_set(page[i / 2].edge), n, &l[i / 2]), n);
@@ -126,10 +123,12 @@ static void noise_pages(struct noise *s, float *t, const struct noise_page *page
         struct noise_page two[2] = { page[i], { page[i].row, 0, 0, 0.0f } };
         if (i + 1 < rows) two[1] = page[i + 1];
         if (two[0].n <= 0 && two[1].n <= 0) continue;
-        if (s->n->type == KERN_NOISE_RELATIVE_GAUSSIAN && !s->n->bf16)
-            noise_pages2(s, KERN_NOISE_RELATIVE_GAUSSIAN, false, t + i * KERN_PAGE, two, at,
-                         l + i);
-        else noise_pages2(s, s->n->type, s->n->bf16, t + i * KERN_PAGE, two, at, l + i);
+        float *from = t + i * KERN_PAGE;
+        if (s->n->type != KERN_NOISE_RELATIVE_GAUSSIAN || s->n->bf16)
+            noise_pages2(s, s->n->type, s->n->bf16, false, from, two, at, l + i);
+        else if (two[0].n >= KERN_PAGE && two[1].n >= KERN_PAGE)
+            noise_pages2(s, KERN_NOISE_RELATIVE_GAUSSIAN, false, true, from, two, at, l + i);
+        else noise_pages2(s, KERN_NOISE_RELATIVE_GAUSSIAN, false, false, from, two, at, l + i);
     }
     if (!s->n->sums.p) return;
     for (int i = 0; i < 16; i++) x[i] = l[i].r;
