@@ -12,6 +12,7 @@ struct command_line {
     const char *rule, *runs_dir;                 /* --rule, --runs */
     const char *align, *picture;                 /* --align, --picture */
     const char *seeds, *sweep;                   /* --seeds, --sweep */
+    const char *noise, *quant, *n, *step;        /* --noise, --quant, --n, --step */
     bool follow, force, json, markdown;          /* -f; --force, --force-different */
     bool tiny;
     char **argv;
@@ -25,6 +26,7 @@ int command_logs(const struct command_line *c);
 int command_stop(const struct command_line *c);
 int command_rescore(const struct command_line *c);
 int command_compare(const struct command_line *c);
+int command_eval(const struct command_line *c);
 int command_matrix(const struct command_line *c);
 int command_doctor(const struct command_line *c);
 

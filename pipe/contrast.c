@@ -82,8 +82,8 @@ struct effect effect_of_marks(const struct mark *a, int na, const struct mark *b
         const struct stat_span s =
             e.several ? stat_paired_mean(mean, questions, alpha, &e.sd)
                       : stat_paired_shares(e.only_base, e.only_other, questions, alpha);
-        e.low = s.low;
-        e.high = s.high;
+        e.low = fmax(-1, s.low);
+        e.high = fmin(1, s.high);
         judge(&e);
     }
     free(d);

@@ -52,5 +52,9 @@ int folder_compare(const struct folder *f, const struct pipeline *p, const struc
                    struct str *differences, struct err *e);
 /* Ids of all runs in runs_dir, sorted; the caller frees each and the list. */
 int folder_list(const char *runs_dir, char ***ids);
+/* Works where the run was started, which relative paths in its files mean; run.c. */
+void folder_enter(struct folder *f);
+/* The evaluator a run used, exec of the stage in its resolved file; left alone if there is none. */
+void eval_of_run(const struct folder *f, char *exec, size_t size);
 const char *cpu_flags(void); /* "avx2 fma avx512f ...": those that kernels care about */
 #endif

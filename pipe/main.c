@@ -14,7 +14,7 @@
 #endif
 
 enum { TAKES_SET = 1, TAKES_RULE = 2, TAKES_FOLLOW = 4, TAKES_DIFFERENT = 8, NO_OLD_SWITCHES = 16,
-       TAKES_COMPARE = 32, TAKES_MATRIX = 64, TAKES_SEEDS = 128 };
+       TAKES_COMPARE = 32, TAKES_MATRIX = 64, TAKES_SEEDS = 128, TAKES_GRID = 256 };
 static const struct command {
     const char *name, *usage, *what, *help;
     int (*run)(const struct command_line *c);
@@ -116,6 +116,22 @@ static const struct command {
       "  qerl-pipe matrix pipelines/quickstart.pipe --set noise.ops.type=relative_gaussian \\\n"
       "      --sweep noise.ops.scale=1e-4,1e-3,1e-2,5e-2 --seeds 3\n",
       command_matrix, 1, WORDS_MAX, TAKES_SET | TAKES_MATRIX | TAKES_SEEDS | NO_OLD_SWITCHES },
+    { "eval", "eval RUN [OPTION]...",
+      "score a run's adapter again: formats, operator noise, seeds",
+      "One offline score for each format, size of noise and seed, kept with every answer in "
+      "RUN/eval; a cell that has its score is\n"
+      "not asked again. The noise is of the run's own type and on its operators; a run without "
+      "gets relative_gaussian on matmul.\n\n"
+      "options\n"
+      "  --noise 0,0.05,0.1     sizes (default 0: clean)\n"
+      "  --quant trained,bf16   also mxfp4, nvfp4, mxfp4-w4a4, nvfp4-w4a4 (default trained)\n"
+      "  --n all|N              questions (default as the run)\n"
+      "  --seeds K              of what is drawn\n"
+      "  --step S               a scored step (default the last)\n\n"
+      "examples:\n"
+      "  qerl-pipe eval e6b_qerl --noise 0,0.05,0.1 --seeds 3\n"
+      "  qerl-pipe eval e6b_qerl --quant trained,bf16 --n all\n",
+      command_eval, 1, 1, TAKES_SEEDS | TAKES_GRID | NO_OLD_SWITCHES },
     { "doctor", "doctor", "ten checks of this machine and what to do about each",
       "examples:\n"
       "  qerl-pipe doctor\n",
@@ -189,6 +205,10 @@ static const struct option {
     { "--picture", TAKES_COMPARE, AT(picture), false },
     { "--seeds", TAKES_SEEDS, AT(seeds), false },
     { "--sweep", TAKES_MATRIX, AT(sweep), false },
+    { "--noise", TAKES_GRID, AT(noise), false },
+    { "--quant", TAKES_GRID, AT(quant), false },
+    { "--n", TAKES_GRID, AT(n), false },
+    { "--step", TAKES_GRID, AT(step), false },
     { "--tiny", TAKES_MATRIX, AT(tiny), true },
     { "--json", TAKES_COMPARE, AT(json), true },
     { "--markdown", TAKES_COMPARE, AT(markdown), true },

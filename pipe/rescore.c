@@ -9,8 +9,7 @@
 #include "pipe/folder.h"
 #include "pipe/proc.h"
 
-/* The evaluator a run used: exec of the stage in its resolved file. */
-static void eval_of_run(const struct folder *f, char *exec, size_t size) {
+void eval_of_run(const struct folder *f, char *exec, size_t size) {
     char path[FS_PATH_MAX];
     struct lang l;
     fs_join(path, sizeof path, f->dir, "resolved.pipe");

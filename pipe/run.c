@@ -129,8 +129,7 @@ int command_run(const struct command_line *c) {
 
 /* ---- resume ---- */
 
-/* Relative paths in the file mean the folder in which the run was started. */
-static void go_where_it_started(struct folder *f) {
+void folder_enter(struct folder *f) {
     char path[FS_PATH_MAX], *real = realpath(f->dir, NULL);
     fs_join(path, sizeof path, f->dir, "manifest.json");
     json_t *o = json_parse_file(path, 1 << 22, NULL);
@@ -197,7 +196,7 @@ int command_resume(const struct command_line *c) {
     struct folder f;
     struct err e = { 0 };
     if (folder_find(&f, c->runs_dir, c->word[0], &e) < 0) return complain_once(&e, EXIT_USAGE);
-    go_where_it_started(&f);
+    folder_enter(&f);
     if (folder_lock(&f, &e) < 0) return complain_once(&e, EXIT_FAILED);
     int code = 0;
     if (folder_state(&f, NULL, 0) == RUN_STATE_DONE) {

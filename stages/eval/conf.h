@@ -10,7 +10,7 @@ enum { PORT_ADAPTER, PORT_SCORE };
 enum eval_noise { EVAL_NOISE_CLEAN, EVAL_NOISE_TRAINED };
 struct eval_conf {
     struct shared shared;
-    char *adapter, *answers, *split;
+    char *adapter, *answers, *split, *keep;
     int rule;                        /* enum task_rule */
     int noise;                       /* enum eval_noise */
     bool also_noisy;

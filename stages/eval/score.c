@@ -3,9 +3,11 @@
 #include "stages/eval/score.h"
 
 #include <dirent.h>
+#include <errno.h>
 
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
+#include "lib/wire/tape.h"
 
 /* Where a score goes: the port, the log of a run, or stdout when a person asked; who names the
  * policy, "" = by its step. */
@@ -114,6 +116,30 @@ static bool find_adapter(const struct eval_conf *c, struct rec *a, char folder[F
     return false;
 }
 
+/* The answers first: a folder with a score holds all it was made of. */
+static int keep_once(const char *dir, const struct answers *got, const struct rec *score,
+                     struct err *e) {
+    char path[FS_PATH_MAX], part[FS_PATH_MAX];
+    struct tape *t = NULL;
+    struct str line;
+    if (fs_mkdirs(dir, e) < 0) return -1;
+    fs_join(path, sizeof path, dir, "answers.tape");
+    fs_join(part, sizeof part, dir, "answers.part");
+    remove(part);
+    int rc = tape_append_open(&t, part, e);
+    for (int64_t i = 0; rc == 0 && i < got->n; i++) rc = tape_append(t, &got->v[i], e);
+    if (rc == 0) rc = tape_sync(t, e);
+    tape_close(&t);
+    if (rc == 0 && rename(part, path) < 0)
+        rc = err_set(e, "cannot rename '%s': %s", part, strerror(errno));
+    str_init(&line);
+    rec_to_json(&line, score);
+    fs_join(path, sizeof path, dir, "score.json");
+    if (rc == 0) rc = fs_replace(path, line.s, line.len, e);
+    str_release(&line);
+    return rc;
+}
+
 static int tell_once(struct stage *s, struct examiner *x, const struct rec_adapter *a, bool marked,
                      const char *who, struct answers *got) {
     const enum task_rule rule = (enum task_rule)((const struct eval_conf *)s->conf)->rule;
@@ -124,7 +150,9 @@ static int tell_once(struct stage *s, struct examiner *x, const struct rec_adapt
     examiner_label(x, &score.score);
     score.score.evidence = got->evidence;
     if (marked) score.score.treatment_trained = a->treatment.hash;
-    const int rc = tell_score(s, &score, who);
+    const char *keep = ((const struct eval_conf *)s->conf)->keep;
+    int rc = *keep ? keep_once(keep, got, &score, &s->err) : 0;
+    if (rc == 0) rc = tell_score(s, &score, who);
     tally_release(&set);
     return rc;
 }

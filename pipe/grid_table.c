@@ -1,0 +1,119 @@
+/* grid_table.c - the scores of a grid as one table (see grid.h).
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/grid.h"
+
+#include <math.h>
+
+#include "lib/base/stat.h"
+#include "pipe/contrast.h"
+#include "pipe/table.h"
+
+enum { SEED_STRIDE = 1000 };                 /* answers of another seed count as further k */
+
+/* All answers of a row under `seeds` seeds; a row with one cell has the same under each. */
+static struct mark *all_marks(const struct grid_row *row, int seeds, int *n) {
+    struct mark *all = NULL;
+    *n = 0;
+    for (int s = 0; s < seeds; s++) {
+        const int c = row->cells == 1 ? 0 : s;
+        if (c >= row->cells || !row->marks[c]) continue;
+        all = mem_grow(all, (size_t)(*n + row->marks[c]) * sizeof *all);
+        for (int i = 0; i < row->marks[c]; i++) {
+            all[*n] = row->mark[c][i];
+            all[(*n)++].k += (int64_t)s * SEED_STRIDE;
+        }
+    }
+    return all;
+}
+
+static int by_question(const void *a, const void *b) {
+    const struct mark *x = a, *y = b;
+    const int c = strcmp(x->question, y->question);
+    return c ? c : (x->k > y->k) - (x->k < y->k);
+}
+
+static struct effect effect_of_rows(const struct grid *g, const struct grid_row *a,
+                                    const struct grid_row *b, double alpha) {
+    const int seeds = a->cells > 1 || b->cells > 1 ? g->seeds : 1;
+    int na, nb;
+    struct mark *x = all_marks(a, seeds, &na), *y = all_marks(b, seeds, &nb);
+    if (na) qsort(x, (size_t)na, sizeof *x, by_question);
+    if (nb) qsort(y, (size_t)nb, sizeof *y, by_question);
+    const struct effect e = effect_of_marks(x, na, y, nb, alpha);
+    free(x);
+    free(y);
+    return e;
+}
+
+static double mean_accuracy(const struct grid_row *row, double *v) {
+    double sum = 0;
+    for (int i = 0; i < row->cells; i++)
+        sum += v[i] = score_percent(&row->score[i]) / 100;
+    return row->cells ? sum / row->cells : NAN;
+}
+
+static void accuracy_cells(struct table *t, const struct grid_row *row) {
+    double v[GRID_SEEDS_MAX], sd;
+    const double mean = mean_accuracy(row, v);
+    const int64_t n = row->score[0].n;
+    struct stat_span s = stat_wilson(llround(mean * (double)n), n, CONTRAST_ALPHA);
+    if (row->cells > 1) {
+        const struct stat_span seeds = stat_paired_mean(v, row->cells, CONTRAST_ALPHA, &sd);
+        s.low = fmax(0, mean - hypot(mean - s.low, mean - seeds.low));
+        s.high = fmin(1, mean + hypot(s.high - mean, seeds.high - mean));
+    }
+    table_cell(t, "%d", row->cells);
+    table_cell(t, "%lld", (long long)n);
+    table_cell(t, "%.1f %%", 100 * mean);
+    table_cell(t, "[%.1f, %.1f]", 100 * s.low, 100 * s.high);
+}
+
+static void difference_cells(struct table *t, const struct grid *g, int i, double alpha) {
+    if (i == 0) {
+        table_cell(t, "-");
+        table_cell(t, "-");
+        table_cell(t, "the first row");
+        return;
+    }
+    const struct effect e = effect_of_rows(g, &g->row[0], &g->row[i], alpha);
+    if (e.basis != BASIS_QUESTIONS) {
+        table_cell(t, "-");
+        table_cell(t, "-");
+        table_cell(t, "not paired: the answers hold no score by this rule");
+        return;
+    }
+    table_cell(t, "%+.1f", 100 * e.difference);
+    table_cell(t, "[%+.1f, %+.1f]", 100 * e.low, 100 * e.high);
+    table_cell(t, "%s", verdict_name[e.verdict]);
+}
+
+void grid_print(const struct grid *g, FILE *to) {
+    struct table t;
+    int done = 0;
+    while (done < g->rows && g->row[done].cells) done++;
+    const double alpha = CONTRAST_ALPHA / (done > 1 ? done - 1 : 1);
+    fprintf(to, "run %s, adapter of step %lld; noise: %s on %s, %s\n", g->f.id, (long long)g->step,
+            g->type, g->ops, g->own ? "as the run trained under, in the size given"
+                                    : "chosen here: the run had no operator noise");
+    table_init(&t, "<format|noise|<realised|seeds|n|accuracy|95 %|difference|interval|<reading");
+    for (int i = 0; i < done; i++) {
+        const struct grid_row *row = &g->row[i];
+        const bool other = strcmp(row->score[0].quant, g->trained) != 0;
+        table_cell(&t, "%s%s%s%s", row->score[0].quant, other ? " (IN THE RUN: " : "",
+                   other ? g->trained : "", other ? ")" : "");
+        table_cell(&t, "%s", row->noise);
+        table_cell(&t, "%s", row->realised);
+        accuracy_cells(&t, row);
+        difference_cells(&t, g, i, alpha);
+    }
+    table_print(&t, false, to);
+    table_release(&t);
+    fprintf(to, "  one adapter; differences to the first row are paired by question and hold "
+                "together at 95 %% (Bonferroni: %.4g %% each)\n", 100 * (1 - alpha));
+    for (int i = 0; i < done; i++)
+        if (g->row[i].cells == 1 && g->seeds > 1) {
+            fprintf(to, "  one seed where nothing is drawn: clean and greedy answers are the same "
+                        "under each\n");
+            break;
+        }
+}
