@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 
 #include "pipe/fetch.h"
+#include "pipe/expect.h"
 #include "pipe/treatment.h"
 
 #include <math.h>
@@ -26,6 +27,16 @@ static void print_head(const struct pipeline *p, FILE *to) {
         const char *text = pipeline_text(p, name, NULL);
         if (text) fprintf(to, "%-12s %s\n", key[i], text);
     }
+}
+
+static void print_expected(const struct pipeline *p, FILE *to) {
+    struct expectation x;
+    char text[300];
+    if (expect_read(&x, &p->lang, NULL) < 0) return;
+    if (*x.hypothesis) fprintf(to, "hypothesis   %s\n", x.hypothesis);
+    if (!x.set) return;
+    expect_text(text, sizeof text, &x);
+    fprintf(to, "expected     %s\n", text);
 }
 
 static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *to) {
@@ -212,6 +223,7 @@ static void print_notes(const struct plan *pl, const struct pipeline *p, FILE *t
 
 void plan_print(const struct plan *pl, const struct pipeline *p, FILE *to) {
     print_head(p, to);
+    print_expected(p, to);
     print_stages(pl, p, to);
     fprintf(to, "\n");
     if (pl->steps >= 0) fprintf(to, "steps        %lld\n", (long long)pl->steps);

@@ -7,6 +7,7 @@
 #include <math.h>
 
 #include "lib/base/stat.h"
+#include "pipe/expect.h"
 #include "pipe/table.h"
 
 struct page { FILE *to; bool markdown; };
@@ -267,6 +268,20 @@ static void print_verdict(const struct comparison *c, int i, const struct page *
     print_needs(&k->final, p);
 }
 
+static void print_expected(const struct comparison *c, const struct page *p) {
+    struct expectation x;
+    bool begun = false;
+    for (int i = 0; i < c->runs; i++) {
+        const struct result *r = &c->run[i];
+        if (r->reference || expect_read(&x, &r->conf, NULL) < 0 || (!x.set && !*x.hypothesis))
+            continue;
+        if (!begun) heading(p, "what was expected");
+        begun = true;
+        SAY(p, "%s\n", r->f.id);
+        expect_print(&r->f, p->markdown ? "- " : "    ", p->to);
+    }
+}
+
 void compare_text(const struct comparison *c, bool markdown, FILE *to) {
     const struct page p = { to, markdown };
     print_head(c, &p);
@@ -275,4 +290,5 @@ void compare_text(const struct comparison *c, bool markdown, FILE *to) {
     for (int i = 1; i < c->arms; i++) print_curve(c, i, &p);
     print_finals(c, &p);
     for (int i = 1; i < c->arms; i++) print_verdict(c, i, &p);
+    print_expected(c, &p);
 }

@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "lib/base/fs.h"
+#include "pipe/expect.h"
 #include "pipe/tail.h"
 #include "pipe/treatment.h"
 
@@ -88,6 +89,7 @@ void report_results(const struct folder *f, FILE *to) {
         print_series(&s.v[i], j - i, to);
     }
     if (!s.n) fprintf(to, "no scores\n");
+    expect_print(f, "  ", to);
     print_places(f->dir, to);
     print_next(f->dir, to);
     scores_release(&s);
@@ -220,6 +222,7 @@ static void status_details(const struct folder *f, const json_t *m, const json_t
         score_text(text, sizeof text, &s->v[i]);
         fprintf(to, "  score      step %lld: %s\n", (long long)s->v[i].step, text);
     }
+    expect_print(f, "  ", to);
     treatment_print(json_object_get(m, "noise"), metrics, "  noise      ", to);
     status_metrics(metrics, to);
 }

@@ -8,11 +8,14 @@
 #include <ctype.h>
 
 #include "lib/base/fs.h"
+#include "pipe/expect.h"
 #include "pipe/proc.h"
 
+/* the launcher's own */
 static const char *const run_keys[] = { "run.name",     "run.exp_id",       "run.tensorboard",
                                         "run.question", "run.hypothesis",   "run.source",
-                                        "run.runs_dir", "run.stall_seconds" };
+                                        "run.runs_dir", "run.stall_seconds",
+                                        "expect.hypothesis", "expect.above", "expect.at" };
 /* by the launcher to stages that declare them */
 static const char *const given_keys[] = { "run.dir", "run.id" };
 static const char *const stage_keys[] = { "exec", "place", "replicas", "restarts" };
@@ -185,6 +188,11 @@ static void read_run(struct pipeline *p) {
     struct str plain;
     struct err e = { 0 };
     str_init(&plain);
+    struct expectation expected;
+    if (expect_read(&expected, &p->lang, &e) < 0)
+        lang_error(&p->lang, at_of(p, strstr(e.text, "expect.at") ? "expect.at" : "expect.above"),
+                   "%s", e.text);
+    e = (struct err){ 0 };
     p->stall_seconds = 300;
     if (value_check(&stall, pipeline_text(p, stall.name, "300"), &plain, &e) < 0)
         lang_error(&p->lang, at_of(p, stall.name), "%s", e.text);

@@ -81,6 +81,40 @@ Test(runs, clean_and_noisy_scores_are_never_one_series) {
     box_has(box_out.s, "50/100");
 }
 
+Test(runs, what_was_expected_is_met_or_not_or_cannot_be_told) {
+    static const struct { const char *lines, *said; } cases[] = {
+        { "above = 30 %\n", "expected   above 30 % at the final score: met: 50.0 % [40.4, 59.6]" },
+        { "above = 0.7\nat = final\n", "above 70 % at the final score: not met: 50.0 %" },
+        { "above = 0.4\n", ": met: " },
+        { "above = 0.45\n", "not distinguishable: 50.0 % [40.4, 59.6] at step 3, clean" },
+        /* the same, but the best of two: a wider interval */
+        { "above = 0.49\nat = best\n", "at the best score: not distinguishable: 60.0 %" },
+        { "above = other\n", "above run other at the final score: met: +45.0 points" },
+        { "above = other\nhypothesis = it helps\n", "hypothesis it helps\n" },
+        { "above = nobody\n", "cannot be said: there is no run 'nobody'" },
+    };
+    box_pipeline("other.pipe", "start; score 0 10; score 3 5", EVAL, "");
+    box_expect(0, "qerl-pipe other.pipe");
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        char extra[200];
+        snprintf(extra, sizeof extra, "[expect]\n%s", cases[i].lines);
+        box_pipeline("a.pipe", strstr(extra, "best")
+                     ? "start; score 0 90; score 1 52; score 2 60; score 3 50"
+                     : GOOD, EVAL, extra);
+        box_expect(0, "qerl-pipe a.pipe");
+        box_has(box_out.s, cases[i].said);
+        box_expect(0, "qerl-pipe status a");
+        box_has(box_out.s, cases[i].said);
+    }
+    box_has(box_read("runs/a-0008/resolved.pipe"), "above = nobody");
+    box_pipeline("a.pipe", GOOD, EVAL, "[expect]\nabove = 73.24\n");
+    box_expect(EXIT_CONFIG, "qerl-pipe check a.pipe");
+    box_has(box_talk.s, "'73.24' for 'expect.above' is outside 0 .. 1: is '73.24 %' meant?");
+    box_pipeline("a.pipe", GOOD, EVAL, "[expect]\nat = once\n");
+    box_expect(EXIT_CONFIG, "qerl-pipe check a.pipe");
+    box_has(box_talk.s, "'once' for 'expect.at' is not one of final|best");
+}
+
 Test(runs, a_run_folder_is_never_used_twice) {
     box_pipeline("a.pipe", GOOD, EVAL, "");
     box_expect(

@@ -1,0 +1,118 @@
+/* expect.c - see expect.h. Met and not met are said only where the interval lies on one side.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "pipe/expect.h"
+
+#include <ctype.h>
+
+#include "lib/base/stat.h"
+#include "pipe/contrast.h"
+
+static int read_above(struct expectation *x, const char *text, struct err *e) {
+    char *end;
+    const double v = strtod(text, &end);
+    while (*end == ' ') end++;
+    x->set = true;
+    if (end != text && (!*end || strcmp(end, "%") == 0)) {
+        x->share = *end ? v / 100 : v;
+        if (x->share >= 0 && x->share <= 1) return 0;
+        return err_set(e, "'%s' for 'expect.above' is outside 0 .. 1: is '%s %%' meant?", text,
+                       text);
+    }
+    for (const char *p = text; *p; p++)
+        if (!isalnum((unsigned char)*p) && !strchr("._-", *p))
+            return err_set(e, "'%s' for 'expect.above' is neither a share nor the name of a run",
+                           text);
+    x->run = text;
+    return 0;
+}
+
+int expect_read(struct expectation *x, const struct lang *l, struct err *e) {
+    const struct lang_value *above = lang_get(l, "expect.above"), *at = lang_get(l, "expect.at"),
+                            *hypothesis = lang_get(l, "expect.hypothesis");
+    *x = (struct expectation){ .hypothesis = hypothesis ? hypothesis->text : "" };
+    if (above && *above->text && read_above(x, above->text, e) < 0) return -1;
+    x->best = at && strcmp(at->text, "best") == 0;
+    if (at && !x->best && strcmp(at->text, "final") != 0)
+        return err_set(e, "'%s' for 'expect.at' is not one of final|best", at->text);
+    return 0;
+}
+
+void expect_text(char *out, size_t size, const struct expectation *x) {
+    const char *at = x->best ? "at the best score" : "at the final score";
+    if (x->run) snprintf(out, size, "above run %s %s", x->run, at);
+    else snprintf(out, size, "above %.4g %% %s", 100 * x->share, at);
+}
+
+/* The score that counts: the last, or the best of those after training began. */
+static const struct score *score_of(const struct result *r, bool best) {
+    const struct score *s = &r->score[r->score_n - 1];
+    for (int i = 0; i < r->score_n && best; i++)
+        if (r->score[i].step > 0 && score_percent(&r->score[i]) > score_percent(s))
+            s = &r->score[i];
+    return s;
+}
+
+static void say(FILE *to, const struct stat_span *s, double than, const struct score *at) {
+    const char *word = s->low > than ? "met" : s->high < than ? "not met" : "not distinguishable";
+    fprintf(to, "%s: %.1f %% [%.1f, %.1f] at step %lld, %s\n", word, score_percent(at),
+            100 * s->low, 100 * s->high, (long long)at->step, score_noise(at));
+}
+
+/* The best of many scores is lucky: the interval is widened for their number. */
+static void judge_share(const struct expectation *x, const struct result *r, FILE *to) {
+    const struct score *at = score_of(r, x->best);
+    const int looks = x->best && r->score_n > 1 ? r->score_n - 1 : 1;
+    const struct stat_span s = stat_wilson(at->right, at->n, CONTRAST_ALPHA / looks);
+    say(to, &s, x->share, at);
+}
+
+static void judge_run(const struct expectation *x, const struct result *r, const char *runs_dir,
+                      FILE *to) {
+    static const char *const word[] = { "not distinguishable", "met", "not met" };
+    struct result other;
+    struct err e = { 0 };
+    struct str why;
+    str_init(&why);
+    const bool there = result_read(&other, runs_dir, x->run, &e) == 0;
+    if (there) result_reasons(&other, r, &why);
+    if (!there) {
+        fprintf(to, "cannot be said: there is no run '%s' in '%s'\n", x->run, runs_dir);
+    } else if (why.len) {
+        fprintf(to, "cannot be said: %.*s\n", (int)strcspn(why.s, "\n"), why.s);
+    } else {
+        const struct score *a = score_of(&other, x->best), *b = score_of(r, x->best);
+        const int looks = x->best ? other.score_n + r->score_n - 2 : 1;
+        const struct effect f = effect_of_runs(&other, a->step, r, b->step,
+                                               CONTRAST_ALPHA / (looks > 1 ? looks : 1));
+        fprintf(to, "%s: %+.1f points [%+.1f, %+.1f] to %s; step %lld and, of it, %lld\n",
+                word[f.verdict], 100 * f.difference, 100 * f.low, 100 * f.high, other.f.id,
+                (long long)b->step, (long long)a->step);
+    }
+    result_release(&other);
+    str_release(&why);
+}
+
+void expect_print(const struct folder *f, const char *indent, FILE *to) {
+    struct expectation x;
+    struct result r;
+    struct err e = { 0 };
+    char runs[600], text[300];
+    snprintf(runs, sizeof runs, "%s", f->dir);
+    char *slash = strrchr(runs, '/');
+    if (slash) *slash = 0;
+    else snprintf(runs, sizeof runs, ".");
+    const int rc = result_read(&r, runs, f->dir, &e);
+    if (expect_read(&x, &r.conf, NULL) == 0) {
+        if (*x.hypothesis) fprintf(to, "%shypothesis %s\n", indent, x.hypothesis);
+        if (x.set) {
+            expect_text(text, sizeof text, &x);
+            fprintf(to, "%sexpected   %s: ", indent, text);
+            if (rc < 0) fprintf(to, "cannot be said: %s\n", e.text);
+            else if (!r.score_n || (!x.best && r.state != RUN_STATE_DONE))
+                fprintf(to, "cannot be said before the final score\n");
+            else if (x.run) judge_run(&x, &r, runs, to);
+            else judge_share(&x, &r, to);
+        }
+    }
+    result_release(&r);
+}

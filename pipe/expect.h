@@ -1,0 +1,25 @@
+/* expect.h - [expect]: what a pipeline's author expected, and whether it came so.
+ *
+ *   [expect]
+ *   hypothesis = AQN widens exploration          text
+ *   above = 73.24 %                              a share, or the name of another run
+ *   at = final                                   final | best
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_EXPECT_H
+#define QERL_EXPECT_H
+#include "pipe/result.h"
+
+struct expectation {
+    const char *hypothesis;                  /* "" = none */
+    const char *run;                         /* NULL = a share */
+    double share;
+    bool set, best;                          /* set: there is something to judge */
+};
+/* Lends l's texts. -1: above is neither a share nor a name, or at is neither final nor best. */
+int expect_read(struct expectation *x, const struct lang *l, struct err *e);
+/* "above 73.24 % at the final score" */
+void expect_text(char *out, size_t size, const struct expectation *x);
+/* Lines "hypothesis ..." and "expected ...: met | not met | not distinguishable (...)", each behind
+ * `indent`; nothing where the run expects nothing. */
+void expect_print(const struct folder *f, const char *indent, FILE *to);
+#endif
