@@ -90,17 +90,14 @@ static int find_last(struct book *b, struct last *last, struct err *e) {
     return got;
 }
 
-/* Cuts off a last batch that cannot become a score. */
+/* Cuts off a last batch that is not whole. */
 static int cut_last(struct book *b, int64_t per_batch, struct err *e) {
     struct last last = { 0 };
     int rc = find_last(b, &last, e);
-    if (rc == 0 && last.n) {
-        const bool clean = strcmp(last.noise, "none") == 0;
-        if (last.n < per_batch || (!clean && !book_has_score(b, last.step, last.noise))) {
-            log_info("%lld answers of step %lld (noise %s) are not a whole score: asking again",
-                     (long long)last.n, (long long)last.step, last.noise);
-            rc = tape_truncate(b->tape, last.at, e);
-        }
+    if (rc == 0 && last.n && last.n < per_batch) {
+        log_info("%lld answers of step %lld (noise %s) are not a whole score: asking again",
+                 (long long)last.n, (long long)last.step, last.noise);
+        rc = tape_truncate(b->tape, last.at, e);
     }
     free(last.noise);
     return rc;
@@ -128,7 +125,7 @@ int book_open(struct book **out, const struct eval_conf *c, int64_t answers_per_
     fs_join(path, sizeof path, c->shared.run.dir, "tape");
     int rc = fs_mkdirs(path, e);
     fs_join(path, sizeof path, c->shared.run.dir, "tape/answers.tape");
-    if (rc < 0 || read_scores(b, e) < 0 || read_answers(b, path, answers_per_step, e) < 0) {
+    if (rc < 0 || read_answers(b, path, answers_per_step, e) < 0 || read_scores(b, e) < 0) {
         book_close(&b);
         return -1;
     }

@@ -2,9 +2,8 @@
  * (scores.jsonl), samples.md.
  *
  * Idempotent per step and noise: the answers are written as one durable batch, then the score
- * lines of a step in one. A batch cut short by a kill is dropped and asked again, and so is a noisy
- * one without its line, as what was measured of the noise is gone; a whole clean batch without its
- * line is scored from the answers.
+ * lines of a step in one. A batch cut short by a kill is dropped and asked again; a whole batch
+ * without its line is scored from the answers.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_BOOK_H
 #define QERL_BOOK_H

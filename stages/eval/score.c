@@ -192,18 +192,29 @@ struct step_scores {
     int n;
 };
 
-/* Adds the score of one exam, from kept answers where they are whole. 0, 1 asked to stop, -1. */
+/* Answers of an exam, where they must be asked for: those that are kept need not be, but what was
+ * measured of the noise is kept by the score alone, so a noisy one is measured again. 0, 1 asked to
+ * stop, -1. */
+static int exam_answers(struct stage *s, struct examiner *x, struct book *b, const struct exam *m,
+                        const char *noise, struct answers *got) {
+    const bool kept = book_answers(b, m->step, noise), clean = strcmp(noise, "none") == 0;
+    if (kept && clean) return 0;
+    if (kept)
+        log_info("answers of step %lld are kept, but not what was measured of the noise: asking "
+                 "again", (long long)m->step);
+    const int rc = examiner_ask(x, m, got);
+    return rc != 0 || kept ? rc : book_keep_answers(b, got->v, got->n, &s->err);
+}
+
+/* Adds the score of one exam. 0, 1 asked to stop, -1. */
 static int score_exam(struct stage *s, struct examiner *x, struct book *b, const struct exam *m,
                       const char *noise, struct step_scores *to) {
     const struct eval_conf *c = s->conf;
     struct answers got = { 0 };
-    if (!book_answers(b, m->step, noise)) {
-        const int rc = examiner_ask(x, m, &got);
-        if (rc != 0) return rc;
-        if (book_keep_answers(b, got.v, got.n, &s->err) < 0) {
-            answers_release(&got);
-            return -1;
-        }
+    const int rc = exam_answers(s, x, b, m, noise, &got);
+    if (rc != 0) {
+        answers_release(&got);
+        return rc;
     }
     struct rec *score = &to->score[to->n];
     tally_score(score, book_answers(b, m->step, noise), (enum task_rule)c->rule);
