@@ -128,13 +128,13 @@ Test(noise_net, sigma_zero_after_any_sequence_is_the_clean_model) {
         cr_assert_eq(net_adopt(n, l, NULL, &e), 0);
         cr_assert_eq(net_logprobs(n, &seq, 1, 1, before, NULL, &e), 0, "%s", e.text);
         for (uint64_t version = 0; version < 6; version++) {
-            struct noise_view v;
+            struct noise_view v, empty = { .kern = &f.kern };
             aim(targets[version % 3]);
             cr_assert_eq(noise_view_open(&v, &f.model, &target, version == 4 ? 0 : sigma, 1, version, &e), 0, "%s", e.text);
             cr_assert_eq(net_adopt(n, version % 2 ? l : NULL, &v, &e), 0);
             cr_assert_eq(net_logprobs(n, &seq, 1, 1, noisy, NULL, &e), 0, "%s", e.text);
             if (version % 2) cr_expect(memcmp(noisy, before, (TOKENS - PROMPT) * sizeof *noisy) != 0);
-            cr_assert_eq(net_adopt(n, l, version % 2 ? NULL : &(struct noise_view){ .kern = &f.kern }, &e), 0);
+            cr_assert_eq(net_adopt(n, l, version % 2 ? NULL : &empty, &e), 0);
             noise_view_close(&v);
             cr_assert_eq(net_logprobs(n, &seq, 1, 1, after, NULL, &e), 0, "%s", e.text);
             cr_expect(memcmp(before, after, (TOKENS - PROMPT) * sizeof *after) == 0, "quant %d, after version %llu",
