@@ -18,8 +18,7 @@ void bytes_text(char *out, size_t size, double bytes) {
 }
 
 static void print_head(const struct pipeline *p, FILE *to) {
-    static const char *const key[] = { "exp_id", "tensorboard", "question", "hypothesis",
-                                       "source" };
+    static const char *const key[] = { "exp_id", "tensorboard", "question", "source" };
     fprintf(to, "experiment   %s (%s)\n", p->name, p->lang.path);
     for (size_t i = 0; i < COUNT_OF(key); i++) {
         char name[64];

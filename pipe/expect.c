@@ -29,6 +29,7 @@ static int read_above(struct expectation *x, const char *text, struct err *e) {
 int expect_read(struct expectation *x, const struct lang *l, struct err *e) {
     const struct lang_value *above = lang_get(l, "expect.above"), *at = lang_get(l, "expect.at"),
                             *hypothesis = lang_get(l, "expect.hypothesis");
+    if (!hypothesis) hypothesis = lang_get(l, "run.hypothesis");
     *x = (struct expectation){ .hypothesis = hypothesis ? hypothesis->text : "" };
     if (above && *above->text && read_above(x, above->text, e) < 0) return -1;
     x->best = at && strcmp(at->text, "best") == 0;

@@ -1,7 +1,7 @@
 /* expect.h - [expect]: what a pipeline's author expected, and whether it came so.
  *
  *   [expect]
- *   hypothesis = AQN widens exploration          text
+ *   hypothesis = AQN widens exploration          text; else that of [run]
  *   above = 73.24 %                              a share, or the name of another run
  *   at = final                                   final | best
  * SPDX-License-Identifier: Apache-2.0 */
