@@ -8,8 +8,9 @@
 static struct shared settings(int weights, int activations, int parity, const char *exclude) {
     struct shared c = { .quant = { .weights = weights, .parity = parity, .activations = activations,
                                    .exclude = (char *)(uintptr_t)exclude } };
+    static char none[] = "";
     c.lora.targets = c.aqn.targets = c.aqn.exclude = c.aqn.layers = c.aqn.zone_edge =
-        c.aqn.zone_middle = (char[]){ "" };
+        c.aqn.zone_middle = none;
     return c;
 }
 

@@ -1,0 +1,161 @@
+/* treatment.c - from the settings to what records say: every key of noise and formats is part of
+ * the treatment's hash, a score's label says what acts in it, and evidence that lacks something is
+ * found out.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/stage/policy.h"
+
+#include <criterion/criterion.h>
+#include <unistd.h>
+
+#include "lib/base/fs.h"
+
+static const char base[] =
+    "run.steps = 100\nquant.exclude = layers.0\nquant.activations = mxfp4\n"
+    "noise.ops.type = sparse\nnoise.ops.scale = 0.5\nnoise.ops.rate = 0.1\n"
+    "noise.modules.type = relative_gaussian\nnoise.modules.scale = 0.1\n"
+    "noise.modules.targets = linear\nnoise.aqn.sigma_start = 0.01\nnoise.aqn.sigma_end = 0.001\n"
+    "noise.aqn.schedule = epoch\nnoise.aqn.epochs = 2\nnoise.aqn.layers = 0-3:1\n"
+    "noise.aqn.zone_edge = 0\nnoise.aqn.zone_middle = 2\n";
+
+/* Another value of each key; a key that is missing here fails the test. */
+static const char *const other[][2] = {
+    { "quant.weights", "bf16" }, { "quant.parity", "seed" }, { "quant.activations", "nvfp4" },
+    { "quant.exclude", "layers.1" },
+    { "noise.aqn.sigma_start", "0.02" }, { "noise.aqn.sigma_end", "0.002" },
+    { "noise.aqn.stages", "4" }, { "noise.aqn.schedule", "linear" }, { "noise.aqn.epochs", "3" },
+    { "noise.aqn.targets", "linears" }, { "noise.aqn.exclude", "norm" },
+    { "noise.aqn.layers", "0-3:0.5" }, { "noise.aqn.others", "2" }, { "noise.aqn.zone_edge", "5" },
+    { "noise.aqn.zone_middle", "3" }, { "noise.aqn.zone_switch", "0.25" },
+    { "noise.aqn.zone_early", "0.5" }, { "noise.aqn.zone_late", "0.25" },
+    { "noise.ops.type", "relative_gaussian" }, { "noise.ops.scale", "0.4" },
+    { "noise.ops.rate", "0.2" }, { "noise.ops.ops", "head" },
+    { "noise.ops.direction", "forward" }, { "noise.ops.layers", "0" },
+    { "noise.ops.rollout", "no" }, { "noise.ops.logprob", "no" }, { "noise.ops.update", "no" },
+    { "noise.ops.eval", "yes" }, { "noise.ops.dtype", "bf16" },
+    { "noise.modules.type", "absolute_gaussian" }, { "noise.modules.scale", "0.2" },
+    { "noise.modules.targets", "rmsnorm" }, { "noise.modules.exclude", "q_proj" },
+    { "noise.modules.at", "output" }, { "noise.modules.layers", "0" },
+    { "noise.modules.rollout", "no" }, { "noise.modules.logprob", "no" },
+    { "noise.modules.update", "no" }, { "noise.modules.eval", "yes" },
+    { "noise.modules.dtype", "bf16" },
+};
+
+static char dir[] = "/tmp/qerl-treatment.XXXXXX";
+static struct model_conf model;
+
+static void start(void) {
+    struct err e = { 0 };
+    cr_assert(mkdtemp(dir) && model_conf_load(&model, "models/tiny", &e) == 0, "%s", e.text);
+}
+static void stop(void) { fs_remove_tree(dir, NULL); }
+TestSuite(treatment, .init = start, .fini = stop);
+
+/* Settings of `text`, in which lines for key are left out and `key = value` stands instead. */
+static void load(struct shared *c, const char *text, const char *key, const char *value) {
+    char path[FS_PATH_MAX];
+    struct err e = { 0 };
+    struct str file;
+    str_init(&file);
+    for (const char *p = text, *end; *p; p = end + 1) {
+        end = strchr(p, '\n');
+        if (key && str_starts(p, key) && p[strlen(key)] == ' ') continue;
+        str_add(&file, p, (size_t)(end - p) + 1);
+    }
+    if (key) str_printf(&file, "%s = %s\n", key, value);
+    fs_join(path, sizeof path, dir, "conf");
+    cr_assert(fs_replace(path, file.s, file.len, &e) == 0 && shared_load(c, path, &e) == 0,
+              "%s", e.text);
+    str_release(&file);
+}
+
+static void hash_of(char out[17], const char *key, const char *value) {
+    struct shared c;
+    struct noise_plan plan;
+    struct err e = { 0 };
+    /* update = no leaves no backward: said first, or the plan is refused */
+    const bool update = key && strcmp(key, "noise.ops.update") == 0;
+    char text[sizeof base + 64];
+    snprintf(text, sizeof text, "%s%s", base, update ? "noise.ops.direction = forward\n" : "");
+    load(&c, text, key, value);
+    cr_assert(treatment_plan(&plan, &c, &model, false, &e) == 0, "%s = %s: %s", key ? key : "",
+              key ? value : "", e.text);
+    policy_treatment(out, &c, &plan, "the model");
+    shared_release(&c);
+}
+
+static const char *other_value(const char *key) {
+    for (size_t i = 0; i < COUNT_OF(other); i++)
+        if (strcmp(other[i][0], key) == 0) return other[i][1];
+    return NULL;
+}
+
+Test(treatment, every_key_of_noise_and_formats_is_in_the_hash) {
+    static const struct stage_key *const tables[] = { shared_quant_keys, shared_aqn_keys,
+                                                      shared_ops_keys, shared_modules_keys };
+    char before[17], after[17];
+    hash_of(before, NULL, NULL);
+    for (size_t t = 0; t < COUNT_OF(tables); t++)
+        for (const struct stage_key *k = tables[t]; k->name; k++) {
+            const char *value = other_value(k->name);
+            cr_assert(value, "%s: name another value of it here", k->name);
+            hash_of(after, k->name, value);
+            cr_expect_str_neq(before, after, "%s = %s is the same treatment", k->name, value);
+        }
+}
+
+static void expect_text(const char *text, enum noise_phase phase, bool in_eval, double sigma,
+                        const char *want) {
+    struct shared c;
+    struct noise_plan plan;
+    struct err e = { 0 };
+    struct str got;
+    str_init(&got);
+    load(&c, text, NULL, NULL);
+    cr_assert(treatment_plan(&plan, &c, &model, in_eval, &e) == 0, "%s", e.text);
+    treatment_text(&got, &plan, phase, sigma);
+    cr_expect_str_eq(got.s, want);
+    str_release(&got);
+    shared_release(&c);
+}
+
+Test(treatment, a_label_says_what_acts_in_that_phase) {
+    static const char ops[] = "noise.ops.type = relative_gaussian\nnoise.ops.scale = 0.05\n";
+    static const char back[] = "noise.ops.type = relative_gaussian\nnoise.ops.scale = 0.05\n"
+                               "noise.ops.direction = backward\n";
+    expect_text("run.steps = 5\n", NOISE_PHASE_EVAL, true, 0, "none");
+    expect_text(ops, NOISE_PHASE_EVAL, false, 0, "none");
+    expect_text(ops, NOISE_PHASE_EVAL, true, 0,
+                "ops relative_gaussian 0.05 matmul forward eval");
+    expect_text(ops, NOISE_PHASE_EVAL, true, .01,
+                "ops relative_gaussian 0.05 matmul forward eval; aqn 0.01");
+    expect_text(ops, NOISE_PHASE_UPDATE, true, 0,
+                "ops relative_gaussian 0.05 matmul forward+backward update");
+    expect_text(back, NOISE_PHASE_EVAL, true, 0, "none");
+    expect_text(back, NOISE_PHASE_EVAL, true, .01, "aqn 0.01");
+}
+
+Test(treatment, evidence_that_lacks_an_operation_is_found_out) {
+    struct shared c;
+    struct noise_plan plan;
+    struct err e = { 0 };
+    load(&c, "noise.ops.type = relative_gaussian\nnoise.ops.scale = 0.05\n"
+             "noise.ops.ops = matmul, gelu, head\n", NULL, NULL);
+    cr_assert(treatment_plan(&plan, &c, &model, false, &e) == 0, "%s", e.text);
+    struct noise_evidence seen = { .passes = { 1, 0 } };
+    seen.op[NOISE_OP_MATMUL][NOISE_FORWARD] = (struct noise_tally){ .sites = 42, .elements = 9 };
+    seen.op[NOISE_OP_HEAD][NOISE_FORWARD] = (struct noise_tally){ .sites = 1, .elements = 9 };
+    char *text = treatment_evidence(&plan, NOISE_PHASE_ROLLOUT, &seen, NULL);
+    cr_expect(treatment_evidence_check(&plan, NOISE_PHASE_ROLLOUT, text, &e) == 0, "%s", e.text);
+    cr_expect(treatment_evidence_check(&plan, NOISE_PHASE_EVAL, "", &e) == 0, "clean: %s", e.text);
+    free(text);
+    seen.op[NOISE_OP_HEAD][NOISE_FORWARD].sites = 0;
+    text = treatment_evidence(&plan, NOISE_PHASE_ROLLOUT, &seen, NULL);
+    static const char *const lacking[] = { "", "{}", "no JSON", "{\"op/matmul/forward\":7}" };
+    cr_expect(treatment_evidence_check(&plan, NOISE_PHASE_ROLLOUT, text, &e) < 0);
+    cr_expect(strstr(e.text, "op/head/forward"), "%s", e.text);
+    for (size_t i = 0; i < COUNT_OF(lacking); i++)
+        cr_expect(treatment_evidence_check(&plan, NOISE_PHASE_ROLLOUT, lacking[i], &e) < 0, "%s",
+                  lacking[i]);
+    free(text);
+    shared_release(&c);
+}
