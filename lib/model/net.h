@@ -41,6 +41,9 @@ int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, s
  * operation differs. Needs net_opts.noise where it is on. */
 void net_set_noise(struct net *n, const struct noise_plan *plan, enum noise_phase phase,
                    uint64_t seed, uint64_t fixed_seed);
+/* Bytes of noise on weights of modules, which a net makes when a plan has it: not in net_plan. */
+size_t net_plan_weights(const struct model_conf *c, enum model_quant q,
+                        const struct noise_plan *plan);
 /* Adds what was counted since the last take (passes are counted always). */
 int net_take_noise(struct net *n, struct noise_evidence *to, struct err *e);
 /* Backward noise on net_grad, once it holds an update's whole gradient: each layer's part in rows

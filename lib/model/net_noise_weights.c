@@ -16,32 +16,39 @@ static bool hit(const struct net *n, int layer, enum noise_module m) {
     return n->op_noise.plan->module[layer][m];
 }
 
-static struct kern_weight shape_of(const struct net *n, const struct kern_weight *w) {
-    return (struct kern_weight){ .format = n->type == KERN_BF16 ? KERN_FORMAT_BF16
-                                                                : KERN_FORMAT_F32,
-                                 .out = w->out, .in = w->in, .scale = 1 };
+/* One matrix at `used` of base, or only counted where that is absent. */
+static size_t place(struct kern_weight *to, enum model_quant q, int out, int in, kptr base,
+                    size_t used) {
+    const enum kern_format f = q == MODEL_QUANT_F32 ? KERN_FORMAT_F32 : KERN_FORMAT_BF16;
+    *to = (struct kern_weight){ .format = f, .out = out, .in = in, .scale = 1 };
+    if (base.p) to->data = kptr_at(base, used);
+    return used + ((kern_weight_bytes(f, out, in) + 63) & ~(size_t)63);
 }
 
-/* Lays out from base, or only counts where that is absent. */
-static size_t layout(struct net *n, kptr base) {
-    struct net_weights *x = &n->op_noise.weights;
-    const struct model_conf *c = &n->model->conf;
+/* Lays out from base, or only counts where that is absent (x->linear may be, then). */
+static size_t layout(struct net_weights *x, const struct model_conf *c, enum model_quant q,
+                     const struct noise_plan *plan, kptr base) {
     const size_t norms = (size_t)(2 * c->layers + 1) * (size_t)c->dim * sizeof(float);
     size_t used = (norms + 63) & ~(size_t)63;
+    struct kern_weight none;
     x->dw = base;
     for (int layer = 0; layer < c->layers; layer++)
-        for (int p = 0; p <= PROJ_COUNT; p++) {
-            const bool head = p == PROJ_COUNT;
-            struct kern_weight *to = head ? &x->head : &x->linear[layer][p];
-            const struct kern_weight *w = head ? &n->model->head : &n->model->layer[layer].w[p];
-            if (head ? layer || !hit(n, 0, NOISE_MODULE_HEAD)
-                     : !hit(n, layer, (enum noise_module)p))
-                continue;
-            *to = shape_of(n, w);
-            if (base.p) to->data = kptr_at(base, used);
-            used += (kern_weight_bytes(to->format, to->out, to->in) + 63) & ~(size_t)63;
+        for (enum proj p = 0; p < PROJ_COUNT; p++) {
+            int out, in;
+            model_proj_shape(c, p, &out, &in);
+            if (plan->module[layer][p])
+                used = place(x->linear ? &x->linear[layer][p] : &none, q, out, in, base, used);
         }
+    if (plan->module[0][NOISE_MODULE_HEAD])
+        used = place(&x->head, q, c->vocab, c->dim, base, used);
     return used;
+}
+
+size_t net_plan_weights(const struct model_conf *c, enum model_quant q,
+                        const struct noise_plan *plan) {
+    struct net_weights x = { 0 };
+    if (!plan->module_text.type || plan->module_text.point != NOISE_POINT_WEIGHT) return 0;
+    return layout(&x, c, q, plan, (kptr){ NULL });
 }
 
 /* ---- one matrix ---- */
@@ -143,9 +150,11 @@ static int room(struct net *n, struct err *e) {
     struct net_weights *x = &n->op_noise.weights;
     net_noise_weights_release(n);
     x->linear = mem_alloc((size_t)n->model->conf.layers * sizeof *x->linear);
-    if (n->k->alloc(n->k, &x->mem, layout(n, (kptr){ NULL }), e) < 0)
+    const struct noise_plan *plan = n->op_noise.plan;
+    const struct model *m = n->model;
+    if (n->k->alloc(n->k, &x->mem, net_plan_weights(&m->conf, m->quant, plan), e) < 0)
         return err_wrap(e, "cannot make room for noise on weights of modules");
-    layout(n, x->mem);
+    layout(x, &m->conf, m->quant, plan, x->mem);
     return 0;
 }
 

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/stage/treatment.h"
 
+#include "lib/model/net.h"
 #include "lib/stage/aqn.h"
 
 double treatment_sigma(const struct shared *c, int64_t step) {
@@ -50,6 +51,16 @@ int treatment_plan(struct noise_plan *p, const struct shared *c, const struct mo
         .point = (enum noise_point)c->modules.at
     };
     return noise_plan_make(p, &ops, &modules, m, e);
+}
+
+size_t treatment_bytes(const struct shared *c, const struct model_conf *m, bool in_eval,
+                       enum noise_phase from, enum noise_phase to) {
+    struct noise_plan p;
+    if (treatment_plan(&p, c, m, in_eval, NULL) < 0) return 0;
+    for (enum noise_phase i = from; i <= to; i++)
+        if (p.module_text.type && p.module_text.phase[i])
+            return net_plan_weights(m, (enum model_quant)c->quant.weights, &p);
+    return 0;
 }
 
 static void keep_phase(struct noise_text *t, enum noise_phase phase) {

@@ -21,6 +21,9 @@ int treatment_view(struct noise_view *v, const struct model *m, const struct sha
  * noise.ops.eval and noise.modules.eval were yes. EXIT_CONFIG on what means nothing. */
 int treatment_plan(struct noise_plan *p, const struct shared *c, const struct model_conf *m,
                    bool in_eval, struct err *e);
+/* Bytes of noise on weights of modules, for a stage that computes these phases. */
+size_t treatment_bytes(const struct shared *c, const struct model_conf *m, bool in_eval,
+                       enum noise_phase from, enum noise_phase to);
 /* What acts in a phase, as scores name it: "none", or "ops ...; modules ...; aqn 0.01". Appends. */
 void treatment_text(struct str *out, const struct noise_plan *p, enum noise_phase phase,
                     double sigma);

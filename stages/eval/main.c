@@ -77,9 +77,11 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     if (known <= 0) return known;
     struct gen_opts o = examiner_gen_opts(c, &shape);
     const enum model_quant q = (enum model_quant)c->shared.quant.weights;
-    const bool aqn = c->also_noisy || c->noise == EVAL_NOISE_TRAINED;
-    return policy_plan_memory(out, &c->shared, &m,
-                              gen_plan(&m, q, &o) + (aqn ? aqn_bytes(&c->shared, &m) : 0),
+    const bool noisy = c->also_noisy || c->noise == EVAL_NOISE_TRAINED;
+    const size_t noise = (noisy ? aqn_bytes(&c->shared, &m) : 0) +
+                         treatment_bytes(&c->shared, &m, noisy, NOISE_PHASE_EVAL,
+                                         NOISE_PHASE_EVAL);
+    return policy_plan_memory(out, &c->shared, &m, gen_plan(&m, q, &o) + noise,
                               gen_plan_pages(&m, q, &o), e);
 }
 

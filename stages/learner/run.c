@@ -460,8 +460,9 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
     json_int_t adapter = (json_int_t)(lora_params(&m, &shape) * sizeof(float));
     json_int_t kept = (json_int_t)json_array_size(scored) + 4;
     json_int_t record = (json_int_t)(s->sample.n * (s->sample.new_max * 12 + 1000));
-    const size_t aqn = c->old_logprob == LEARNER_POLICY_NOISY ? aqn_bytes(s, &m) : 0;
-    if (policy_plan_memory(out, s, &m, updater_plan(c, &m, &shape) + aqn,
+    const size_t aqn = c->old_logprob == LEARNER_POLICY_NOISY ? aqn_bytes(s, &m) : 0,
+                 modules = treatment_bytes(s, &m, false, NOISE_PHASE_LOGPROB, NOISE_PHASE_UPDATE);
+    if (policy_plan_memory(out, s, &m, updater_plan(c, &m, &shape) + aqn + modules,
                            updater_plan_pages(c, &m, &shape), e) < 0)
         return -1;
     json_object_set_new(

@@ -40,7 +40,10 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     if (known <= 0) return known;
     struct gen_opts o = work_gen_opts(c, &shape);
     const enum model_quant q = (enum model_quant)c->shared.quant.weights;
-    return policy_plan_memory(out, &c->shared, &m, gen_plan(&m, q, &o) + aqn_bytes(&c->shared, &m),
+    const size_t noise = aqn_bytes(&c->shared, &m) +
+                         treatment_bytes(&c->shared, &m, false, NOISE_PHASE_ROLLOUT,
+                                         NOISE_PHASE_ROLLOUT);
+    return policy_plan_memory(out, &c->shared, &m, gen_plan(&m, q, &o) + noise,
                               gen_plan_pages(&m, q, &o), e);
 }
 

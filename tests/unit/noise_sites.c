@@ -244,6 +244,13 @@ Test(noise_sites, chosen_layers_only_and_in_no_layer) {
     world_close(&w);
 }
 
+static size_t first_alloc;
+static int (*alloc_real)(struct kern *, kptr *, size_t, struct err *);
+static int alloc_spy(struct kern *k, kptr *out, size_t bytes, struct err *e) {
+    if (!first_alloc) first_alloc = bytes;
+    return alloc_real(k, out, bytes, e);
+}
+
 Test(noise_sites, modules_count_at_each_point) {
     for (int at = NOISE_POINT_INPUT; at <= NOISE_POINT_WEIGHT; at++) {
         struct world w;
@@ -253,6 +260,9 @@ Test(noise_sites, modules_count_at_each_point) {
         m.point = (enum noise_point)at;
         world_open(&w, MODEL_QUANT_MXFP4, 2);
         make(&w, NULL, &m);
+        alloc_real = w.f.kern.alloc;
+        w.f.kern.alloc = alloc_spy;
+        first_alloc = 0;
         for (int phase = NOISE_PHASE_LOGPROB; phase <= NOISE_PHASE_UPDATE; phase++) {
             net_set_noise(w.n, &w.plan, (enum noise_phase)phase, 1, 2);
             if (phase == NOISE_PHASE_LOGPROB) score(&w, lp);
@@ -263,6 +273,9 @@ Test(noise_sites, modules_count_at_each_point) {
             cr_expect_eq(ev.module[NOISE_MODULE_NORM_FINAL].sites, ev.wanted);
             cr_expect_eq(ev.module[NOISE_MODULE_HEAD].sites, ev.wanted);
         }
+        /* noise on weights is the one kind that needs room of its own, and says how much */
+        cr_expect_eq(first_alloc, net_plan_weights(&w.c, MODEL_QUANT_MXFP4, &w.plan));
+        cr_expect_eq(first_alloc > 0, at == NOISE_POINT_WEIGHT);
         world_close(&w);
     }
 }
