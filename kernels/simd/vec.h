@@ -1,5 +1,5 @@
-/* vec.h - sixteen floats as one value, on AVX-512 (one register) or AVX2 (two): the only file here
- * that knows intrinsics.
+/* vec.h - sixteen floats as one value, on AVX-512 (one register) or AVX2 (two): with draw.h, which
+ * adds integers and draws, all that knows intrinsics but for the multipliers.
  *
  * Every function does lane by lane what kernels/math.h does on one float, in the same order: same
  * bits. `n` is how many lanes count, 0 .. 16; loads give zero beyond, stores leave memory alone.

@@ -73,6 +73,10 @@ static int noisy_train(struct bench *b, enum shape m, const char *key, struct er
     if (bench_synth(b, m, e) < 0 || synth_noise(b->synth, &plan, e) < 0) return -1;
     struct training *t = mem_alloc(sizeof *t);
     int rc = training_open(t, b->synth, true, e);
+    if (rc == 0) {                                   /* memory is touched for the first time */
+        net_set_noise(t->net, &plan, NOISE_PHASE_UPDATE, 1, 1);
+        train_call(t);
+    }
     while (rc == 0 && n < REPEATS_MAX && (n == 0 || spent < (b->quick ? 0 : 8))) {
         for (int noisy = 0; noisy < 2; noisy++) {
             net_set_noise(t->net, noisy ? &plan : NULL, NOISE_PHASE_UPDATE, 1, 1);
