@@ -67,7 +67,8 @@ struct net_weights {
     uint64_t seed;
     kptr mem, dw;                                 /* dw: f32 (2 layers + 1, D), AQN's included */
     struct kern_weight (*linear)[PROJ_COUNT], head;              /* .out 0 = not hit */
-    struct noise_tally tally[NOISE_MODULE_COUNT]; /* of the draw; each take reports it */
+    struct noise_tally tally[NOISE_MODULE_COUNT]; /* of the draw */
+    uint64_t draw;                                /* its number, from 1 */
 };
 
 /* Noise on operations and modules (net_noise.c); memory only with net_opts.noise. */
@@ -88,6 +89,7 @@ struct net_noise {
      * measured before. */
     bool head_seen, more, again;
     struct net_weights weights;
+    uint64_t weights_draws;                       /* made so far */
     uint64_t prompt;                              /* of the last sequence, and how often in a row */
     int64_t repeats;
 };

@@ -52,15 +52,20 @@ int net_noise_take_sums(struct net *n, struct err *e) {
     return n->k->sync(n->k, e);
 }
 
+/* The weights were drawn and measured once, however many passes and takes use them. */
+static void add_weights(const struct net_noise *x, struct noise_evidence *to) {
+    if (!x->seen.passes[NOISE_FORWARD] || to->weights_draw == x->weights.draw) return;
+    struct noise_evidence once = { 0 };
+    memcpy(once.module, x->weights.tally, sizeof once.module);
+    for (int m = 0; m < NOISE_MODULE_COUNT; m++) once.module[m].sites = 0;      /* of passes */
+    noise_evidence_add(to, &once);
+    to->weights_draw = x->weights.draw;
+}
+
 int net_take_noise(struct net *n, struct noise_evidence *to, struct err *e) {
     struct net_noise *x = &n->op_noise;
     if (net_noise_take_sums(n, e) < 0) return err_wrap(e, "counts of noise");
-    for (int m = 0; m < NOISE_MODULE_COUNT && net_noise_weights_on(n); m++) {
-        const int64_t sites = x->seen.module[m].sites;
-        if (!sites) continue;
-        x->seen.module[m] = x->weights.tally[m];
-        x->seen.module[m].sites = sites;
-    }
+    if (net_noise_weights_on(n)) add_weights(x, to);
     noise_evidence_add(to, &x->seen);
     x->seen = (struct noise_evidence){ 0 };
     x->repeats = -1;

@@ -180,6 +180,7 @@ int net_noise_prepare(struct net *n, struct err *e) {
     if (rc < 0) return err_wrap(e, "noise on weights of modules");
     x->plan = p;
     x->seed = n->op_noise.seed;
+    x->draw = ++n->op_noise.weights_draws;
     x->ready = true;
     return 0;
 }

@@ -109,6 +109,7 @@ struct noise_evidence {
     /* Rows of forward passes, and the sum of squares of how often each was computed: samples of a
      * group share the draws of their prompt. */
     int64_t rows, rows_squared;
+    uint64_t weights_draw;       /* noise on weights: the draw whose tally is in here; 0 = none */
     struct noise_tally op[NOISE_OP_COUNT][NOISE_DIRECTION_COUNT], module[NOISE_MODULE_COUNT];
     struct noise_tally grad;     /* once on the accumulated gradient of the adapter */
 };

@@ -280,6 +280,42 @@ Test(noise_sites, modules_count_at_each_point) {
     }
 }
 
+Test(noise_sites, weights_drawn_once_are_counted_once_however_often_they_are_asked_for) {
+    struct world w;
+    struct err e = { 0 };
+    float lp[SCORED];
+    struct noise_text m = text("linear, rmsnorm, lm_head", true, false);
+    m.exclude = "";
+    m.point = NOISE_POINT_WEIGHT;
+    world_open(&w, MODEL_QUANT_BF16, 2);
+    make(&w, NULL, &m);
+    for (int seed = 1; seed <= 2; seed++) {
+        struct noise_evidence sum = { 0 };
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, (uint64_t)seed, 2);
+        for (int i = 0; i < 50; i++) {
+            call_count = 0;
+            score(&w, lp);
+            cr_assert_eq(net_take_noise(w.n, &sum, &e), 0, "%s", e.text);
+        }
+        expect_happened(&w, NOISE_PHASE_LOGPROB, &sum);
+        for (enum proj p = 0; p < PROJ_COUNT; p++) {
+            int out, in;
+            model_proj_shape(&w.c, p, &out, &in);
+            cr_expect_eq(sum.module[p].elements, (int64_t)w.c.layers * out * in, "%s: %lld", noise_module_name[p],
+                         (long long)sum.module[p].elements);
+        }
+        cr_expect_eq(sum.module[NOISE_MODULE_NORM_IN].elements, w.c.layers * w.c.dim);
+        cr_expect_eq(sum.module[NOISE_MODULE_HEAD].elements, w.c.vocab * w.c.dim);
+        cr_expect_eq(sum.module[NOISE_MODULE_Q].sites, w.c.layers * sum.passes[NOISE_FORWARD]);
+        /* the draw is still there, and whoever asks for the first time hears of it */
+        struct noise_evidence other = { 0 };
+        score(&w, lp);
+        cr_assert_eq(net_take_noise(w.n, &other, &e), 0, "%s", e.text);
+        cr_expect_eq(other.module[NOISE_MODULE_Q].r2, sum.module[NOISE_MODULE_Q].r2);
+    }
+    world_close(&w);
+}
+
 /* ---- whose draw it is ---- */
 
 Test(noise_sites, rows_carry_prompt_sample_and_position) {
