@@ -185,15 +185,22 @@ static void print_finals(const struct comparison *c, const struct page *p) {
 
 /* ---- verdicts ---- */
 
+/* "p = 0.031"; what is too small for a double is not 0. */
+static const char *p_text(char out[32], double p) {
+    snprintf(out, 32, p < 1e-300 ? "p < 1e-300" : "p = %.3g", p);
+    return out;
+}
+
 static void print_pairs(const struct comparison *c, const struct result *a, const struct result *b,
                         const struct look *l, const struct page *p) {
     const struct effect e = effect_of_runs(a, l->base_step, b, l->step, final_alpha(c));
     if (e.basis != BASIS_QUESTIONS) return;
-    SAY(p, "%s, %s: of %lld questions %lld %s in %s, %lld in %s; %s p = %.3g\n", a->f.id, b->f.id,
+    char text[32];
+    SAY(p, "%s, %s: of %lld questions %lld %s in %s, %lld in %s; %s %s\n", a->f.id, b->f.id,
         (long long)e.questions, (long long)e.only_base,
         e.several ? "were more often right" : "were right only", a->f.id,
         (long long)e.only_other, b->f.id,
-        e.several ? "exact test of signs by question" : "McNemar's exact test", e.p);
+        e.several ? "exact test of signs by question" : "McNemar's exact test", p_text(text, e.p));
 }
 
 /* Every pair of adapters that the design has: by seed, or the one that stands for both arms. */
@@ -214,12 +221,12 @@ static void print_all_pairs(const struct comparison *c, int i, const struct page
 static void print_difference(const struct comparison *c, int i, const struct page *p) {
     const struct contrast *k = &c->contrast[i];
     const struct effect *e = &k->final;
-    char test[80] = "";
+    char test[80] = "", text[32];
     if (!isnan(e->p))
-        snprintf(test, sizeof test, ", %s p = %.3g",
+        snprintf(test, sizeof test, ", %s %s",
                  e->basis == BASIS_SEEDS_PAIRED ? "paired t" :
                  e->basis == BASIS_SEEDS        ? "permutation"
-                                                : "exact", e->p);
+                                                : "exact", p_text(text, e->p));
     SAY(p, "%s: %+.1f points [%+.1f, %+.1f] (%.4g %%)%s at step %lld\n",
         verdict_name[e->verdict], 100 * e->difference, 100 * e->low, 100 * e->high,
         100 * (1 - final_alpha(c)), test, (long long)k->last.step);

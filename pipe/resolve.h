@@ -6,8 +6,8 @@
  * Every value reaches every stage that declares it, so two stages cannot disagree; a value that
  * none declares is an error. Launcher keys: [run] name exp_id tensorboard question hypothesis
  * source runs_dir stall_seconds, [expect] hypothesis above at, and in each stage exec, place,
- * replicas, restarts, in.PORT, out.PORT. The launcher gives run.dir and run.id to stages that declare them. Ownership:
- * everything lent by a struct pipeline lives until pipeline_release.
+ * replicas, restarts, in.PORT, out.PORT. The launcher gives run.dir and run.id to stages that
+ * declare them. Ownership: everything lent by a struct pipeline lives until pipeline_release.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_RESOLVE_H
 #define QERL_RESOLVE_H
