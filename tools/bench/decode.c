@@ -4,6 +4,8 @@
  * own; LoRA is active, tokens are drawn at temperature 1. Where a sequence stands is set up without
  * computing its past (synth.h): time depends on how many keys there are, not on their values.
  * SPDX-License-Identifier: Apache-2.0 */
+#include <time.h>
+
 #include "lib/base/clock.h"
 #include "lib/base/rng.h"
 #include "lib/base/str.h"
@@ -119,9 +121,10 @@ static int one(struct bench *b, struct synth *s, int n, bool mxfp4, int rank, co
 
 /* ---- with noise ---- */
 
-/* A step with all operators noisy over the clean step before it, the same net, in turns. */
+/* A step with all operators noisy over the clean step before it, the same net, in turns; cpu: of
+ * the process's CPU time, which others on the machine disturb less. */
 static int time_noisy(struct batch *t, const struct noise_plan *plan, double seconds,
-                      struct spread *out, double clean_noisy[2], struct err *e) {
+                      struct spread *out, double clean_noisy[2], double cpu[2], struct err *e) {
     double ratio[STEPS_MAX], took[2][STEPS_MAX], spent = 0;
     int n = 0;
     if (step(t, e) < 0) return -1;
@@ -129,7 +132,9 @@ static int time_noisy(struct batch *t, const struct noise_plan *plan, double sec
         for (int noisy = 0; noisy < 2; noisy++) {
             net_set_noise(t->net, noisy ? plan : NULL, NOISE_PHASE_ROLLOUT, 1, 1);
             double begun = clock_seconds();
+            const clock_t cpu_begun = clock();
             if (step(t, e) < 0) return -1;
+            cpu[noisy] += (double)(clock() - cpu_begun);
             took[noisy][n] = clock_seconds() - begun;
             spent += took[noisy][n];
         }
@@ -148,14 +153,15 @@ static int noisy(struct bench *b, struct synth *s, int n, const char *key, struc
     struct net_opts o = { .rows_max = PROMPT + 1, .slots_max = n + 1, .positions_max = POSITIONS,
                           .lora = l->shape, .noise = true };
     struct spread ratio = { 0 };
-    double ms[2] = { 0 };
-    char what[64];
+    double ms[2] = { 0 }, cpu[2] = { 0 };
+    char what[96];
     int rc = synth_noise(s, &plan, e);
     if (rc == 0) rc = net_create(&t->net, &s->model, &o, e);
     if (rc == 0) rc = net_adopt(t->net, l, NULL, e);
     if (rc == 0) rc = set_up(t, s, n, OWN - STEPS_MAX / 2, e);
-    if (rc == 0) rc = time_noisy(t, &plan, b->quick ? .5 : 4, &ratio, ms, e);
-    snprintf(what, sizeof what, "clean %.1f ms, noisy %.1f ms a step", ms[0] * 1e3, ms[1] * 1e3);
+    if (rc == 0) rc = time_noisy(t, &plan, b->quick ? .5 : 4, &ratio, ms, cpu, e);
+    snprintf(what, sizeof what, "clean %.1f ms, noisy %.1f ms a step; CPU time %.2fx", ms[0] * 1e3,
+             ms[1] * 1e3, cpu[1] / cpu[0]);
     if (rc == 0)
         bench_report(b, key, &(struct figure){ .unit = "x", .what = what, .s = ratio });
     net_destroy(&t->net);

@@ -6,6 +6,7 @@
  * Order: training, the step.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
+#include <time.h>
 
 #include "lib/base/clock.h"
 #include "lib/base/rng.h"
@@ -66,9 +67,9 @@ static void train_call(void *arg) {
 
 /* Forward and backward with all operators noisy over the clean one before it, in turns. */
 static int noisy_train(struct bench *b, enum shape m, const char *key, struct err *e) {
-    double ratio[REPEATS_MAX], took[2] = { 0 }, spent = 0;
+    double ratio[REPEATS_MAX], took[2] = { 0 }, cpu[2] = { 0 }, spent = 0;
     struct noise_plan plan;
-    char what[64];
+    char what[96];
     int n = 0;
     if (bench_synth(b, m, e) < 0 || synth_noise(b->synth, &plan, e) < 0) return -1;
     struct training *t = mem_alloc(sizeof *t);
@@ -81,14 +82,17 @@ static int noisy_train(struct bench *b, enum shape m, const char *key, struct er
         for (int noisy = 0; noisy < 2; noisy++) {
             net_set_noise(t->net, noisy ? &plan : NULL, NOISE_PHASE_UPDATE, 1, 1);
             double begun = clock_seconds();
+            const clock_t cpu_begun = clock();
             train_call(t);
+            cpu[noisy] += (double)(clock() - cpu_begun);
             took[noisy] = clock_seconds() - begun;
             spent += took[noisy];
         }
         ratio[n++] = took[1] / took[0];
         if (*t->err.text) rc = err_set(e, "%s", t->err.text);
     }
-    snprintf(what, sizeof what, "last: clean %.2f s, noisy %.2f s", took[0], took[1]);
+    snprintf(what, sizeof what, "last: clean %.2f s, noisy %.2f s; CPU time %.2fx", took[0],
+             took[1], cpu[1] / cpu[0]);
     if (rc == 0)
         bench_report(b, key, &(struct figure){ .unit = "x", .what = what,
                                                .s = spread_of(ratio, n) });
