@@ -80,7 +80,7 @@ struct effect effect_of_marks(const struct mark *a, int na, const struct mark *b
         e.difference = e.other - e.base;
         e.p = stat_sign_flip(d, questions);
         const struct stat_span s =
-            e.several ? stat_paired_mean(mean, questions, alpha, &e.sd)
+            e.several ? stat_paired_mean(mean, questions, 0, alpha, &e.sd)
                       : stat_paired_shares(e.only_base, e.only_other, questions, alpha);
         e.low = fmax(-1, s.low);
         e.high = fmin(1, s.high);
@@ -156,6 +156,32 @@ double arm_reward(const struct arm *a, int64_t step) {
     return sum / a->n;
 }
 
+/* What the number of questions alone leaves open in a difference of two runs, as a standard error;
+ * 0 where nothing is known of it. The spread between seeds counts as no less. */
+static double questions_error(const struct effect *e) {
+    if (e->basis == BASIS_NONE) return 0;
+    return (e->high - e->low) / (2 * stat_normal_quantile(1 - e->alpha / 2));
+}
+
+static double question_error_of_pairs(const struct arm *base, int64_t base_step,
+                                      const struct arm *other, int64_t step) {
+    double sum = 0;
+    for (int i = 0; i < base->n; i++) {
+        const struct effect e =
+            effect_of_runs(base->run[i], base_step, with_seed(other, base->run[i]->seed), step,
+                           CONTRAST_ALPHA);
+        sum += questions_error(&e);
+    }
+    return sum / base->n;
+}
+
+static double question_error_of_arm(const struct arm *a, int64_t step) {
+    const int64_t n = result_score(a->run[0], step)->n;
+    const struct stat_span s = stat_wilson(llround(arm_accuracy(a, step) * (double)n), n,
+                                           CONTRAST_ALPHA);
+    return n ? (s.high - s.low) / (2 * stat_normal_quantile(1 - CONTRAST_ALPHA / 2)) : 0;
+}
+
 struct effect effect_of_arms(const struct arm *base, int64_t base_step, const struct arm *other,
                              int64_t step, double alpha) {
     if (base->n < ARM_SEEDS_MIN || other->n < ARM_SEEDS_MIN) {
@@ -177,13 +203,16 @@ struct effect effect_of_arms(const struct arm *base, int64_t base_step, const st
     for (int i = 0; i < other->n; i++) y[i] = result_accuracy(other->run[i], step);
     struct stat_span s;
     if (paired) {
-        s = stat_paired_mean(d, base->n, alpha, &e.sd);
-        e.p = stat_paired_t(d, base->n);
+        const double least = question_error_of_pairs(base, base_step, other, step);
+        s = stat_paired_mean(d, base->n, least, alpha, &e.sd);
+        e.p = stat_paired_t(d, base->n, least);
     } else {
         double sx, sy;
-        stat_paired_mean(x, base->n, alpha, &sx);
-        stat_paired_mean(y, other->n, alpha, &sy);
-        s = stat_two_means(x, base->n, y, other->n, alpha);
+        const double least_x = question_error_of_arm(base, base_step),
+                     least_y = question_error_of_arm(other, step);
+        stat_paired_mean(x, base->n, least_x, alpha, &sx);
+        stat_paired_mean(y, other->n, least_y, alpha, &sy);
+        s = stat_two_means(x, base->n, least_x, y, other->n, least_y, alpha);
         e.sd = hypot(sx, sy);
         e.p = stat_permutation(x, base->n, y, other->n);
     }
@@ -194,9 +223,12 @@ struct effect effect_of_arms(const struct arm *base, int64_t base_step, const st
     return e;
 }
 
-static int seeds_needed(double sd, double delta) {
-    const int n = stat_seeds_needed(sd, delta, CONTRAST_ALPHA, CONTRAST_POWER);
-    return n > 0 && n < ARM_SEEDS_MIN ? ARM_SEEDS_MIN : n;
+/* By the power of the paired t test; other seeds are tested by permutation, which has a least p. */
+static int seeds_needed(const struct effect *e, double delta) {
+    const int n = stat_seeds_needed(e->sd, delta, e->alpha, CONTRAST_POWER);
+    int least = ARM_SEEDS_MIN;
+    while (e->basis == BASIS_SEEDS && stat_permutation_least(least, least) >= e->alpha) least++;
+    return n > 0 && n < least ? least : n;
 }
 
 void effect_needs(const struct effect *e, double needs[3]) {
@@ -205,9 +237,9 @@ void effect_needs(const struct effect *e, double needs[3]) {
         if (e->basis == BASIS_QUESTIONS && !e->several)
             needs[i] = stat_questions_needed((double)(e->only_base + e->only_other) /
                                                  (double)e->questions,
-                                             effect_points[i], CONTRAST_ALPHA, CONTRAST_POWER);
+                                             effect_points[i], e->alpha, CONTRAST_POWER);
         else if (e->basis == BASIS_SEEDS_PAIRED || e->basis == BASIS_SEEDS)
-            needs[i] = seeds_needed(e->sd, effect_points[i]);
+            needs[i] = seeds_needed(e, effect_points[i]);
     }
 }
 

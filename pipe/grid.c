@@ -102,6 +102,8 @@ static void read_noise(struct grid *g, const struct result *r) {
     g->own = type && strcmp(type, "off") != 0;
     g->type = g->own ? type : "relative_gaussian";
     g->ops = g->own && ops ? ops : "matmul";
+    g->layers = g->own ? result_value(r, "noise.ops.layers") : NULL;
+    g->dtype = g->own ? result_value(r, "noise.ops.dtype") : NULL;
 }
 
 /* ---- one cell ---- */
@@ -142,6 +144,8 @@ static void noise_options(struct options *o, const struct grid *g, const char *s
     option(o, "noise.ops.eval", noisy ? "yes" : "no");
     if (!noisy) return;
     option(o, "noise.ops.scale", size);
+    /* a run that noised gradients only is asked here how it bears noise on its answers */
+    option(o, "noise.ops.direction", "forward");
     if (g->own) return;
     option(o, "noise.ops.type", g->type);
     option(o, "noise.ops.ops", g->ops);
@@ -177,8 +181,8 @@ static int ask_cell(const struct grid *g, const struct asked *a, const struct gr
     return rc;
 }
 
-/* "0.0499 .. 0.0501 (84 sites)" of all that was hit. */
-static void read_realised(char *out, size_t size, const json_t *score) {
+/* "0.0499 .. 0.0501 (84 sites)" of all that was hit; false: nothing was. */
+static bool read_realised(char *out, size_t size, const json_t *score) {
     const char *text = json_string_value(json_object_get(score, "evidence")), *name;
     json_t *o = text && *text ? json_parse(text, strlen(text), "evidence", NULL) : NULL, *v;
     double low = INFINITY, high = -INFINITY, sites = 0;
@@ -192,6 +196,7 @@ static void read_realised(char *out, size_t size, const json_t *score) {
     else if (high - low < 5e-4 * high) snprintf(out, size, "%#.4g (%.0f sites)", high, sites);
     else snprintf(out, size, "%#.4g .. %#.4g (%.0f sites)", low, high, sites);
     json_decref(o);
+    return low <= high;
 }
 
 static int read_cell(struct grid_row *row, const char *dir, struct err *e) {
@@ -204,7 +209,13 @@ static int read_cell(struct grid_row *row, const char *dir, struct err *e) {
     if (rc == 0 && score_from_json(&row->score[i], text.s, text.len) < 0)
         rc = err_set(e, "'%s' is not a score", path);
     json_t *o = rc == 0 ? json_parse(text.s, text.len, path, e) : NULL;
-    if (i == 0 && o) read_realised(row->realised, sizeof row->realised, o);
+    char realised[sizeof row->realised];
+    const bool hit = o && read_realised(realised, sizeof realised, o);
+    if (o && hit != (strtod(row->noise, NULL) > 0))
+        rc = err_set(e, "'%s' was asked for noise %s, and its evidence says that %s; remove the "
+                        "folder if other programs made it", path, row->noise,
+                     hit ? "there was some" : "none was there");
+    if (i == 0 && rc == 0) snprintf(row->realised, sizeof row->realised, "%s", realised);
     json_decref(o);
     str_release(&text);
     fs_join(path, sizeof path, dir, "answers.tape");

@@ -22,6 +22,7 @@ struct grid {
     struct folder f;
     int64_t step;
     const char *type, *ops;                  /* of the noise; own: as the run trained under */
+    const char *layers, *dtype;              /* NULL = the evaluator's defaults */
     bool own;
     char trained[60];                        /* format of the run's own scores */
     int seeds;

@@ -2,8 +2,6 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/grid.h"
 
-#include <math.h>
-
 #include "lib/base/stat.h"
 #include "pipe/contrast.h"
 #include "pipe/table.h"
@@ -45,23 +43,12 @@ static struct effect effect_of_rows(const struct grid *g, const struct grid_row 
     return e;
 }
 
-static double mean_accuracy(const struct grid_row *row, double *v) {
-    double sum = 0;
-    for (int i = 0; i < row->cells; i++)
-        sum += v[i] = score_percent(&row->score[i]) / 100;
-    return row->cells ? sum / row->cells : NAN;
-}
-
 static void accuracy_cells(struct table *t, const struct grid_row *row) {
-    double v[GRID_SEEDS_MAX], sd;
-    const double mean = mean_accuracy(row, v);
+    double v[GRID_SEEDS_MAX], mean = 0;
     const int64_t n = row->score[0].n;
-    struct stat_span s = stat_wilson(llround(mean * (double)n), n, CONTRAST_ALPHA);
-    if (row->cells > 1) {
-        const struct stat_span seeds = stat_paired_mean(v, row->cells, CONTRAST_ALPHA, &sd);
-        s.low = fmax(0, mean - hypot(mean - s.low, mean - seeds.low));
-        s.high = fmin(1, mean + hypot(s.high - mean, seeds.high - mean));
-    }
+    for (int i = 0; i < row->cells; i++)
+        mean += (v[i] = score_percent(&row->score[i]) / 100) / row->cells;
+    const struct stat_span s = stat_mean_share(v, row->cells, n, CONTRAST_ALPHA);
     table_cell(t, "%d", row->cells);
     table_cell(t, "%lld", (long long)n);
     table_cell(t, "%.1f %%", 100 * mean);
@@ -92,9 +79,12 @@ void grid_print(const struct grid *g, FILE *to) {
     int done = 0;
     while (done < g->rows && g->row[done].cells) done++;
     const double alpha = CONTRAST_ALPHA / (done > 1 ? done - 1 : 1);
-    fprintf(to, "run %s, adapter of step %lld; noise: %s on %s, %s\n", g->f.id, (long long)g->step,
-            g->type, g->ops, g->own ? "as the run trained under, in the size given"
-                                    : "chosen here: the run had no operator noise");
+    fprintf(to, "run %s, adapter of step %lld; noise: %s on %s, forward, ", g->f.id,
+            (long long)g->step, g->type, g->ops);
+    if (g->layers && strcmp(g->layers, "all") != 0) fprintf(to, "layers %s, ", g->layers);
+    if (g->dtype && strcmp(g->dtype, "f32") != 0) fprintf(to, "drawn in %s, ", g->dtype);
+    fprintf(to, "%s\n", g->own ? "of the kind that the run trained under, in the size given"
+                              : "chosen here: the run had no operator noise");
     table_init(&t, "<format|noise|<realised|seeds|n|accuracy|95 %|difference|interval|<reading");
     for (int i = 0; i < done; i++) {
         const struct grid_row *row = &g->row[i];

@@ -3,8 +3,6 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/matrix.h"
 
-#include <math.h>
-
 #include "lib/base/stat.h"
 #include "pipe/table.h"
 
@@ -81,18 +79,10 @@ static int64_t last_step(const struct arm *a) {
     return a->run[0]->score[a->run[0]->score_n - 1].step;
 }
 
-/* Wilson's, for the questions; with several runs widened by the spread of their mean over seeds. */
 static struct stat_span interval_of(const struct arm *a, int64_t step) {
-    double v[ARM_RUNS_MAX], sd;
-    const double mean = arm_accuracy(a, step);
-    const int64_t n = result_score(a->run[0], step)->n;
-    struct stat_span span = stat_wilson(llround(mean * (double)n), n, CONTRAST_ALPHA);
-    if (a->n == 1) return span;
+    double v[ARM_RUNS_MAX];
     for (int i = 0; i < a->n; i++) v[i] = result_accuracy(a->run[i], step);
-    const struct stat_span seeds = stat_paired_mean(v, a->n, CONTRAST_ALPHA, &sd);
-    span.low = fmax(0, mean - hypot(mean - span.low, mean - seeds.low));
-    span.high = fmin(1, mean + hypot(span.high - mean, seeds.high - mean));
-    return span;
+    return stat_mean_share(v, a->n, result_score(a->run[0], step)->n, CONTRAST_ALPHA);
 }
 
 /* Two doses may have been scored in different formats: then nothing is tested, and it is said. */

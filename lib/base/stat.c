@@ -107,25 +107,37 @@ static double mean_of(const double *v, int n, double *variance) {
     return sum / n;
 }
 
-struct stat_span stat_paired_mean(const double *d, int n, double alpha, double *sd) {
+struct stat_span stat_paired_mean(const double *d, int n, double least, double alpha, double *sd) {
     double variance;
     const double mean = n > 0 ? mean_of(d, n, &variance) : 0;
     if (n < 2) {
         *sd = INFINITY;
         return (struct stat_span){ -INFINITY, INFINITY };
     }
-    *sd = sqrt(variance);
-    const double half = stat_t_quantile(1 - alpha / 2, n - 1) * sqrt(variance / n);
+    *sd = fmax(sqrt(variance), least);
+    const double half = stat_t_quantile(1 - alpha / 2, n - 1) * *sd / sqrt(n);
     return (struct stat_span){ mean - half, mean + half };
 }
 
-struct stat_span stat_two_means(const double *a, int na, const double *b, int nb, double alpha) {
+struct stat_span stat_two_means(const double *a, int na, double least_a, const double *b, int nb,
+                                double least_b, double alpha) {
     double va, vb;
     if (na < 2 || nb < 2) return (struct stat_span){ -INFINITY, INFINITY };
     const double difference = -mean_of(a, na, &va) + mean_of(b, nb, &vb);
-    const double ea = va / na, eb = vb / nb;
+    const double ea = fmax(va, least_a * least_a) / na, eb = fmax(vb, least_b * least_b) / nb;
     if (ea + eb <= 0) return (struct stat_span){ difference, difference };
     const double df = (ea + eb) * (ea + eb) / (ea * ea / (na - 1) + eb * eb / (nb - 1));
     const double half = stat_t_quantile(1 - alpha / 2, df) * sqrt(ea + eb);
     return (struct stat_span){ difference - half, difference + half };
+}
+
+struct stat_span stat_mean_share(const double *share, int n, int64_t questions, double alpha) {
+    double variance, sd;
+    const double mean = mean_of(share, n, &variance);
+    struct stat_span span = stat_wilson(llround(mean * (double)questions), questions, alpha);
+    if (n < 2) return span;
+    const struct stat_span runs = stat_paired_mean(share, n, 0, alpha, &sd);
+    span.low = fmax(0, mean - hypot(mean - span.low, mean - runs.low));
+    span.high = fmin(1, mean + hypot(span.high - mean, runs.high - mean));
+    return span;
 }

@@ -24,16 +24,23 @@ struct stat_span stat_two_shares(int64_t right_a, int64_t n_a, int64_t right_b, 
 /* Two shares of the same n questions, of which a alone and b alone got some right: interval of
  * b - a (Bonett and Price 2012). */
 struct stat_span stat_paired_shares(int64_t only_a, int64_t only_b, int64_t n, double alpha);
-/* Mean of n differences: t interval; n < 2 gives -inf, inf. */
-struct stat_span stat_paired_mean(const double *d, int n, double alpha, double *sd);
+/* Mean of n differences: t interval; n < 2 gives -inf, inf. In this and what follows a deviation
+ * counts as no less than `least`: a few values that happen to be equal are no certainty. *sd gets
+ * what counted. */
+struct stat_span stat_paired_mean(const double *d, int n, double least, double alpha, double *sd);
 /* Difference of means b - a of two independent samples of at least 2: Welch's t interval. */
-struct stat_span stat_two_means(const double *a, int na, const double *b, int nb, double alpha);
+struct stat_span stat_two_means(const double *a, int na, double least_a, const double *b, int nb,
+                                double least_b, double alpha);
+/* Mean share of n runs on the same questions: Wilson's interval for the questions, widened by the
+ * spread of the mean over runs. */
+struct stat_span stat_mean_share(const double *share, int n, int64_t questions, double alpha);
 
 /* Two-sided p that whole differences d[n] are 0 but for chance signs: each d is as likely +d as -d.
  * Exact. Where every |d| <= 1 this is McNemar's exact test. */
 double stat_sign_flip(const int *d, int n);
-/* Two-sided p of the paired t test. NAN for n < 2; 0 or 1 where all differences are equal. */
-double stat_paired_t(const double *d, int n);
+/* Two-sided p of the paired t test. NAN for n < 2; with least 0 it is 0 or 1 where all differences
+ * are equal. */
+double stat_paired_t(const double *d, int n, double least);
 /* Two-sided p that a and b come from one population, by the difference of means over all ways to
  * deal the values out: all of them up to a million, else 100,000 keyed draws. */
 double stat_permutation(const double *a, int na, const double *b, int nb);

@@ -53,13 +53,14 @@ double stat_sign_flip(const int *d, int n) {
 
 /* ---- means ---- */
 
-double stat_paired_t(const double *d, int n) {
+double stat_paired_t(const double *d, int n, double least) {
     double sum = 0, squares = 0;
     if (n < 2) return NAN;
     for (int i = 0; i < n; i++) sum += d[i];
     for (int i = 0; i < n; i++) squares += (d[i] - sum / n) * (d[i] - sum / n);
-    if (squares <= 0) return sum == 0 ? 1 : 0;
-    const double t = sum / n / sqrt(squares / (n - 1) / n);
+    const double sd = fmax(sqrt(squares / (n - 1)), least);
+    if (sd <= 0) return sum == 0 ? 1 : 0;
+    const double t = sum / n / sd * sqrt(n);
     return 2 * stat_t_cdf(-fabs(t), n - 1);
 }
 

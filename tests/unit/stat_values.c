@@ -79,16 +79,39 @@ Test(stat, exact_sign_flips) {       /* permutation_test(permutation_type="sampl
 Test(stat, means_over_seeds) {
     const double d[] = { .021, -.004, .033, .012, .018 };
     double sd;
-    near(stat_paired_t(d, 5), 0.05751340726317396, 1e-12);                  /* ttest_1samp */
-    span(stat_paired_mean(d, 5, .05, &sd), -0.0008198501894008565, 0.032819850189400854);
+    near(stat_paired_t(d, 5, 0), 0.05751340726317396, 1e-12);                  /* ttest_1samp */
+    span(stat_paired_mean(d, 5, 0, .05, &sd), -0.0008198501894008565, 0.032819850189400854);
     near(sd, 0.013546217184144066, 1e-15);
-    cr_expect(isnan(stat_paired_t(d, 1)));
-    cr_expect(isinf(stat_paired_mean(d, 1, .05, &sd).high));
+    cr_expect(isnan(stat_paired_t(d, 1, 0)));
+    cr_expect(isinf(stat_paired_mean(d, 1, 0, .05, &sd).high));
     const double same[] = { .5, .5, .5 }, none[] = { 0, 0, 0 };
-    near(stat_paired_t(same, 3), 0, 0);
-    near(stat_paired_t(none, 3), 1, 0);
+    near(stat_paired_t(same, 3, 0), 0, 0);
+    near(stat_paired_t(none, 3, 0), 1, 0);
     const double a[] = { .701, .688, .715, .69 }, b[] = { .73, .712, .709, .741 };
-    span(stat_two_means(a, 4, b, 4, .05), 0.0003038323667330159, 0.04869616763326714);
+    span(stat_two_means(a, 4, 0, b, 4, 0, .05), 0.0003038323667330159, 0.04869616763326714);
+}
+
+Test(stat, equal_differences_are_no_certainty) {
+    const double same[] = { .05, .05, .05 }, none[] = { 0, 0, 0 };
+    double sd;
+    /* t = .05 / .03 * sqrt 3, two degrees of freedom: p = 1 - sqrt(t^2 / (t^2 + 2)) */
+    const double t2 = .05 * .05 * 3 / (.03 * .03);
+    near(stat_paired_t(same, 3, .03), 1 - sqrt(t2 / (t2 + 2)), 1e-12);
+    near(stat_paired_t(none, 3, .03), 1, 1e-12);
+    const struct stat_span s = stat_paired_mean(same, 3, .03, .05, &sd);
+    near(sd, .03, 0);
+    near(s.high - .05, 4.302652729911275 * .03 / sqrt(3), 1e-9);
+    const double d[] = { .021, -.004, .033, .012, .018 };       /* spread above it: it has no part */
+    near(stat_paired_t(d, 5, .013), stat_paired_t(d, 5, 0), 0);
+    const struct stat_span two = stat_two_means(none, 3, .03, same, 3, .04, .05);
+    cr_expect(two.low < .05 - .05 && two.high > .05 + .05);
+    /* several runs widen, one is Wilson's */
+    const double shares[] = { .5, .6 };
+    const struct stat_span one = stat_mean_share(shares, 1, 100, .05), w = stat_wilson(50, 100, .05);
+    near(one.low, w.low, 0);
+    near(one.high, w.high, 0);
+    const struct stat_span both = stat_mean_share(shares, 2, 100, .05);
+    cr_expect(both.low < .1 && both.high > .99);
 }
 
 Test(stat, exact_permutation) {      /* permutation_test, all ways */
