@@ -49,7 +49,14 @@ static void fail(struct cell *c, enum cell_state state, const char *why) {
     snprintf(c->why, sizeof c->why, "%.*s", (int)strcspn(why, "\n"), why);
 }
 
-struct sets { const char *set[SETS_MAX + TINY_SETS_MAX + 8]; int n; char own[4][300]; };
+struct sets { const char *set[SETS_MAX + TINY_SETS_MAX + 8]; int n; char own[5][300]; };
+
+/* noise.ops.scale = 0 and the like: a size of 0 is no noise of any type, the sweep's control. */
+static bool is_control(const struct matrix *m, const struct cell *c) {
+    double v;
+    return str_starts(m->key, "noise.") && str_ends(m->key, ".scale") &&
+           str_to_f64(c->value, &v) && v == 0;
+}
 
 /* What a cell is told besides its file; later ones win. */
 static void collect_sets(struct sets *s, const struct matrix *m, const struct cell *c,
@@ -67,6 +74,11 @@ static void collect_sets(struct sets *s, const struct matrix *m, const struct ce
     if (c->value) {
         snprintf(s->own[2], sizeof s->own[2], "%.100s=%.180s", m->key, c->value);
         s->set[s->n++] = s->own[2];
+    }
+    if (c->value && is_control(m, c)) {
+        snprintf(s->own[4], sizeof s->own[4], "%.*s.type=off",
+                 (int)(strrchr(m->key, '.') - m->key), m->key);
+        s->set[s->n++] = s->own[4];
     }
     if (strcmp(m->line->runs_dir, "runs") != 0) {
         snprintf(s->own[3], sizeof s->own[3], "run.runs_dir=%.250s", m->line->runs_dir);

@@ -30,6 +30,31 @@ static void score_cells(struct table *t, const struct cell *c) {
     scores_release(&s);
 }
 
+static void last_adapter(char sha256[65], const struct cell *c) {
+    struct scores s;
+    *sha256 = 0;
+    if (!is_done(c)) return;
+    scores_read(&s, c->f.dir);
+    const int end = s.n ? scores_series_end(&s, 0) : 0;
+    if (end && s.v[end - 1].step > 0)
+        snprintf(sha256, 65, "%s", s.v[end - 1].adapter_sha256);
+    scores_release(&s);
+}
+
+/* Runs that were told different things and ended with the same bytes. */
+static void print_twins(const struct matrix *m, FILE *to) {
+    char(*sha256)[65] = mem_alloc(((size_t)m->cells + 1) * sizeof *sha256);
+    for (int i = 0; i < m->cells; i++) {
+        last_adapter(sha256[i], &m->cell[i]);
+        int j = 0;
+        while (strcmp(sha256[j], sha256[i]) != 0) j++;
+        if (j < i && *sha256[i])
+            fprintf(to, "  %s and %s ended with the same adapter, byte for byte: what differs "
+                        "between them changed nothing\n", m->cell[j].f.id, m->cell[i].f.id);
+    }
+    free(sha256);
+}
+
 static void print_cells(const struct matrix *m, FILE *to) {
     static const char *const word[] = { "not run", "skipped", "FAILED", "done", "done before" };
     struct table t;
@@ -85,6 +110,27 @@ static struct stat_span interval_of(const struct arm *a, int64_t step) {
     return stat_mean_share(v, a->n, result_score(a->run[0], step)->n, CONTRAST_ALPHA);
 }
 
+/* What the sweep's section is called in the rows of the treatment; NULL = its noise is no row. */
+static const char *kind_of(const char *key) {
+    return str_starts(key, "noise.ops.")       ? "op"
+           : str_starts(key, "noise.modules.") ? "module"
+                                               : NULL;
+}
+
+/* A value above 0 that made no noise, say because another key leaves it off. */
+static void say_no_noise(const struct matrix *m, const struct dose *d, FILE *to) {
+    const char *kind = kind_of(m->key);
+    double v;
+    if (!kind || (str_to_f64(d->value, &v) && v == 0) || !strcmp(d->value, "off")) return;
+    const json_t *rows = json_object_get(d->arm.run[0]->manifest, "noise");
+    for (size_t i = 0; i < json_array_size(rows); i++) {
+        const json_t *row = json_array_get(rows, i);
+        const char *is = json_string_value(json_object_get(row, "kind"));
+        if (is && !strcmp(is, kind) && json_number_value(json_object_get(row, "sites")) > 0) return;
+    }
+    fprintf(to, "  %s = %s: NO NOISE was in force in these runs\n", m->key, d->value);
+}
+
 /* Two doses may have been scored in different formats: then nothing is tested, and it is said. */
 static bool comparable(const struct dose *a, const struct dose *b, FILE *to) {
     struct str why;
@@ -108,6 +154,7 @@ static void print_doses(const struct matrix *m, const struct dose *d, int n, FIL
         const int64_t step = last_step(&d[i].arm), base_step = last_step(&d[0].arm);
         const struct score *s = result_score(d[i].arm.run[0], step);
         const struct stat_span span = interval_of(&d[i].arm, step);
+        say_no_noise(m, &d[i], to);
         table_cell(&t, "%s", d[i].value);
         table_cell(&t, "%d", d[i].arm.n);
         table_cell(&t, "%lld", (long long)step);
@@ -131,8 +178,8 @@ static void print_doses(const struct matrix *m, const struct dose *d, int n, FIL
     table_release(&t);
     fprintf(to, "  differences to the first value hold together at 95 %% (Bonferroni: %.4g %% "
                 "each)\n", 100 * (1 - alpha));
-    if (worse) fprintf(to, "  the first value that is worse: %s\n", worse);
-    else fprintf(to, "  no value is worse than the first, within these intervals\n");
+    if (worse) fprintf(to, "  the first value that is worse than %s: %s\n", d[0].value, worse);
+    else fprintf(to, "  no value is worse than %s, within these intervals\n", d[0].value);
 }
 
 static void print_sweep(const struct matrix *m, const char *file, FILE *to) {
@@ -149,6 +196,7 @@ static void print_sweep(const struct matrix *m, const char *file, FILE *to) {
 
 void matrix_print(const struct matrix *m, FILE *to) {
     print_cells(m, to);
+    print_twins(m, to);
     for (int i = 0; i < m->line->words && m->values; i++)
         for (int j = 0; j < m->cells; j++)
             if (m->cell[j].file == m->line->word[i] && m->cell[j].value) {

@@ -66,9 +66,32 @@ Test(matrix, a_sweep_ends_with_the_first_value_that_is_worse) {
     box_has(box_out.s, "a-sigma_start_1e-4-s1-0001");
     box_has(box_out.s, "88.0 %  100  [80.2, 93.0]        -2.0   [-13.2, +9.1]  not distinguishable");
     box_has(box_out.s, "(Bonferroni: 98.33 % each)");
-    box_has(box_out.s, "the first value that is worse: 5e-2\n");
+    box_has(box_out.s, "the first value that is worse than 0: 5e-2\n");
     box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --sweep noise.aqn.sigma_start=0,1e-4");
-    box_has(box_out.s, "no value is worse than the first, within these intervals");
+    box_has(box_out.s, "no value is worse than 0, within these intervals");
+}
+
+#define DOSES "start; score 0 90; case $(value noise.ops.type)-$(value noise.ops.scale) in " \
+              "off-*) score 3 90 aa;; *-1e-4) score 3 89 bb;; *) score 3 30 cc;; esac"
+
+Test(matrix, a_sweep_holds_its_control) {
+    box_pipeline("a.pipe", DOSES, EVAL, "[noise.ops]\ntype = relative_gaussian\n");
+    box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --sweep noise.ops.scale=0,1e-4,0.5");
+    box_has(box_out.s, "the first value that is worse than 0: 0.5\n");
+    box_lacks(box_out.s, "NO NOISE");
+    box_lacks(box_out.s, "the same adapter");
+    box_has(box_read("runs/a-scale_0-s1-0001/resolved.pipe"), "type = off");
+    box_has(box_read("runs/a-scale_0.5-s1-0001/resolved.pipe"), "type = relative_gaussian");
+}
+
+Test(matrix, a_sweep_of_noise_that_never_was_says_so) {
+    box_pipeline("a.pipe", DOSES, EVAL, "");
+    box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --sweep noise.ops.scale=0,1e-4,0.5");
+    box_has(box_out.s, "noise.ops.scale = 1e-4: NO NOISE was in force");
+    box_has(box_out.s, "noise.ops.scale = 0.5: NO NOISE was in force");
+    box_lacks(box_out.s, "noise.ops.scale = 0: NO NOISE");
+    box_has(box_out.s, "a-scale_0-s1-0001 and a-scale_1e-4-s1-0001 ended with the same adapter");
+    box_has(box_out.s, "a-scale_0-s1-0001 and a-scale_0.5-s1-0001 ended with the same adapter");
 }
 
 Test(matrix, wrong_words_start_nothing) {
