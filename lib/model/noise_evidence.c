@@ -3,6 +3,7 @@
  * Knows: how far a realised size may lie from the intended one. Does not know: who counted.
  * SPDX-License-Identifier: Apache-2.0 */
 #include <math.h>
+#include <stddef.h>
 
 #include "lib/model/noise_ops.h"
 
@@ -26,6 +27,15 @@ void noise_evidence_add(struct noise_evidence *to, const struct noise_evidence *
     to->rows_squared += e->rows_squared;
     for (int m = 0; m < NOISE_MODULE_COUNT; m++) tally_add(&to->module[m], &e->module[m]);
     tally_add(&to->grad, &e->grad);
+}
+
+struct noise_evidence noise_evidence_since(const struct noise_evidence *e,
+                                           const struct noise_evidence *before) {
+    struct noise_evidence since = *e;
+    const int64_t *was = (const int64_t *)before;
+    int64_t *v = (int64_t *)&since;
+    for (size_t i = 0; i < sizeof since / sizeof *v; i++) v[i] -= was[i];
+    return since;
 }
 
 static double mean_of(int64_t sum, int64_t n) { return n ? (double)sum * 0x1p-20 / (double)n : 0; }
@@ -86,6 +96,25 @@ static int entries_of(struct entry list[ENTRIES_MAX], const struct noise_plan *p
 
 /* ---- the object ---- */
 
+/* Counts travel as they are, so that sums of them stay exact: members in their order. */
+static json_t *integers(const void *from, size_t bytes) {
+    const int64_t *v = from;
+    json_t *a = json_array();
+    for (size_t i = 0; i < bytes / sizeof *v; i++) json_array_append_new(a, json_integer(v[i]));
+    return a;
+}
+static bool integers_read(void *to, size_t bytes, const json_t *a) {
+    int64_t *v = to;
+    const size_t n = bytes / sizeof *v;
+    bool whole = json_array_size(a) == n;
+    for (size_t i = 0; whole && i < n; i++) {
+        whole = json_is_integer(json_array_get(a, i));
+        v[i] = json_integer_value(json_array_get(a, i));
+    }
+    return whole;
+}
+enum { PASSES_BYTES = offsetof(struct noise_evidence, weights_draw) };
+
 static double share(int64_t part, int64_t n) { return n ? (double)part / (double)n : 0; }
 
 /* deadzone's r is relative to t, not to the threshold */
@@ -113,9 +142,40 @@ json_t *noise_evidence_json(const struct noise_plan *p, enum noise_phase phase,
         if (x->text->bf16 && t->elements && !t->changed)
             json_object_set_new(o, "warning", json_string("bf16 arithmetic realises 0 here: not "
                                                           "one element changed"));
+        json_object_set_new(o, "sums", integers(t, sizeof *t));
         json_object_set_new(all, x->key, o);
     }
+    if (json_object_size(all)) json_object_set_new(all, "passes", integers(ev, PASSES_BYTES));
     return all;
+}
+
+int noise_evidence_read(struct noise_evidence *to, const struct noise_plan *p,
+                        enum noise_phase phase, const json_t *o, struct err *e) {
+    struct entry list[ENTRIES_MAX];
+    *to = (struct noise_evidence){ 0 };
+    const int n = entries_of(list, p, phase, to);
+    bool any = false;
+    for (int i = 0; i < n; i++) {
+        const json_t *said = json_object_get(o, list[i].key);
+        const double intended = noise_intended(list[i].text),
+                     theirs = json_number_value(json_object_get(said, "intended"));
+        any |= list[i].intended;
+        if (!list[i].intended && said)
+            return err_set(e, "noise on %s was not intended while %s, its evidence has some",
+                           list[i].key, noise_phase_name[phase]);
+        if (!list[i].intended) continue;
+        if (!integers_read((void *)(uintptr_t)list[i].tally, sizeof *list[i].tally,
+                           json_object_get(said, "sums")))
+            return err_set(e, "noise on %s was intended while %s, its evidence names no site",
+                           list[i].key, noise_phase_name[phase]);
+        if (fabs(theirs - intended) > 1e-7 * intended)
+            return err_set(e, "noise on %s of size %.9g was intended while %s, its evidence is of "
+                           "size %.9g", list[i].key, intended, noise_phase_name[phase], theirs);
+    }
+    if (any && !integers_read(to, PASSES_BYTES, json_object_get(o, "passes")))
+        return err_set(e, "evidence of noise while %s does not say how many passes there were",
+                       noise_phase_name[phase]);
+    return 0;
 }
 
 /* ---- the verdict ---- */

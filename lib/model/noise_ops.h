@@ -114,14 +114,21 @@ struct noise_evidence {
     struct noise_tally grad;     /* once on the accumulated gradient of the adapter */
 };
 void noise_evidence_add(struct noise_evidence *to, const struct noise_evidence *e);
+/* What came to `before`, an earlier state of e. */
+struct noise_evidence noise_evidence_since(const struct noise_evidence *e,
+                                           const struct noise_evidence *before);
 double noise_tally_mean(const struct noise_tally *t, double scale);      /* of e / |t| */
 double noise_tally_rms(const struct noise_tally *t, double scale);
 /* Object "op/matmul/forward" -> {"intended","realised","mean","sites","elements","changed",
- * "changed_bf16"} (changed: shares), the same in metrics, records and scores; also
- * "op/lora_grad/backward"; {} when nothing was intended. "warning" where bf16 arithmetic realised
- * nothing. */
+ * "changed_bf16","sums"} (changed: shares; sums: the tally's members in their order), the same in
+ * metrics, records and scores; also "op/lora_grad/backward", and "passes": the members before the
+ * tallies. {} when nothing was intended. "warning" where bf16 arithmetic realised nothing. */
 json_t *noise_evidence_json(const struct noise_plan *p, enum noise_phase phase,
                             const struct noise_evidence *e);
+/* The counts again out of such an object. -1 where it lacks something that was intended, or has
+ * something that was not, or of another size. */
+int noise_evidence_read(struct noise_evidence *to, const struct noise_plan *p,
+                        enum noise_phase phase, const json_t *o, struct err *e);
 /* -1 and the reason, where an intended treatment did not happen: no site visited, another number
  * than passes * sites, nothing changed in f32, a realised size more than 6 standard errors off
  * (rounding included), or noise where none was intended. bf16: its size is what it is, and 0 is a

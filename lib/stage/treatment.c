@@ -99,36 +99,61 @@ static json_t *aqn_evidence(const struct noise_view *v) {
                      aqn_layers(v));
 }
 
-char *treatment_evidence(const struct noise_plan *p, enum noise_phase phase,
-                         const struct noise_evidence *measured, const struct noise_view *aqn) {
-    json_t *o = noise_evidence_json(p, phase, measured);
-    if (aqn && aqn->sigma > 0) json_object_set_new(o, "aqn", aqn_evidence(aqn));
+/* Counts of o, a measured object, and what it says besides; takes both. */
+static char *evidence_text(json_t *o, json_t *besides) {
+    if (json_object_size(o) || json_object_get(besides, "aqn")) json_object_update(o, besides);
     char *text = json_object_size(o) ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(9))
                                      : mem_dup("");
+    json_decref(besides);
     json_decref(o);
     return text;
 }
 
-int treatment_evidence_check(const struct noise_plan *p, enum noise_phase phase, const char *text,
-                             struct err *e) {
-    json_t *table = noise_plan_json(p), *o = *text ? json_loads(text, 0, NULL) : NULL, *row;
-    size_t i;
-    int rc = 0;
-    json_array_foreach(table, i, row) {
-        char key[128];
-        if (rc < 0) break;
-        if (strcmp(json_string_value(json_object_get(row, "phase")), noise_phase_name[phase]) ||
-            json_object_get(row, "note"))
-            continue;
-        snprintf(key, sizeof key, "%s/%s/%s", json_string_value(json_object_get(row, "kind")),
-                 json_string_value(json_object_get(row, "name")),
-                 json_string_value(json_object_get(row, "direction")));
-        json_t *sites = json_object_get(json_object_get(o, key), "sites");
-        if (json_integer_value(sites) > 0) continue;
-        rc = err_set(e, "noise on %s was intended while %s, its evidence names no site", key,
-                     noise_phase_name[phase]);
-    }
+static void set_seed(json_t *o, const char *name, uint64_t seed) {
+    char text[32];
+    snprintf(text, sizeof text, "%llu", (unsigned long long)seed);
+    json_object_set_new(o, name, json_string(text));
+}
+
+char *treatment_evidence(const struct noise_plan *p, enum noise_phase phase,
+                         const struct noise_evidence *measured, const struct noise_view *aqn,
+                         struct treatment_seeds seeds) {
+    json_t *besides = json_object();
+    set_seed(besides, "seed", seeds.seed);
+    if (p->op_text.type == KERN_NOISE_SYSTEMATIC) set_seed(besides, "fixed_seed", seeds.fixed);
+    if (aqn && aqn->sigma > 0) json_object_set_new(besides, "aqn", aqn_evidence(aqn));
+    return evidence_text(noise_evidence_json(p, phase, measured), besides);
+}
+
+char *treatment_evidence_sum(const struct noise_plan *p, enum noise_phase phase,
+                             const struct noise_evidence *measured, const char *part) {
+    json_t *besides = json_object(), *o = *part ? json_loads(part, 0, NULL) : NULL;
+    static const char *const kept[] = { "seed", "fixed_seed", "aqn" };
+    for (size_t i = 0; i < COUNT_OF(kept); i++)
+        if (json_object_get(o, kept[i]))
+            json_object_set(besides, kept[i], json_object_get(o, kept[i]));
     json_decref(o);
-    json_decref(table);
-    return rc;
+    return evidence_text(noise_evidence_json(p, phase, measured), besides);
+}
+
+int treatment_evidence_add(struct noise_evidence *to, const struct noise_plan *p,
+                           enum noise_phase phase, const char *text, struct err *e) {
+    struct noise_evidence got;
+    json_t *o = *text ? json_loads(text, 0, NULL) : NULL;
+    const int rc = noise_evidence_read(&got, p, phase, o, e);
+    json_decref(o);
+    if (rc < 0) return -1;
+    const bool drawn_once = p->module_text.type && p->module_text.point == NOISE_POINT_WEIGHT;
+    for (int m = 0; m < NOISE_MODULE_COUNT && drawn_once; m++)
+        if (to->module[m].elements)
+            got.module[m] = (struct noise_tally){ .sites = got.module[m].sites };
+    noise_evidence_add(to, &got);
+    return 0;
+}
+
+int treatment_check(const struct noise_plan *p, enum noise_phase phase,
+                    const struct noise_evidence *measured, struct err *e) {
+    if (noise_evidence_check(p, phase, measured, e) == 0) return 0;
+    e->code = EXIT_CONFIG;
+    return -1;
 }

@@ -28,12 +28,21 @@ size_t treatment_bytes(const struct shared *c, const struct model_conf *m, bool 
 void treatment_text(struct str *out, const struct noise_plan *p, enum noise_phase phase,
                     double sigma);
 
-/* What groups and scores carry: compact JSON of what was measured in a phase and of the AQN draw
- * (NULL = none), "" where nothing was intended. The caller frees it. */
+/* Whose draws they were; fixed: of type systematic. */
+struct treatment_seeds { uint64_t seed, fixed; };
+/* What groups and scores carry: compact JSON of what was measured in a phase, of the AQN draw
+ * (NULL = none) and of the seeds, as texts; "" where nothing was intended. The caller frees it. */
 char *treatment_evidence(const struct noise_plan *p, enum noise_phase phase,
-                         const struct noise_evidence *measured, const struct noise_view *aqn);
-/* Such a text from another process: -1 where something that p intends in this phase is not in it
- * with at least one site. */
-int treatment_evidence_check(const struct noise_plan *p, enum noise_phase phase, const char *text,
-                             struct err *e);
+                         const struct noise_evidence *measured, const struct noise_view *aqn,
+                         struct treatment_seeds seeds);
+/* Adds the counts of such a text from another process. The draw for the weights of a module is the
+ * same in all of them and counts once. -1 as noise_evidence_read. */
+int treatment_evidence_add(struct noise_evidence *to, const struct noise_plan *p,
+                           enum noise_phase phase, const char *text, struct err *e);
+/* The text of a sum: counts from measured, all else as `part`, one of its parts, has it. */
+char *treatment_evidence_sum(const struct noise_plan *p, enum noise_phase phase,
+                             const struct noise_evidence *measured, const char *part);
+/* noise_evidence_check; a contradiction is EXIT_CONFIG, because a restart would meet it again. */
+int treatment_check(const struct noise_plan *p, enum noise_phase phase,
+                    const struct noise_evidence *measured, struct err *e);
 #endif

@@ -226,9 +226,11 @@ static int take_evidence(struct examiner *x, const struct exam *m, char **text) 
     struct err *e = &x->s->err;
     struct noise_evidence got = { 0 };
     if (gen_take_noise(x->gen, &got, e) < 0 ||
-        noise_evidence_check(m->plan, NOISE_PHASE_EVAL, &got, e) < 0)
+        treatment_check(m->plan, NOISE_PHASE_EVAL, &got, e) < 0)
         return err_wrap(e, "score of step %lld, noise %s", (long long)m->step, x->noise.s);
-    *text = treatment_evidence(m->plan, NOISE_PHASE_EVAL, &got, &x->aqn);
+    *text = treatment_evidence(m->plan, NOISE_PHASE_EVAL, &got, &x->aqn,
+                               (struct treatment_seeds){ m->noise_seed,
+                                                         (uint64_t)x->c->shared.run.seed });
     return 0;
 }
 

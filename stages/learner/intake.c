@@ -301,7 +301,8 @@ static enum verdict check_treatment(const struct intake *in, const struct rec_gr
         return VERDICT_FATAL;
     }
     if (check_aqn(in->now_wanted, g, e) < 0) return VERDICT_FATAL;
-    if (treatment_evidence_check(&p->plan, NOISE_PHASE_ROLLOUT, g->evidence, e) < 0) {
+    struct noise_evidence readable = { 0 };
+    if (treatment_evidence_add(&readable, &p->plan, NOISE_PHASE_ROLLOUT, g->evidence, e) < 0) {
         err_wrap(e, "group %lld", (long long)g->group);
         return VERDICT_FATAL;
     }

@@ -164,8 +164,10 @@ static void set_evidence(json_t *o, enum noise_phase phase, const char *text) {
     char name[160];
     json_object_foreach(all, what, hit) json_object_foreach(hit, field, value) {
         snprintf(name, sizeof name, "noise/%s/%s/%s", noise_phase_name[phase], what, field);
-        json_object_set(o, name, value);
+        if (strcmp(field, "sums") != 0) json_object_set(o, name, value);
     }
+    snprintf(name, sizeof name, "noise/%s/seed", noise_phase_name[phase]);
+    if (json_object_get(all, "seed")) json_object_set(o, name, json_object_get(all, "seed"));
     json_decref(all);
 }
 

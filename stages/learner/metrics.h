@@ -11,8 +11,8 @@ struct step_counts {                 /* of one step, all its waves */
     int64_t samples, right, tokens, version;
     double sigma, sigma_realised;
     int64_t noise_elements, noise_changed;
-    /* measured noise by phase, as groups carry it: rollout (of the last group), log-probs, update;
-     * NULL or "" = none */
+    /* measured noise by phase, as groups carry it: rollout (all groups), log-probs, update; NULL or
+     * "" = none */
     const char *evidence[NOISE_PHASE_COUNT];
 };
 struct step_seconds { double gather, update, step; };

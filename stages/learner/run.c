@@ -38,7 +38,7 @@ struct run {
     /* of the open step: kept ones first come first, sorted by id as waves are */
     const struct rec_group **group;
     struct step_counts counts;
-    char *evidence[NOISE_PHASE_COUNT];       /* of the last update; rollouts' is lent by a group */
+    char *evidence[NOISE_PHASE_COUNT];       /* of the last step and its update */
 };
 
 static int64_t wave_size(const struct learner_conf *c) { return c->wave > 0 ? c->wave : c->batch; }
@@ -248,7 +248,23 @@ static void count_group(struct step_counts *n, struct progress *p, const struct 
     n->sigma_realised = g->sigma_realised;
     n->noise_elements = g->noise_elements;
     n->noise_changed = g->noise_changed;
-    n->evidence[NOISE_PHASE_ROLLOUT] = g->evidence;
+}
+
+static void keep_evidence(struct run *r, enum noise_phase phase, char *text) {
+    free(r->evidence[phase]);
+    r->counts.evidence[phase] = r->evidence[phase] = text;
+}
+
+/* What the rollouts applied in this step: the sum over all of its groups, the filtered ones too,
+ * whoever made them. */
+static int sum_rollouts(struct run *r, const struct noise_evidence *sum, const char *part,
+                        struct err *e) {
+    const struct noise_plan *p = &r->policy.plan;
+    if (treatment_check(p, NOISE_PHASE_ROLLOUT, sum, e) < 0)
+        return err_wrap(e, "groups of step %lld", (long long)r->done.step + 1);
+    keep_evidence(r, NOISE_PHASE_ROLLOUT,
+                  treatment_evidence_sum(p, NOISE_PHASE_ROLLOUT, sum, part));
+    return 0;
 }
 
 /* Waves until `batch` groups teach or the waves are used up. 0, 1 asked to stop, -1. Kept groups
@@ -258,6 +274,8 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
     const struct learner_conf *c = r->c;
     int wave = (int)wave_size(c), most = c->filter == FILTER_METRIC_OFF ? 1 : (int)c->waves_max;
     const struct rec_group **arrived = mem_alloc((size_t)wave * sizeof *arrived);
+    struct noise_evidence applied = { 0 };
+    const char *part = "";
     int rc = 0;
     *kept = 0;
     for (int w = 0; rc == 0 && w < most && *kept < c->batch; w++) {
@@ -265,7 +283,9 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
         if (rc != 0) break;
         r->counts.waves++;
         next->cursor += wave;
-        for (int i = 0; i < wave; i++) {
+        for (int i = 0; rc == 0 && i < wave; i++) {
+            rc = treatment_evidence_add(&applied, &r->policy.plan, NOISE_PHASE_ROLLOUT,
+                                        part = arrived[i]->evidence, e);
             bool teaches = group_teaches(c, arrived[i]), keep = teaches && *kept < c->batch;
             count_group(&r->counts, next, arrived[i]);
             if (keep) r->group[(*kept)++] = arrived[i];
@@ -277,15 +297,9 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
     }
     next->groups_kept += *kept;
     r->counts.kept = *kept;
+    if (rc == 0) rc = sum_rollouts(r, &applied, part, e);
     free(arrived);
     return rc;
-}
-
-static void keep_evidence(struct run *r, enum noise_phase phase, const struct noise_evidence *ev,
-                          const struct noise_view *aqn) {
-    free(r->evidence[phase]);
-    r->evidence[phase] = treatment_evidence(&r->policy.plan, phase, ev, aqn);
-    r->counts.evidence[phase] = r->evidence[phase];
 }
 
 static int update(struct run *r, int kept, struct update_metrics *m, struct err *e) {
@@ -298,8 +312,12 @@ static int update(struct run *r, int kept, struct update_metrics *m, struct err 
                                         .version = r->done.version };
     if (updater_step(r->updater, &r->state, r->group, kept, &t, m, e) < 0)
         return err_wrap(e, "step %lld", (long long)r->done.step + 1);
-    keep_evidence(r, NOISE_PHASE_LOGPROB, &m->logprob, &m->aqn);
-    keep_evidence(r, NOISE_PHASE_UPDATE, &m->update, NULL);
+    const struct noise_plan *p = &r->policy.plan;
+    const struct treatment_seeds seeds = { t.seed, t.fixed_seed };
+    keep_evidence(r, NOISE_PHASE_LOGPROB,
+                  treatment_evidence(p, NOISE_PHASE_LOGPROB, &m->logprob, &m->aqn, seeds));
+    keep_evidence(r, NOISE_PHASE_UPDATE,
+                  treatment_evidence(p, NOISE_PHASE_UPDATE, &m->update, NULL, seeds));
     return 0;
 }
 

@@ -227,8 +227,8 @@ static int check_evidence(const struct updater *u, const struct batch *b, struct
         for (int op = 0; op < NOISE_OP_COUNT; op++)
             m->logprob.op[op][NOISE_BACKWARD] = (struct noise_tally){ 0 };
     }
-    if (noise_evidence_check(&u->policy->plan, NOISE_PHASE_LOGPROB, &m->logprob, e) < 0) return -1;
-    return noise_evidence_check(&u->policy->plan, NOISE_PHASE_UPDATE, &m->update, e);
+    if (treatment_check(&u->policy->plan, NOISE_PHASE_LOGPROB, &m->logprob, e) < 0) return -1;
+    return treatment_check(&u->policy->plan, NOISE_PHASE_UPDATE, &m->update, e);
 }
 
 static double rate_of(const struct learner_conf *c, int64_t rate_steps) {

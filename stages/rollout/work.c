@@ -33,7 +33,8 @@ struct work {
     struct policy policy;
     struct gen *gen;
     struct noise_view noise;
-    struct noise_evidence evidence;  /* since the policy in force was adopted */
+    /* since the policy in force was adopted; what of it finished groups took along */
+    struct noise_evidence evidence, told;
     bool adopted;
     char adapter[SHA256_HEX]; /* hash in force, as computed from what was loaded; "" = base */
     char adapter_path[FS_PATH_MAX];
@@ -261,7 +262,7 @@ static int say_want(struct work *w) {
 static int take_evidence(struct work *w) {
     struct err *e = &w->s->err;
     if (gen_take_noise(w->gen, &w->evidence, e) < 0 ||
-        noise_evidence_check(&w->policy.plan, NOISE_PHASE_ROLLOUT, &w->evidence, e) < 0)
+        treatment_check(&w->policy.plan, NOISE_PHASE_ROLLOUT, &w->evidence, e) < 0)
         return err_wrap(e, "version %lld", (long long)w->version);
     return 0;
 }
@@ -291,7 +292,7 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
                             t->treatment.noise_seed, t->version, e);
     if (rc == 0) rc = gen_adopt(w->gen, l, &w->noise, e);
     gen_set_noise(w->gen, &w->policy.plan, NOISE_PHASE_ROLLOUT, t->treatment.noise_seed, t->seed);
-    w->evidence = (struct noise_evidence){ 0 };
+    w->evidence = w->told = (struct noise_evidence){ 0 };
     lora_destroy(&l);
     /* what was loaded, not what was asked */
     snprintf(w->adapter, sizeof w->adapter, "%s", got);
@@ -403,14 +404,19 @@ static void take_sample(void *ud, const struct gen_sample *g) {
     w->s->progress++;
 }
 
-/* Groups that this step finished take along what was measured up to their last token. */
+/* Groups that this step finished take along what was measured since the last one that was finished;
+ * of several the first does. */
 static int seal_jobs(struct work *w) {
     for (int i = 0; i < w->jobs; i++) {
         struct job *j = w->job[i];
         if (j->state != JOB_STATE_MADE || j->traj.group.evidence) continue;
         if (take_evidence(w) < 0) return -1;
-        j->traj.group.evidence = treatment_evidence(&w->policy.plan, NOISE_PHASE_ROLLOUT,
-                                                    &w->evidence, &w->noise);
+        const struct noise_evidence new = noise_evidence_since(&w->evidence, &w->told);
+        j->traj.group.evidence = treatment_evidence(&w->policy.plan, NOISE_PHASE_ROLLOUT, &new,
+                                                    &w->noise,
+                                                    (struct treatment_seeds){ w->noise_seed,
+                                                                              w->seed });
+        w->told = w->evidence;
     }
     return 0;
 }
