@@ -220,6 +220,14 @@ static void died_badly(struct super *s, struct member *m, int status) {
         s->hurry = true;
         return;
     }
+    if (status == EXIT_CONFIG) {                     /* it would say so again after every restart */
+        view_event(&s->view, "%s %s", m->id, how);
+        show_log(s, m);
+        last_word(why, sizeof why, s, m);
+        give_up(s, RUN_STATE_FAILED, status, "stage '%s' %s in step %lld%s", m->s->name, how,
+                (long long)s->step, why);
+        return;
+    }
     if (m->deaths >= m->s->restarts || m->stalls >= STALLS_MAX) {
         bool stalled = m->stalls >= STALLS_MAX;
         view_event(&s->view, "%s %s; it was restarted %d times in this step already", m->id, how,

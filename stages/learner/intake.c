@@ -290,23 +290,18 @@ static enum verdict check_treatment(const struct intake *in, const struct rec_gr
                                     struct err *e) {
     const struct policy *p = in->policy;
     const char *ops = g->treatment.ops;
-    if (strcmp(g->treatment.hash, p->treatment) != 0) {
+    struct noise_evidence readable = { 0 };
+    if (strcmp(g->treatment.hash, p->treatment) != 0)
         err_set(e, "group %lld was made under treatment %s, this learner's configuration gives %s",
                 (long long)g->group, g->treatment.hash, p->treatment);
-        return VERDICT_FATAL;
-    }
-    if (strcmp(ops, p->ops.s) != 0) {
+    else if (strcmp(ops, p->ops.s) != 0)
         err_set(e, "group %lld was made with ops '%s', this learner's configuration gives '%s'",
                 (long long)g->group, ops, p->ops.s);
-        return VERDICT_FATAL;
-    }
-    if (check_aqn(in->now_wanted, g, e) < 0) return VERDICT_FATAL;
-    struct noise_evidence readable = { 0 };
-    if (treatment_evidence_add(&readable, &p->plan, NOISE_PHASE_ROLLOUT, g->evidence, e) < 0) {
+    else if (treatment_evidence_add(&readable, &p->plan, NOISE_PHASE_ROLLOUT, g->evidence, e) < 0)
         err_wrap(e, "group %lld", (long long)g->group);
-        return VERDICT_FATAL;
-    }
-    return VERDICT_TAKE;
+    else if (check_aqn(in->now_wanted, g, e) == 0) return VERDICT_TAKE;
+    e->code = EXIT_CONFIG;
+    return VERDICT_FATAL;
 }
 
 static const char *prompt_fault(const struct intake *in, const struct rec_group *g) {

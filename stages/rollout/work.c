@@ -175,11 +175,11 @@ static int check_treatment(struct work *w, const struct rec_ticket *t) {
     if (!asked->hash || !*asked->hash) return 0;
     const char *ours = w->policy.ops.s;
     if (strcmp(asked->hash, w->policy.treatment) == 0 && strcmp(asked->ops, ours) == 0) return 0;
-    return err_set(&w->s->err,
-                   "ticket of group %lld asks for treatment %s with ops '%s', this rollout's "
-                   "configuration gives %s with ops '%s': learner and rollout were not started "
-                   "from the same pipeline file",
-                   (long long)t->group, asked->hash, asked->ops, w->policy.treatment, ours);
+    return err_code(&w->s->err, EXIT_CONFIG,
+                    "ticket of group %lld asks for treatment %s with ops '%s', this rollout's "
+                    "configuration gives %s with ops '%s': learner and rollout were not started "
+                    "from the same pipeline file",
+                    (long long)t->group, asked->hash, asked->ops, w->policy.treatment, ours);
 }
 
 static int ticket_take(struct work *w, struct rec *r) {
