@@ -83,6 +83,7 @@ struct exam examiner_exam(const struct examiner *x, const struct rec_adapter *a,
 }
 
 const char *examiner_ops(const struct examiner *x) { return x->policy.ops.s; }
+const char *examiner_treatment(const struct examiner *x) { return x->policy.treatment; }
 
 void examiner_warn(const struct examiner *x, const struct rec_adapter *a) {
     if (strcmp(a->treatment.hash, x->policy.treatment) == 0) return;

@@ -22,8 +22,9 @@ struct exam {
  * noise.modules.eval are yes), or under all noise that it trains under at this step. Lends a's
  * texts. */
 struct exam examiner_exam(const struct examiner *x, const struct rec_adapter *a, bool noisy);
-/* The settings' noise on operations and modules, as records name it. */
+/* The settings' noise on operations and modules, as records name it; the hash over all of them. */
 const char *examiner_ops(const struct examiner *x);
+const char *examiner_treatment(const struct examiner *x);
 /* Says aloud, in capitals, that an adapter was trained under another treatment than ours. */
 void examiner_warn(const struct examiner *x, const struct rec_adapter *a);
 /* How its score is labelled: treatment_text. Appends. */

@@ -82,18 +82,21 @@ static bool find_mark(const char *dir, int64_t version, struct rec *mark) {
     return found;
 }
 
-/* eval.noise = trained: the settings must be those that the adapter was trained with. */
+/* eval.noise = trained: the settings must be those that the adapter was trained with, AQN's targets
+ * and all. */
 static int check_trained(struct stage *s, const struct rec_adapter *a, bool marked,
-                         const char *ours) {
-    const char *trained = a->treatment.ops;
+                         const struct examiner *x) {
+    const char *hash = examiner_treatment(x);
     if (!marked)
         return err_code(&s->err, EXIT_CONFIG,
                         "eval.noise = trained, but no run left a note beside adapter '%s' that "
                         "says how it was trained (at-NNNNNN.json)", a->path);
-    if (strcmp(trained, ours) != 0)
+    if (strcmp(a->treatment.hash, hash) != 0)
         return err_code(&s->err, EXIT_CONFIG,
-                        "adapter '%s' was trained with noise '%s', this configuration says '%s': "
-                        "take the run's own, -c RUN/conf/eval.conf", a->path, trained, ours);
+                        "adapter '%s' was trained under treatment %s (noise '%s'), this "
+                        "configuration gives %s (noise '%s'; AQN, formats or adapter shape may "
+                        "differ too): take the run's own, -c RUN/conf/eval.conf", a->path,
+                        a->treatment.hash, a->treatment.ops, hash, examiner_ops(x));
     return 0;
 }
 
@@ -175,7 +178,7 @@ int score_once(struct stage *s, struct examiner *x) {
     if (marked) examiner_warn(x, &a.adapter);
     const struct exam m = examiner_exam(x, &a.adapter, trained);
     struct answers got;
-    int rc = trained ? check_trained(s, &a.adapter, marked, examiner_ops(x)) : 0;
+    int rc = trained ? check_trained(s, &a.adapter, marked, x) : 0;
     if (rc == 0 && (rc = examiner_ask(x, &m, &got)) == 0) {
         rc = tell_once(s, x, &a.adapter, marked, who, &got);
         answers_release(&got);
@@ -192,18 +195,35 @@ struct step_scores {
     int n;
 };
 
+/* Answers that were asked for again are the kept ones, or what is measured is not theirs. */
+static int same_answers(const struct tally *kept, const struct answers *got, enum task_rule rule,
+                        struct err *e) {
+    struct tally_set set = { 0 };
+    for (int64_t i = 0; i < got->n; i++) tally_add(&set, &got->v[i].answer, rule);
+    const bool same = set.n == 1 && set.t[0].n == kept->n && set.t[0].texts == kept->texts;
+    tally_release(&set);
+    return same ? 0
+                : err_code(e, EXIT_CONFIG,
+                           "step %lld, noise %s: asked again, the answers are not those kept in "
+                           "tape/answers.tape: other settings, model, programs or kernels",
+                           (long long)kept->step, kept->noise);
+}
+
 /* Answers of an exam, where they must be asked for: those that are kept need not be, but what was
  * measured of the noise is kept by the score alone, so a noisy one is measured again. 0, 1 asked to
  * stop, -1. */
 static int exam_answers(struct stage *s, struct examiner *x, struct book *b, const struct exam *m,
                         const char *noise, struct answers *got) {
-    const bool kept = book_answers(b, m->step, noise), clean = strcmp(noise, "none") == 0;
-    if (kept && clean) return 0;
+    const struct tally *kept = book_answers(b, m->step, noise);
+    const struct eval_conf *c = s->conf;
+    if (kept && strcmp(noise, "none") == 0) return 0;
     if (kept)
         log_info("answers of step %lld are kept, but not what was measured of the noise: asking "
                  "again", (long long)m->step);
     const int rc = examiner_ask(x, m, got);
-    return rc != 0 || kept ? rc : book_keep_answers(b, got->v, got->n, &s->err);
+    if (rc != 0) return rc;
+    return kept ? same_answers(kept, got, (enum task_rule)c->rule, &s->err)
+                : book_keep_answers(b, got->v, got->n, &s->err);
 }
 
 /* Adds the score of one exam. 0, 1 asked to stop, -1. */

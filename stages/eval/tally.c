@@ -1,6 +1,7 @@
 /* tally.c - see tally.h.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/eval/tally.h"
+#include "lib/base/hash.h"
 #include "lib/base/stat.h"
 
 void tally_release(struct tally_set *s) {
@@ -30,6 +31,12 @@ static struct tally *row_of(struct tally_set *s, const struct rec_answer *a) {
     return t;
 }
 
+static uint32_t checksum(const struct rec_answer *a) {
+    const uint32_t crc = crc32c(crc32c(0, a->question_id, strlen(a->question_id)), &a->k,
+                                sizeof a->k);
+    return crc32c(crc, a->text, strlen(a->text));
+}
+
 void tally_add(struct tally_set *s, const struct rec_answer *a, enum task_rule rule) {
     struct tally *t = row_of(s, a);
     struct str read;
@@ -41,6 +48,7 @@ void tally_add(struct tally_set *s, const struct rec_answer *a, enum task_rule r
     t->right_flexible += task_right(TASK_RULE_FLEXIBLE, a->text, a->answer, NULL);
     t->tokens += a->tokens;
     t->truncated += strcmp(a->stop, "length") == 0;
+    t->texts += checksum(a);
     str_release(&read);
 }
 

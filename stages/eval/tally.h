@@ -10,6 +10,7 @@
 struct tally {
     char *run, *split, *quant, *noise;
     int64_t version, step, n, right, parsed, right_strict, right_flexible, tokens, truncated;
+    uint64_t texts;                  /* sum over answers of a checksum of question, k and text */
 };
 struct tally_set { struct tally *t; int n; };
 void tally_release(struct tally_set *s);
