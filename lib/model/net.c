@@ -321,7 +321,7 @@ static void pack_layer(struct net *n, const struct lora *l, int layer, float *st
 int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, struct err *e) {
     assert(!v || !(v->dw.p || v->linear) || v->kern == n->k);
     n->noise = v;
-    n->op_noise.weights.ready = false;               /* of norms, it holds AQN's too */
+    n->op_noise.weights.norms_ready = false;         /* they hold AQN's noise too */
     n->adapted = false;
     if (!l) return 0;
     if (l->shape.rank != n->lora.shape.rank ||

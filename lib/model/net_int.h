@@ -63,6 +63,7 @@ enum { NET_TALLY_MODULE = NOISE_OP_COUNT * NOISE_DIRECTION_COUNT,
 /* Noise on weights of modules (net_noise_weights.c); not part of the one block. */
 struct net_weights {
     bool ready;                                   /* made for this plan and seed */
+    bool norms_ready;                             /* ... and dw with the AQN in force */
     const struct noise_plan *plan;
     uint64_t seed;
     kptr mem, dw;                                 /* dw: f32 (2 layers + 1, D), AQN's included */

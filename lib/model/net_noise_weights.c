@@ -3,7 +3,8 @@
  *
  * Knows: e = scale z |W| of a matrix, drawn row by row by the backend, rounded once to a bf16
  * matrix that is the noise (f32 beside f32 weights); the net multiplies by it as a second product.
- * Of norms e is f32, and AQN's dw is added to it, because the norm takes one dw.
+ * Of norms e is f32, and AQN's dw is added to it, because the norm takes one dw: another AQN draw
+ * makes them anew, and them alone.
  * Does not know: when a seed changes.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/pack.h"
@@ -128,19 +129,23 @@ static void make_norm(struct net *n, int index, kptr w, kptr buffer) {
     if (aqn.p) n->k->add(n->k, &(struct kern_add){ .x = to, .y = aqn, .n = (size_t)dim });
 }
 
-static void make_all(struct net *n, kptr buffer) {
-    struct net_weights *x = &n->op_noise.weights;
+static void make_norms(struct net *n, kptr buffer) {
     const struct model *m = n->model;
     for (int layer = 0; layer < m->conf.layers; layer++) {
-        const struct model_layer *l = &m->layer[layer];
-        for (enum proj p = 0; p < PROJ_COUNT; p++)
-            if (x->linear[layer][p].out)
-                make_matrix(n, net_noise_weight_draw(n, (enum noise_module)p, layer), &l->w[p],
-                            &x->linear[layer][p], buffer);
-        make_norm(n, 2 * layer, l->norm_in, buffer);
-        make_norm(n, 2 * layer + 1, l->norm_post, buffer);
+        make_norm(n, 2 * layer, m->layer[layer].norm_in, buffer);
+        make_norm(n, 2 * layer + 1, m->layer[layer].norm_post, buffer);
     }
     make_norm(n, 2 * m->conf.layers, m->norm_final, buffer);
+}
+
+static void make_matrices(struct net *n, kptr buffer) {
+    struct net_weights *x = &n->op_noise.weights;
+    const struct model *m = n->model;
+    for (int layer = 0; layer < m->conf.layers; layer++)
+        for (enum proj p = 0; p < PROJ_COUNT; p++)
+            if (x->linear[layer][p].out)
+                make_matrix(n, net_noise_weight_draw(n, (enum noise_module)p, layer),
+                            &m->layer[layer].w[p], &x->linear[layer][p], buffer);
     if (x->head.out)
         make_matrix(n, net_noise_weight_draw(n, NOISE_MODULE_HEAD, NET_NO_LAYER), &m->head,
                     &x->head, buffer);
@@ -158,31 +163,45 @@ static int room(struct net *n, struct err *e) {
     return 0;
 }
 
-int net_noise_prepare(struct net *n, struct err *e) {
+/* Matrices and norms, measured. */
+static int make_all(struct net *n, kptr buffer, struct err *e) {
     struct net_weights *x = &n->op_noise.weights;
-    const struct noise_plan *p = n->op_noise.plan;
     struct noise_tally seen[NOISE_MODULE_COUNT], *tally = n->op_noise.seen.module;
-    kptr buffer;
-    if (!n->op_noise.modules || p->module_text.point != NOISE_POINT_WEIGHT || x->ready) return 0;
-    if (net_noise_take_sums(n, e) < 0) return -1;    /* what follows is counted by itself */
-    const int widest = n->model->conf.dim > n->q_dim ? n->model->conf.dim : n->q_dim,
-              dim = n->model->conf.ffn_dim > widest ? n->model->conf.ffn_dim : widest;
-    if (room(n, e) < 0 ||
-        n->k->alloc(n->k, &buffer, BLOCK_ROWS * sizeof(float) * (size_t)(dim + 1), e) < 0)
-        return -1;
-    memcpy(seen, tally, sizeof seen);
+    if (net_noise_take_sums(n, e) < 0) return -1;
+    memcpy(seen, tally, sizeof seen);                /* what follows is counted by itself */
     memset(tally, 0, sizeof seen);
-    make_all(n, buffer);
-    n->k->free(n->k, &buffer);
+    make_matrices(n, buffer);
+    make_norms(n, buffer);
     const int rc = net_noise_take_sums(n, e);
     memcpy(x->tally, tally, sizeof seen);
     memcpy(tally, seen, sizeof seen);
-    if (rc < 0) return err_wrap(e, "noise on weights of modules");
-    x->plan = p;
+    x->plan = n->op_noise.plan;
     x->seed = n->op_noise.seed;
     x->draw = ++n->op_noise.weights_draws;
-    x->ready = true;
-    return 0;
+    x->ready = rc == 0;
+    return rc;
+}
+
+int net_noise_prepare(struct net *n, struct err *e) {
+    struct net_weights *x = &n->op_noise.weights;
+    kptr buffer;
+    if (!n->op_noise.modules || n->op_noise.plan->module_text.point != NOISE_POINT_WEIGHT ||
+        (x->ready && x->norms_ready))
+        return 0;
+    const int widest = n->model->conf.dim > n->q_dim ? n->model->conf.dim : n->q_dim,
+              dim = n->model->conf.ffn_dim > widest ? n->model->conf.ffn_dim : widest;
+    if (!x->ready && room(n, e) < 0) return -1;
+    int rc = n->k->alloc(n->k, &buffer, BLOCK_ROWS * sizeof(float) * (size_t)(dim + 1), e);
+    if (rc < 0) return err_wrap(e, "noise on weights of modules");
+    if (!x->ready) rc = make_all(n, buffer, e);
+    else {
+        n->op_noise.again = true;                    /* the same draws beside another AQN */
+        make_norms(n, buffer);
+        n->op_noise.again = false;
+    }
+    n->k->free(n->k, &buffer);
+    x->norms_ready = rc == 0;
+    return rc < 0 ? err_wrap(e, "noise on weights of modules") : 0;
 }
 
 void net_noise_weights_release(struct net *n) {

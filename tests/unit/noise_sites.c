@@ -316,6 +316,43 @@ Test(noise_sites, weights_drawn_once_are_counted_once_however_often_they_are_ask
     world_close(&w);
 }
 
+/* Only they hold AQN's noise; and the draw is measured once. */
+Test(noise_sites, another_aqn_draw_makes_the_noise_of_norms_anew_and_no_other) {
+    struct world w;
+    struct err e = { 0 };
+    struct noise_view v;
+    float alone[SCORED], with[SCORED], lp[SCORED];
+    struct noise_text m = text("q_proj, rmsnorm", true, false);
+    m.exclude = "";
+    m.point = NOISE_POINT_WEIGHT;
+    world_open(&w, MODEL_QUANT_BF16, 2);
+    make(&w, NULL, &m);
+    cr_assert_eq(noise_view_open(&v, &w.f.model, NULL, .05, 5, 6, &e), 0, "%s", e.text);
+    net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
+    score(&w, alone);
+    const struct noise_evidence first = take(&w);
+    for (int round = 0; round < 2; round++) {
+        cr_assert_eq(net_adopt(w.n, w.l, &v, &e), 0, "%s", e.text);
+        call_count = 0;
+        score(&w, round ? lp : with);
+        cr_expect_eq(calls_at(KERN_NOISE_SITE(0, NOISE_SITE_MODULE_WEIGHT + NOISE_MODULE_Q), true), 0);
+        cr_expect_eq(calls_at(KERN_NOISE_SITE(0, NOISE_SITE_MODULE_WEIGHT + NOISE_MODULE_Q), false), 0);
+        cr_expect_eq(calls_at(KERN_NOISE_SITE(0, NOISE_SITE_MODULE_WEIGHT + NOISE_MODULE_NORM_IN), false), 1);
+        cr_expect_eq(calls_at(KERN_NOISE_SITE(0, NOISE_SITE_MODULE_WEIGHT + NOISE_MODULE_NORM_IN), true), 0);
+        const struct noise_evidence again = take(&w);
+        cr_expect_eq(again.module[NOISE_MODULE_NORM_IN].r2, first.module[NOISE_MODULE_NORM_IN].r2);
+        cr_assert_eq(net_adopt(w.n, w.l, NULL, &e), 0, "%s", e.text);
+        float without[SCORED];
+        score(&w, without);
+        cr_expect(memcmp(alone, without, sizeof alone) == 0, "AQN stayed behind");
+        take(&w);
+    }
+    cr_expect(memcmp(with, lp, sizeof with) == 0);
+    cr_expect(memcmp(with, alone, sizeof with) != 0);
+    noise_view_close(&v);
+    world_close(&w);
+}
+
 /* ---- whose draw it is ---- */
 
 Test(noise_sites, rows_carry_prompt_sample_and_position) {
