@@ -76,7 +76,7 @@ struct net_weights {
 struct net_noise {
     bool on;                                      /* anything acts in this phase; false = clean */
     const struct noise_plan *plan;
-    uint64_t seed;
+    uint64_t seed, fixed_seed;
     uint32_t key[2], key_fixed[2];                /* of draws; of those of type systematic */
     bool ops[NOISE_DIRECTION_COUNT], modules;     /* what acts in this phase */
     kptr id, want_id, want_pos;                   /* (R, 2), (R, 2), (R): rows; wanted rows */

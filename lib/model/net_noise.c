@@ -19,6 +19,7 @@ void net_set_noise(struct net *n, const struct noise_plan *plan, enum noise_phas
     assert(!x->on || n->o.noise);
     x->plan = plan;
     x->seed = seed;
+    x->fixed_seed = fixed_seed;
     x->repeats = -1;
     rng_key(x->key, seed, RNG_PURPOSE_OP_NOISE, 0);
     rng_key(x->key_fixed, fixed_seed, RNG_PURPOSE_OP_NOISE, 1);

@@ -96,12 +96,32 @@ void net_noise_swiglu_bwd(struct net *n, int layer, const struct kern_swiglu_bwd
 }
 
 /* A layer's part of the gradient: whole rows, then what is left. */
+static void grad_rows(struct net *n, struct kern_noise noise, int layer, kptr at, size_t params) {
+    const int rows = (int)(params / GRAD_ROW), rest = (int)(params % GRAD_ROW);
+    struct kern_perturb a = in_place(noise, at, rows, GRAD_ROW);
+    if (rows) n->k->perturb(n->k, &a);
+    a = in_place(noise, kptr_at(at, (size_t)rows * GRAD_ROW * sizeof(float)), 1, rest);
+    a.noise.site = KERN_NOISE_SITE(layer, NOISE_SITE_GRAD_REST);
+    if (rest) n->k->perturb(n->k, &a);
+}
+
+/* Of type systematic a counter holds no row: long rows, each with a key of its own. */
+static void grad_fixed(struct net *n, struct kern_noise noise, kptr at, size_t params) {
+    for (size_t i = 0; i * KERN_NOISE_DIM_MAX < params; i++) {
+        const size_t from = i * KERN_NOISE_DIM_MAX, left = params - from;
+        rng_key(noise.key, n->op_noise.fixed_seed, RNG_PURPOSE_OP_NOISE, 1 + ((uint64_t)i << 32));
+        const struct kern_perturb a = in_place(noise, kptr_at(at, from * sizeof(float)), 1,
+                                               left < KERN_NOISE_DIM_MAX ? (int)left
+                                                                         : KERN_NOISE_DIM_MAX);
+        n->k->perturb(n->k, &a);
+    }
+}
+
 void net_noise_grad(struct net *n, uint64_t update) {
     struct net_noise *x = &n->op_noise;
     const struct noise_plan *p = x->plan;
     if (!x->ops[NOISE_BACKWARD] || !p->op[NOISE_OP_MATMUL]) return;
     const size_t params = n->lora.params / (size_t)p->layers;
-    const int rows = (int)(params / GRAD_ROW), rest = (int)(params % GRAD_ROW);
     uint32_t key[2];
     rng_key(key, x->seed, RNG_PURPOSE_OP_NOISE, 2 + update);
     x->seen.grad.sites++;
@@ -109,14 +129,13 @@ void net_noise_grad(struct net *n, uint64_t update) {
         if (!p->op_layer[layer]) continue;
         struct kern_noise noise = net_noise_op(n, NOISE_OP_MATMUL, NOISE_BACKWARD, layer,
                                                NOISE_SITE_GRAD, false);
-        if (noise.type != KERN_NOISE_SYSTEMATIC) memcpy(noise.key, key, sizeof key);
+        const kptr at = kptr_at(n->grad, (size_t)layer * params * sizeof(float));
         noise.id = noise.pos = (kptr){ NULL };
         noise.sums = kptr_at(x->sums, NET_TALLY_GRAD * KERN_NOISE_SUMS * sizeof(int64_t));
-        const kptr at = kptr_at(n->grad, (size_t)layer * params * sizeof(float));
-        struct kern_perturb a = in_place(noise, at, rows, GRAD_ROW);
-        if (rows) n->k->perturb(n->k, &a);
-        a = in_place(noise, kptr_at(at, (size_t)rows * GRAD_ROW * sizeof(float)), 1, rest);
-        a.noise.site = KERN_NOISE_SITE(layer, NOISE_SITE_GRAD_REST);
-        if (rest) n->k->perturb(n->k, &a);
+        if (noise.type == KERN_NOISE_SYSTEMATIC) grad_fixed(n, noise, at, params);
+        else {
+            memcpy(noise.key, key, sizeof key);
+            grad_rows(n, noise, layer, at, params);
+        }
     }
 }

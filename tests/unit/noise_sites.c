@@ -6,6 +6,7 @@
 #include <criterion/criterion.h>
 #include <math.h>
 
+#include "kernels/noise_math.h"
 #include "lib/base/rng.h"
 #include "lib/base/str.h"
 #include "lib/gen/gen.h"
@@ -313,6 +314,51 @@ Test(noise_sites, weights_drawn_once_are_counted_once_however_often_they_are_ask
         cr_assert_eq(net_take_noise(w.n, &other, &e), 0, "%s", e.text);
         cr_expect_eq(other.module[NOISE_MODULE_Q].r2, sum.module[NOISE_MODULE_Q].r2);
     }
+    world_close(&w);
+}
+
+/* The counter of that type has no row: what else would tell rows of a long gradient apart? */
+Test(noise_sites, a_fixed_bias_of_the_gradient_does_not_repeat) {
+    struct world w;
+    struct err e = { 0 };
+    float lp[SCORED];
+    struct noise_text m = text("matmul", false, true);
+    m.type = KERN_NOISE_SYSTEMATIC;
+    world_open(&w, MODEL_QUANT_F32, 2);
+    net_destroy(&w.n);
+    lora_destroy(&w.l);
+    w.l = fix_lora(&w.c, 16, 8, .2f, 7);
+    const struct net_opts o = { .rows_max = 180, .slots_max = 7, .positions_max = 64, .train = true,
+                                .lora = w.l->shape, .noise = true };
+    cr_assert_eq(net_create(&w.n, &w.f.model, &o, &e), 0, "%s", e.text);
+    cr_assert_eq(net_adopt(w.n, w.l, NULL, &e), 0, "%s", e.text);
+    make(&w, &m, NULL);
+    const size_t params = w.l->params, layer = params / (size_t)w.c.layers;
+    cr_assert(layer > 2 * 4096);
+    net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, 1, 2);
+    float *before = train(&w, lp), *after = mem_alloc(params * sizeof *after);
+    for (uint64_t update = 0; update < 2; update++) {
+        w.f.kern.upload(&w.f.kern, net_grad(w.n), before, params * sizeof *before);
+        net_noise_grad(w.n, update);
+        w.f.kern.download(&w.f.kern, after, net_grad(w.n), params * sizeof *after);
+        int same = 0, seen = 0;
+        struct kern_noise n = { .type = KERN_NOISE_SYSTEMATIC };
+        rng_key(n.key, 2, RNG_PURPOSE_OP_NOISE, 1);
+        for (size_t i = 0; i < layer; i++) {
+            const uint32_t counter[4] = { ~0u, KERN_NOISE_NO_SAMPLE, ~0u, KERN_NOISE_SITE(0, NOISE_SITE_GRAD) | (uint32_t)(i / 4) };
+            float z[4];
+            kern_noise_draw4(z, &n, counter);
+            cr_assert_float_eq(after[i], before[i] * (1 + .02f * z[i % 4]), 1e-6f * fabsf(before[i]), "element %zu", i);
+            if (i < 4096 || before[i] == 0 || before[i - 4096] == 0) continue;
+            const bool up = fabsf(after[i]) > fabsf(before[i]), was_up = fabsf(after[i - 4096]) > fabsf(before[i - 4096]);
+            same += up == was_up;
+            seen++;
+        }
+        cr_assert(seen > 1000);
+        cr_expect(abs(2 * same - seen) < seen / 4, "%d of %d signs come again after 4,096 elements", same, seen);
+    }
+    free(before);
+    free(after);
     world_close(&w);
 }
 
