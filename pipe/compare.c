@@ -20,10 +20,13 @@ bool contrast_of_treatments(const struct effect *e) {
 
 /* ---- arms ---- */
 
+static bool same_run(const struct result *a, const struct result *b) {
+    if (a->reference != b->reference) return false;
+    return a->reference ? !strcmp(a->f.id, b->f.id) : !strcmp(a->f.dir, b->f.dir);
+}
+
 static int add_run(struct arm *a, struct result *r, struct err *e) {
     for (int i = 0; i < a->n; i++) {
-        if (strcmp(a->run[i]->f.dir, r->f.dir) == 0 && !r->reference)
-            return err_code(e, EXIT_USAGE, "run '%s' is named twice in one arm", r->f.id);
         if (a->run[i]->seed == r->seed && !r->reference)
             return err_code(e, EXIT_USAGE,
                             "runs '%s' and '%s' have the same settings and the same seed: they "
@@ -43,6 +46,11 @@ static int new_arm(struct comparison *c, struct err *e) {
 /* By settings, in the order of the words; `own` >= 0 puts it into that arm (the word 'vs'). */
 static int place_run(struct comparison *c, struct result *r, int own, struct err *e) {
     int at = own;
+    for (int i = 0; i < c->arms; i++)
+        for (int j = 0; j < c->arm[i].n; j++)
+            if (same_run(c->arm[i].run[j], r))
+                return err_code(e, EXIT_USAGE, "'%s' is named twice: there is nothing to compare",
+                                r->f.id);
     for (int i = 0; i < c->arms && at < 0; i++)
         if (result_same_settings(c->arm[i].run[0], r)) at = i;
     if (at < 0 && (at = new_arm(c, e)) < 0) return -1;

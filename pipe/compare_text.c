@@ -169,7 +169,7 @@ static void final_rows(struct table *t, const struct result *r) {
         }
         reward_cell(t, at ? at->reward : NAN);
         table_cell(t, "%s, %s", s->rule, s->quant);
-        table_cell(t, "%s", score_noise(s));
+        table_cell(t, "%s", r->reference ? "as published" : score_noise(s));
     }
 }
 

@@ -5,6 +5,7 @@
 #include "pipe/grid.h"
 
 #include <ctype.h>
+#include <float.h>
 #include <math.h>
 
 #include "lib/base/fs.h"
@@ -40,10 +41,16 @@ static int read_asked(struct asked *a, const struct command_line *l, struct err 
         read_list(&a->kept[1], a->quant, &a->quants, l->quant ? l->quant : "trained", e) < 0)
         return -1;
     for (int i = 0; i < a->noises; i++) {
-        double v;
+        double v, w;
         if (!str_to_f64(a->noise[i], &v) || v < 0 || v > 10)
             return err_code(e, EXIT_USAGE, "--noise takes sizes from 0 to 10, not '%s'",
                             a->noise[i]);
+        if (v > 0 && v < FLT_EPSILON)
+            return err_code(e, EXIT_USAGE, "--noise %s vanishes in f32: give 0, or %.3g and more",
+                            a->noise[i], (double)FLT_EPSILON);
+        for (int j = 0; j < i; j++)
+            if (str_to_f64(a->noise[j], &w) && w == v)
+                return err_code(e, EXIT_USAGE, "--noise has %s twice", a->noise[i]);
     }
     for (int i = 0; i < a->quants; i++) {
         bool known = false;
@@ -52,6 +59,9 @@ static int read_asked(struct asked *a, const struct command_line *l, struct err 
         if (!known)
             return err_code(e, EXIT_USAGE, "--quant takes trained, bf16, mxfp4, nvfp4, mxfp4-w4a4, "
                                            "nvfp4-w4a4; not '%s'", a->quant[i]);
+        for (int j = 0; j < i; j++)
+            if (strcmp(a->quant[j], a->quant[i]) == 0)
+                return err_code(e, EXIT_USAGE, "--quant has %s twice", a->quant[i]);
     }
     if (l->seeds && (!str_to_i64(l->seeds, &seeds) || seeds < 1 || seeds > GRID_SEEDS_MAX))
         return err_code(e, EXIT_USAGE, "--seeds takes 1 to %d, not '%s'", GRID_SEEDS_MAX, l->seeds);
@@ -181,12 +191,13 @@ static int ask_cell(const struct grid *g, const struct asked *a, const struct gr
     return rc;
 }
 
-/* "0.0499 .. 0.0501 (84 sites)" of all that was hit; false: nothing was. */
+/* "0.0499 .. 0.0501 (84 sites)" of all operators and modules; false: not one value was hit. */
 static bool read_realised(char *out, size_t size, const json_t *score) {
     const char *text = json_string_value(json_object_get(score, "evidence")), *name;
     json_t *o = text && *text ? json_parse(text, strlen(text), "evidence", NULL) : NULL, *v;
     double low = INFINITY, high = -INFINITY, sites = 0;
     json_object_foreach(o, name, v) {
+        if (!strchr(name, '/')) continue;
         const double realised = json_number_value(json_object_get(v, "realised"));
         low = fmin(low, realised);
         high = fmax(high, realised);
@@ -196,7 +207,7 @@ static bool read_realised(char *out, size_t size, const json_t *score) {
     else if (high - low < 5e-4 * high) snprintf(out, size, "%#.4g (%.0f sites)", high, sites);
     else snprintf(out, size, "%#.4g .. %#.4g (%.0f sites)", low, high, sites);
     json_decref(o);
-    return low <= high;
+    return high > 0;
 }
 
 static int read_cell(struct grid_row *row, const char *dir, struct err *e) {
@@ -270,6 +281,9 @@ int command_eval(const struct command_line *l) {
     struct err e = { 0 };
     int rc = read_asked(&a, l, &e);
     if (rc == 0) rc = result_read(&r, l->runs_dir, l->word[0], &e);
+    if (rc == 0 && r.reference)
+        rc = err_code(&e, EXIT_USAGE, "'%s' is a curve of the study: it has no adapter that could "
+                                      "be scored; give a run", l->word[0]);
     if (rc == 0) rc = find_step(&g, &r, l->step, &e);
     if (rc == 0) {
         g.f = r.f;
@@ -278,8 +292,9 @@ int command_eval(const struct command_line *l) {
         snprintf(g.trained, sizeof g.trained, "%s", r.score->quant);
         g.seeds = a.seeds;
         g.row = mem_alloc(GRID_ROWS_MAX * sizeof *g.row);
+        g.state = r.state;
         rc = work(&g, &a, &r, &e);
-        grid_print(&g, stdout);
+        if (g.rows && g.row[0].cells) grid_print(&g, stdout);
     }
     const int code = rc < 0 ? complain_once(&e, EXIT_FAILED) : EXIT_DONE;
     for (int i = 0; i < g.rows; i++)

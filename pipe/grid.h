@@ -25,6 +25,7 @@ struct grid {
     const char *layers, *dtype;              /* NULL = the evaluator's defaults */
     bool own;
     char trained[60];                        /* format of the run's own scores */
+    enum run_state state;                    /* of the run */
     int seeds;
     struct grid_row *row; int rows;
 };

@@ -85,6 +85,9 @@ void grid_print(const struct grid *g, FILE *to) {
     if (g->dtype && strcmp(g->dtype, "f32") != 0) fprintf(to, "drawn in %s, ", g->dtype);
     fprintf(to, "%s\n", g->own ? "of the kind that the run trained under, in the size given"
                               : "chosen here: the run had no operator noise");
+    if (g->state != RUN_STATE_DONE)
+        fprintf(to, "  the run is %s: this is its last scored adapter, not its end\n",
+                run_state_name[g->state]);
     table_init(&t, "<format|noise|<realised|seeds|n|accuracy|95 %|difference|interval|<reading");
     for (int i = 0; i < done; i++) {
         const struct grid_row *row = &g->row[i];
@@ -100,6 +103,9 @@ void grid_print(const struct grid *g, FILE *to) {
     table_release(&t);
     fprintf(to, "  one adapter; differences to the first row are paired by question and hold "
                 "together at 95 %% (Bonferroni: %.4g %% each)\n", 100 * (1 - alpha));
+    if (g->seeds == 2)
+        fprintf(to, "  two seeds: the spread between them is hardly known, so the 95 %% intervals "
+                    "of these rows mean little; 3 seeds or more say something\n");
     for (int i = 0; i < done; i++)
         if (g->row[i].cells == 1 && g->seeds > 1) {
             fprintf(to, "  one seed where nothing is drawn: clean and greedy answers are the same "

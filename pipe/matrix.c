@@ -35,9 +35,8 @@ static int read_sweep(struct matrix *m, const char *text, struct err *e) {
 
 /* NAME[-tiny][-key_value]-sSEED, of letters that may name a folder. */
 static void name_cell(struct cell *c, const struct matrix *m, const char *name, int64_t seed) {
-    const char *key = m->key ? strrchr(m->key, '.') + 1 : "";
-    char dose[60] = "";
-    if (c->value) snprintf(dose, sizeof dose, "-%.20s_%.30s", key, c->value);
+    char dose[80] = "";
+    if (c->value) snprintf(dose, sizeof dose, "-%.44s_%.30s", m->key, c->value);
     snprintf(c->name, sizeof c->name, "%.40s%s%s-s%lld", name, m->line->tiny ? "-tiny" : "", dose,
              (long long)seed);
     for (char *p = c->name; *p; p++)
@@ -181,6 +180,8 @@ static void run_cell(struct matrix *m, struct cell *c, struct pipeline *p, const
     if (code == EXIT_DONE && folder_find(&c->f, p->runs_dir, c->name, &e) == 0)
         c->state = CELL_DONE;
     else if (!m->stopped) explain(c, p->runs_dir, code < 0 ? e.text : talk.s, code);
+    else if (folder_find(&c->f, p->runs_dir, c->name, NULL) == 0)
+        fail(c, CELL_WAITS, "begun; the same command goes on");
     str_release(&talk);
 }
 

@@ -16,10 +16,10 @@ struct cell {
     const char *file;
     char *value;                             /* of the sweep; NULL without one */
     int seed;                                /* counts from 0, added to the file's run.seed */
-    char name[120];                          /* of the run */
+    char name[160];                          /* of the run */
     struct folder f;                         /* valid when done */
     enum cell_state state;
-    char why[400];                           /* skipped, failed */
+    char why[400];                           /* skipped, failed, stopped (it waits) */
 };
 struct matrix {
     const struct command_line *line;

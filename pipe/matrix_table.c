@@ -4,6 +4,7 @@
 #include "pipe/matrix.h"
 
 #include "lib/base/stat.h"
+#include "pipe/compare.h"
 #include "pipe/table.h"
 
 static bool is_done(const struct cell *c) {
@@ -62,7 +63,7 @@ static void print_cells(const struct matrix *m, FILE *to) {
     for (int i = 0; i < m->cells; i++) {
         const struct cell *c = &m->cell[i];
         table_cell(&t, "%s", is_done(c) ? c->f.id : c->name);
-        table_cell(&t, "%s", word[c->state]);
+        table_cell(&t, "%s", c->state == CELL_WAITS && *c->why ? "stopped" : word[c->state]);
         if (is_done(c)) {
             score_cells(&t, c);
             continue;
@@ -142,6 +143,17 @@ static bool comparable(const struct dose *a, const struct dose *b, FILE *to) {
     return ok;
 }
 
+/* With few seeds the difference is that of two adapters, not of the means beside it. */
+static void reading_cell(struct table *t, const struct arm *base, const struct arm *other,
+                         const struct effect *e) {
+    const struct result *a, *b;
+    arms_pick(base, other, &a, &b);
+    if (contrast_of_treatments(e)) table_cell(t, "%s", verdict_name[e->verdict]);
+    else if (base->n + other->n == 2) table_cell(t, "%s (two adapters)", verdict_name[e->verdict]);
+    else table_cell(t, "%s (two adapters, of seed %lld: fewer than %d seeds)",
+                    verdict_name[e->verdict], (long long)b->seed, ARM_SEEDS_MIN);
+}
+
 static void print_doses(const struct matrix *m, const struct dose *d, int n, FILE *to) {
     struct table t;
     const char *worse = NULL;
@@ -170,8 +182,7 @@ static void print_doses(const struct matrix *m, const struct dose *d, int n, FIL
         const struct effect e = effect_of_arms(&d[0].arm, base_step, &d[i].arm, step, alpha);
         table_cell(&t, "%+.1f", 100 * e.difference);
         table_cell(&t, "[%+.1f, %+.1f]", 100 * e.low, 100 * e.high);
-        table_cell(&t, "%s%s", verdict_name[e.verdict],
-                   e.basis == BASIS_QUESTIONS ? " (two adapters)" : "");
+        reading_cell(&t, &d[0].arm, &d[i].arm, &e);
         if (e.verdict == VERDICT_WORSE && !worse) worse = d[i].value;
     }
     table_print(&t, false, to);

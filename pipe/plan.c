@@ -10,29 +10,62 @@
 #include "lib/base/fs.h"
 #include "pipe/proc.h"
 
+/* A line that several stages say is printed once, with their names. */
+enum { COMPLAINTS_MAX = 64 };
+struct complaint { struct str text, stages; int n; bool placed; };
+struct complaints { struct complaint v[COMPLAINTS_MAX]; int n; };
+
+static void add_complaint(struct complaints *c, const char *text, bool placed, const char *stage) {
+    int i = 0;
+    while (i < c->n && strcmp(c->v[i].text.s, text) != 0) i++;
+    if (i == COMPLAINTS_MAX) return;
+    struct complaint *one = &c->v[i];
+    if (i == c->n) {
+        str_init(&one->text);
+        str_init(&one->stages);
+        str_printf(&one->text, "%s", text);
+        one->placed = placed;
+        one->n = 0;
+        c->n++;
+    }
+    str_printf(&one->stages, "%s%s", one->n++ ? ", " : "", stage);
+}
+
+static void complaints_print(struct complaints *c, struct str *out) {
+    for (int i = 0; i < c->n; i++) {
+        struct complaint *one = &c->v[i];
+        if (one->placed) str_printf(out, "%s\n", one->text.s);
+        else str_printf(out, "stage%s %s: %s\n", one->n > 1 ? "s" : "", one->stages.s, one->text.s);
+        str_release(&one->text);
+        str_release(&one->stages);
+    }
+}
+
 /* "CONF:7: text" of a stage becomes "e6b.pipe:41: text", because line 7 of the configuration came
  * from there. */
-static void add_talk(struct str *out, const struct pipe_stage *s, const char *conf,
+static void add_talk(struct complaints *to, const struct pipe_stage *s, const char *conf,
                      const struct str *talk) {
-    char copy[4096];
-    size_t n = strlen(conf);
+    char copy[4096], own[100], from[FS_PATH_MAX + 4096];
+    const size_t n = strlen(conf);
     snprintf(copy, sizeof copy, "%s", talk->s ? talk->s : "");
+    snprintf(own, sizeof own, "qerl-%.80s: ", s->about.name ? s->about.name : s->name);
     char *save = NULL;
     for (char *line = strtok_r(copy, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
         char *at = strstr(line, conf), *end = at ? at + n : NULL;
         long number = at && *end == ':' ? strtol(end + 1, &end, 10) : 0;
+        if (str_starts(line, own)) line += strlen(own);
         if (number >= 1 && number <= s->conf_lines) {
-            char from[FS_PATH_MAX];
-            origin_text(from, sizeof from, s->conf_at[number - 1]);
-            str_printf(out, "%s%s\n", from, end);
-        } else {
-            str_printf(out, "stage '%s': %s\n", s->name, line);
+            origin_text(from, FS_PATH_MAX, s->conf_at[number - 1]);
+            snprintf(from + strlen(from), sizeof copy, "%s", end);
+            add_complaint(to, from, true, s->name);
+        } else if (!str_starts(line, "not started; ")) { /* whose --help is no matter here */
+            add_complaint(to, line, false, s->name);
         }
     }
 }
 
-static int ask_one(struct plan *pl, struct pipeline *p, int i, const char *dir, struct str *talk,
-                   struct err *e) {
+static int ask_one(struct plan *pl, struct pipeline *p, int i, const char *dir,
+                   struct complaints *talk, struct err *e) {
     struct pipe_stage *s = &p->stage[i];
     char conf[FS_PATH_MAX], name[200];
     struct str out, said;
@@ -111,14 +144,17 @@ int plan_ask(struct plan *pl, struct pipeline *p, const char *run_dir, const cha
     if (!mkdtemp(dir))
         return err_code(e, EXIT_ENV, "cannot make a folder in /tmp: %s", strerror(errno));
     pipeline_conf(p, run_dir, run_id, dir);
+    struct complaints *all = mem_alloc(sizeof *all);
     int rc = 0;
     /* all stages are asked, so that all errors come at once */
     for (int i = 0; i < p->stages; i++) {
         struct err one = { 0 };
-        if (ask_one(pl, p, i, dir, talk, &one) == 0) continue;
+        if (ask_one(pl, p, i, dir, all, &one) == 0) continue;
         if (rc == 0) *e = one;
         rc = -1;
     }
+    complaints_print(all, talk);
+    free(all);
     for (int i = 0; i < p->stages; i++)
         if (pl->of[i]) join(pl, pl->of[i], &p->stage[i]);
     size_t n = json_array_size(pl->scored);

@@ -6,6 +6,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/result.h"
 
+#include <dirent.h>
 #include <math.h>
 
 #include "lib/base/fs.h"
@@ -45,6 +46,28 @@ static int take_row(struct result *r, const char *path, int line, char *row, str
     return 0;
 }
 
+/* A name that is no curve: the nearest one, and how to see all. */
+static int unknown_name(const char *name, struct err *e) {
+    enum { NAMES_MAX = 256 };
+    char *names[NAMES_MAX];
+    size_t n = 0;
+    DIR *d = opendir(folder);
+    for (struct dirent *entry; d && n < NAMES_MAX && (entry = readdir(d));) {
+        if (!str_ends(entry->d_name, ".tsv")) continue;
+        names[n] = mem_dup(entry->d_name);
+        names[n][strlen(names[n]) - 4] = 0;
+        n++;
+    }
+    if (d) closedir(d);
+    const char *near = str_nearest(name, (const char *const *)names, n);
+    err_code(e, EXIT_USAGE, "'ref:%.100s' names no curve of the study%s%s%s; the names are those "
+                            "of the files in '%s', which is looked for in this folder; "
+                            "'ref:FILE.tsv' reads a file of your own",
+             name, near ? ": did you mean 'ref:" : "", near ? near : "", near ? "'?" : "", folder);
+    for (size_t i = 0; i < n; i++) free(names[i]);
+    return -1;
+}
+
 int reference_read(struct result *r, const char *name, struct err *e) {
     char path[FS_PATH_MAX];
     struct str text;
@@ -54,6 +77,8 @@ int reference_read(struct result *r, const char *name, struct err *e) {
     r->reference = true;
     r->state = RUN_STATE_DONE;
     snprintf(r->f.id, sizeof r->f.id, "ref:%.100s", name);
+    if (!str_ends(name, ".tsv") && (strchr(name, '/') || !fs_exists(path)))
+        return unknown_name(name, e);
     str_init(&text);
     rc = fs_read(&text, path, 1 << 20, e);
     if (rc < 0) e->code = EXIT_USAGE;

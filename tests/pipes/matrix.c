@@ -63,7 +63,7 @@ Test(matrix, a_sweep_ends_with_the_first_value_that_is_worse) {
                  "start; score 0 90; case $(value noise.aqn.sigma_start) in 0) score 3 90;; "
                  "1e-4) score 3 88;; *) score 3 30;; esac", EVAL, "");
     box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --sweep noise.aqn.sigma_start=0,1e-4,5e-2,0.5");
-    box_has(box_out.s, "a-sigma_start_1e-4-s1-0001");
+    box_has(box_out.s, "a-noise.aqn.sigma_start_1e-4-s1-0001");
     box_has(box_out.s, "88.0 %  100  [80.2, 93.0]        -2.0   [-13.2, +9.1]  not distinguishable");
     box_has(box_out.s, "(Bonferroni: 98.33 % each)");
     box_has(box_out.s, "the first value that is worse than 0: 5e-2\n");
@@ -80,8 +80,8 @@ Test(matrix, a_sweep_holds_its_control) {
     box_has(box_out.s, "the first value that is worse than 0: 0.5\n");
     box_lacks(box_out.s, "NO NOISE");
     box_lacks(box_out.s, "the same adapter");
-    box_has(box_read("runs/a-scale_0-s1-0001/resolved.pipe"), "type = off");
-    box_has(box_read("runs/a-scale_0.5-s1-0001/resolved.pipe"), "type = relative_gaussian");
+    box_has(box_read("runs/a-noise.ops.scale_0-s1-0001/resolved.pipe"), "type = off");
+    box_has(box_read("runs/a-noise.ops.scale_0.5-s1-0001/resolved.pipe"), "type = relative_gaussian");
 }
 
 Test(matrix, a_sweep_of_noise_that_never_was_says_so) {
@@ -90,8 +90,8 @@ Test(matrix, a_sweep_of_noise_that_never_was_says_so) {
     box_has(box_out.s, "noise.ops.scale = 1e-4: NO NOISE was in force");
     box_has(box_out.s, "noise.ops.scale = 0.5: NO NOISE was in force");
     box_lacks(box_out.s, "noise.ops.scale = 0: NO NOISE");
-    box_has(box_out.s, "a-scale_0-s1-0001 and a-scale_1e-4-s1-0001 ended with the same adapter");
-    box_has(box_out.s, "a-scale_0-s1-0001 and a-scale_0.5-s1-0001 ended with the same adapter");
+    box_has(box_out.s, "a-noise.ops.scale_0-s1-0001 and a-noise.ops.scale_1e-4-s1-0001 ended with the same adapter");
+    box_has(box_out.s, "a-noise.ops.scale_0-s1-0001 and a-noise.ops.scale_0.5-s1-0001 ended with the same adapter");
 }
 
 Test(matrix, wrong_words_start_nothing) {
