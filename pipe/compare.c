@@ -134,6 +134,9 @@ static void find_notes(struct comparison *c) {
             str_printf(&c->notes, "%s was made by another version of the programs (%s) than %s "
                                   "(%s)\n", r->f.id, of, c->run[0].f.id, commit);
         if (!commit) commit = of;
+        if (r->no_update)
+            str_printf(&c->notes, "%s made no update: %d of %d steps skipped; its treatment was "
+                                  "never trained under\n", r->f.id, r->points - 1, r->points - 1);
         if (r->reference && r->remarks.len) {
             str_printf(&c->notes, "%s, as the study reports it; compared as unpaired, one run of "
                                   "unknown spread between seeds:\n", r->f.id);

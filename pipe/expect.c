@@ -4,6 +4,7 @@
 
 #include <ctype.h>
 
+#include "lib/base/fs.h"
 #include "lib/base/stat.h"
 #include "pipe/contrast.h"
 
@@ -42,6 +43,29 @@ void expect_text(char *out, size_t size, const struct expectation *x) {
     const char *at = x->best ? "at the best score" : "at the final score";
     if (x->run) snprintf(out, size, "above run %s %s", x->run, at);
     else snprintf(out, size, "above %.4g %% %s", 100 * x->share, at);
+}
+
+/* Did the command line say so? The settings that a run keeps end each line with its origin. */
+static bool by_option(const struct lang *l, const char *key) {
+    const struct lang_value *v = lang_get(l, key);
+    struct str text;
+    if (!v || v->at.line < 1) return false;
+    str_init(&text);
+    char *line = fs_read(&text, v->at.file, 1 << 20, NULL) == 0 ? text.s : NULL;
+    for (int i = 1; line && i < v->at.line; i++)
+        if ((line = strchr(line, '\n'))) line++;
+    if (line) line[strcspn(line, "\n")] = 0;
+    const bool said = line && str_ends(line, "# --set");
+    str_release(&text);
+    return said;
+}
+
+/* A number is expected of the file's own model and data; NULL = it was these that ran. */
+static const char *other_files(const struct lang *l) {
+    static const char *const key[] = { "model.path", "data.train", "data.test" };
+    for (size_t i = 0; i < COUNT_OF(key); i++)
+        if (by_option(l, key[i]) && !by_option(l, "expect.above")) return key[i];
+    return NULL;
 }
 
 /* The score that counts: the last, or the best of those after training began. */
@@ -108,7 +132,11 @@ void expect_print(const struct folder *f, const char *indent, FILE *to) {
         if (x.set) {
             expect_text(text, sizeof text, &x);
             fprintf(to, "%sexpected   %s: ", indent, text);
+            const char *other = other_files(&r.conf);
             if (rc < 0) fprintf(to, "cannot be said: %s\n", e.text);
+            else if (other && !x.run)
+                fprintf(to, "cannot be said: other model or data (%s was set to '%s')\n", other,
+                        result_value(&r, other));
             else if (!r.score_n || (!x.best && r.state != RUN_STATE_DONE))
                 fprintf(to, "cannot be said before the final score\n");
             else if (x.run) judge_run(&x, &r, runs, to);

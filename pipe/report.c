@@ -16,6 +16,41 @@
 #include "pipe/tail.h"
 #include "pipe/treatment.h"
 
+/* ---- what the metrics say ---- */
+
+/* The last metrics line of a run, or NULL. The caller owns it. */
+static json_t *last_metrics(const struct folder *f) {
+    char path[FS_PATH_MAX];
+    struct tail t;
+    struct str line;
+    fs_join(path, sizeof path, f->dir, "metrics.jsonl");
+    tail_open(&t, path, true);
+    t.read_bytes = t.read_bytes > 65536 ? t.read_bytes - 65536 : 0;
+    str_init(&line);
+    while (tail_next(&t))
+        if (t.line.len && t.line.s[0] == '{') {
+            str_clear(&line);
+            str_add(&line, t.line.s, t.line.len);
+        }
+    tail_close(&t);
+    json_t *o = line.len ? json_parse(line.s, line.len, "metrics.jsonl", NULL) : NULL;
+    str_release(&line);
+    return o;
+}
+
+/* A run that never learned looks like one that learned nothing: it is said. */
+static void print_no_update(const json_t *metrics, const char *indent, FILE *to) {
+    int64_t step = 0, starved = 0, nonfinite = 0;
+    json_may_int(metrics, "step", &step, 0, INT64_MAX, "metrics", NULL);
+    json_may_int(metrics, "train/steps_skipped", &starved, 0, INT64_MAX, "metrics", NULL);
+    json_may_int(metrics, "train/updates_nonfinite", &nonfinite, 0, INT64_MAX, "metrics", NULL);
+    if (step < 1 || starved + nonfinite < step) return;
+    fprintf(to, "%sNO UPDATE  %lld of %lld steps skipped (%lld: no group could teach, %lld: not "
+                "finite); the adapter is the one that it began with\n", indent,
+            (long long)(starved + nonfinite), (long long)step, (long long)starved,
+            (long long)nonfinite);
+}
+
 /* ---- the end of a run ---- */
 
 static void print_series(const struct score *v, int n, FILE *to) {
@@ -89,6 +124,10 @@ void report_results(const struct folder *f, FILE *to) {
         print_series(&s.v[i], j - i, to);
     }
     if (!s.n) fprintf(to, "no scores\n");
+    json_t *metrics = last_metrics(f);
+    print_no_update(metrics, "  ", to);
+    treatment_warnings(metrics, "  ", to);
+    json_decref(metrics);
     expect_print(f, "  ", to);
     print_places(f->dir, to);
     print_next(f->dir, to);
@@ -179,22 +218,6 @@ int report_summary(const char *runs_dir, struct err *e) {
 
 /* ---- status ---- */
 
-/* The last metrics line of a run as text; empty if there is none. */
-static void last_metrics(const struct folder *f, struct str *out) {
-    char path[FS_PATH_MAX];
-    struct tail t;
-    fs_join(path, sizeof path, f->dir, "metrics.jsonl");
-    tail_open(&t, path, true);
-    t.read_bytes = t.read_bytes > 65536 ? t.read_bytes - 65536 : 0;
-    str_clear(out);
-    while (tail_next(&t))
-        if (t.line.len && t.line.s[0] == '{') {
-            str_clear(out);
-            str_add(out, t.line.s, t.line.len);
-        }
-    tail_close(&t);
-}
-
 /* The few metrics a reader asks for first; all of them are in metrics.jsonl. */
 static void status_metrics(const json_t *o, FILE *to) {
     static const char *const key[] = { "critic/rewards/mean",  "actor/pg_loss",
@@ -208,7 +231,7 @@ static void status_metrics(const json_t *o, FILE *to) {
     }
 }
 
-static void status_details(const struct folder *f, const json_t *m, const json_t *metrics,
+static void status_details(const struct folder *f, const json_t *m, json_t *metrics,
                            const struct scores *s, FILE *to) {
     char text[300];
     fprintf(to, "  folder     %s\n", f->dir);
@@ -223,22 +246,22 @@ static void status_details(const struct folder *f, const json_t *m, const json_t
         fprintf(to, "  score      step %lld: %s\n", (long long)s->v[i].step, text);
     }
     expect_print(f, "  ", to);
+    if (metrics) treatment_add_score(metrics, f->dir);
     treatment_print(json_object_get(m, "noise"), metrics, "  noise      ", to);
+    treatment_warnings(metrics, "  ", to);
+    print_no_update(metrics, "  ", to);
     status_metrics(metrics, to);
 }
 
 void report_status(const struct folder *f, bool details, FILE *to) {
     char reason[600], text[300] = "no score yet";
     struct scores s;
-    struct str line;
     int64_t step = -1, holder = folder_holder(f);
     json_t *m = read_manifest(f);
     enum run_state state = folder_state(f, reason, sizeof reason);
     scores_read(&s, f->dir);
     if (s.n) score_text(text, sizeof text, &s.v[scores_series_end(&s, 0) - 1]);
-    str_init(&line);
-    last_metrics(f, &line);
-    json_t *o = line.len ? json_parse(line.s, line.len, "metrics.jsonl", NULL) : NULL;
+    json_t *o = last_metrics(f);
     json_may_int(o, "step", &step, 0, INT64_MAX, "metrics", NULL);
     fprintf(to, "%s  %s%s%s", f->id, run_state_name[state], *reason ? ": " : "", reason);
     if (state == RUN_STATE_RUNNING && !holder)
@@ -251,6 +274,5 @@ void report_status(const struct folder *f, bool details, FILE *to) {
     if (details) status_details(f, m, o, &s, to);
     json_decref(o);
     json_decref(m);
-    str_release(&line);
     scores_release(&s);
 }

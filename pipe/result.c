@@ -63,6 +63,7 @@ static void read_points(struct result *r) {
     char path[FS_PATH_MAX];
     struct tail t;
     double tokens = 0;
+    int updates = 0;
     r->point = mem_alloc(sizeof *r->point);
     r->point[0] = (struct point){ .reward = NAN };
     r->points = 1;
@@ -72,6 +73,7 @@ static void read_points(struct result *r) {
         json_t *o = json_loadb(t.line.s, t.line.len, 0, NULL);
         const int64_t step = json_integer_value(json_object_get(o, "step"));
         if (o && step > 0) {
+            updates += !json_is_false(json_object_get(o, "updated"));
             r->point = mem_grow(r->point, (size_t)(r->points + 1) * sizeof *r->point);
             tokens += metric(o, "perf/total_num_tokens");
             r->point[r->points++] = (struct point){ step, metric(o, "critic/rewards/mean"),
@@ -80,6 +82,7 @@ static void read_points(struct result *r) {
         json_decref(o);
     }
     tail_close(&t);
+    r->no_update = r->points > 1 && !updates;
 }
 
 /* ---- the run ---- */

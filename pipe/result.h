@@ -30,6 +30,7 @@ struct result {
     struct scores scores;                    /* all series */
     /* the one compared: a clean one where there is any; score_n 0 = nothing was scored */
     const struct score *score; int score_n;
+    bool no_update;                          /* steps were made, and every one was skipped */
     struct point *point; int points;         /* by step; the first is step 0 */
     /* of that series, by step, question, k; none: the run kept no answers, or none by this rule */
     struct mark *mark; int marks;

@@ -2,6 +2,9 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/treatment.h"
 
+#include "lib/base/fs.h"
+#include "pipe/tail.h"
+
 json_t *treatment_rows(const struct plan *pl, int stages) {
     json_t *rows = json_array();
     for (int i = 0; i < stages; i++) {
@@ -74,4 +77,49 @@ void treatment_print(const json_t *rows, const json_t *metrics, const char *inde
         }
         fprintf(to, "\n");
     }
+}
+
+void treatment_warnings(const json_t *metrics, const char *indent, FILE *to) {
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)metrics, key, v) {
+        const char *end = strrchr(key, '/');
+        if (!end || strcmp(end, "/warning") != 0 || !json_is_string(v)) continue;
+        fprintf(to, "%sWARNING    %.*s: %s\n", indent, (int)(end - key), key,
+                json_string_value(v));
+    }
+}
+
+/* The evidence of the last line of scores.jsonl that has some; the caller owns it. */
+static json_t *newest_evidence(const char *run_dir) {
+    char path[FS_PATH_MAX];
+    struct tail t;
+    json_t *newest = NULL;
+    fs_join(path, sizeof path, run_dir, "scores.jsonl");
+    tail_open(&t, path, false);
+    while (tail_next(&t)) {
+        json_t *score = json_loadb(t.line.s, t.line.len, 0, NULL);
+        const char *text = json_string_value(json_object_get(score, "evidence"));
+        json_t *evidence = text && *text ? json_loads(text, 0, NULL) : NULL;
+        if (evidence) {
+            json_decref(newest);
+            newest = evidence;
+        }
+        json_decref(score);
+    }
+    tail_close(&t);
+    return newest;
+}
+
+void treatment_add_score(json_t *metrics, const char *run_dir) {
+    json_t *evidence = newest_evidence(run_dir), *measured_there, *v;
+    const char *name, *what;
+    json_object_foreach(evidence, name, measured_there) {
+        json_object_foreach(measured_there, what, v) {
+            char key[300];
+            snprintf(key, sizeof key, "noise/eval/%.150s/%.50s", name, what);
+            json_object_set(metrics, key, v);
+        }
+    }
+    json_decref(evidence);
 }

@@ -21,8 +21,8 @@ static const struct mistake {
     { "[run]\nnmae = x\n", 2,
       "unknown key 'nmae' in [run]: no stage of this file reads it; did you mean "
       "'run.name'?" },
-    { "[noise.ops]\nrelative = 5e-2\n", 2,
-      "unknown section [noise.ops] with key 'relative': no stage of this "
+    { "[noise.none]\nrelative = 5e-2\n", 2,
+      "unknown section [noise.none] with key 'relative': no stage of this "
       "file reads it" },
     { "[run]\nid = mine\n", 2, "'run.id' is set by the launcher for each run: remove it" },
     { "[stage learner]\nlr = fast\n", 2, "'fast' for 'learner.lr' is not a number" },

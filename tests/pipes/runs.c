@@ -115,6 +115,34 @@ Test(runs, what_was_expected_is_met_or_not_or_cannot_be_told) {
     box_has(box_talk.s, "'once' for 'expect.at' is not one of final|best");
 }
 
+Test(runs, a_run_that_never_learned_and_noise_that_never_was_are_said) {
+    box_pipeline("a.pipe",
+                 "start; score 0 10; echo '{\"step\":3,\"updated\":false,\"train/steps_skipped\":2,"
+                 "\"train/updates_nonfinite\":1,\"noise/update/op/matmul/forward/warning\":"
+                 "\"bf16 realises 0\"}' >> $dir/metrics.jsonl; score 3 10",
+                 EVAL, "");
+    box_expect(0, "qerl-pipe a.pipe");
+    box_has(box_out.s, "NO UPDATE  3 of 3 steps skipped (2: no group could teach, 1: not finite)");
+    box_has(box_out.s, "WARNING    noise/update/op/matmul/forward: bf16 realises 0");
+    box_expect(0, "qerl-pipe status a");
+    box_has(box_out.s, "NO UPDATE  3 of 3 steps skipped");
+    box_has(box_out.s, "WARNING    noise/update/op/matmul/forward: bf16 realises 0");
+    box_pipeline("b.pipe", GOOD, EVAL, "");
+    box_expect(0, "qerl-pipe b.pipe");
+    box_lacks(box_out.s, "NO UPDATE");
+    box_expect(0, "qerl-pipe compare b a --force");
+    box_has(box_out.s, "a-0001 made no update: 1 of 1 steps skipped");
+    box_lacks(box_out.s, "b-0001 made no update");
+}
+
+Test(runs, an_expectation_is_about_the_model_and_the_data_of_its_file) {
+    box_pipeline("a.pipe", GOOD, EVAL, "[expect]\nabove = 30 %\n");
+    box_expect(0, "qerl-pipe a.pipe --set data.test=other.jsonl");
+    box_has(box_out.s, "cannot be said: other model or data (data.test was set to 'other.jsonl')");
+    box_expect(0, "qerl-pipe a.pipe --set data.test=other.jsonl --set expect.above=0.3");
+    box_has(box_out.s, ": met: 50.0 %");
+}
+
 Test(runs, a_run_folder_is_never_used_twice) {
     box_pipeline("a.pipe", GOOD, EVAL, "");
     box_expect(
