@@ -43,14 +43,20 @@ enum kern_noise_type {
 
 /* What was measured after the act, as sums of integers: their order changes nothing. With d = (t +
  * e) - t as computed (bf16: t as rounded), r = d / (|t| scale) of elements whose t is not 0
- * (absolute_gaussian and bias: d / scale of all; deadzone: d / |t|) where that is finite and below
- * 4,096, a row's sums of r and r^2 are taken as the other row sums of kern.h and rounded to units
- * of 2^-20; in attention each page of 32 keys of a row by itself. */
+ * (absolute_gaussian: d / scale of all; bias: d / scale; deadzone: d / |t|) where that is finite
+ * and below 4,096, a row's sums of r and r^2 are taken as the other row sums of kern.h and rounded
+ * to units of 2^-20; in attention each page of 32 keys of a row by itself.
+ * Coarse: of those measured, the ones near which f32's steps are no small part of an absolute size:
+ * |t| >= scale * KERN_NOISE_COARSE_* (steps of 2^-3 scale; of bias, which does not average out,
+ * 2^-7 scale). 0 of other types. */
+#define KERN_NOISE_COARSE_GAUSSIAN 0x1p20f
+#define KERN_NOISE_COARSE_BIAS 0x1p16f
 enum kern_noise_sum {
     KERN_NOISE_ELEMENTS,             /* visited */
     KERN_NOISE_MEASURED,             /* of these, those that have an r */
     KERN_NOISE_CHANGED,              /* t + e is not t */
     KERN_NOISE_CHANGED_BF16,         /* nor is it when both are rounded to bf16 */
+    KERN_NOISE_COARSE,
     KERN_NOISE_R,                    /* sum of r, 2^-20 */
     KERN_NOISE_R2,                   /* sum of r^2, 2^-20 */
     KERN_NOISE_SUMS

@@ -119,6 +119,11 @@ static inline void kern_noise_span(struct kern_noise_lanes *l) {
 static inline float kern_noise_round(float x, bool bf16) {
     return bf16 ? bf16_to_f32(f32_to_bf16(x)) : x;
 }
+/* From it on f32's steps are coarse for an absolute size. */
+static inline float kern_noise_coarse(const struct kern_noise *n) {
+    return n->scale * (n->type == KERN_NOISE_BIAS ? KERN_NOISE_COARSE_BIAS
+                                                  : KERN_NOISE_COARSE_GAUSSIAN);
+}
 /* Below it type deadzone flushes; most is the row's largest |t|. */
 static inline float kern_noise_edge(const struct kern_noise *n, float most) {
     return kern_noise_round(n->scale * kern_noise_round(most, n->bf16), n->bf16);
@@ -140,13 +145,15 @@ static inline float kern_noise_add(const struct kern_noise *n, float t, float z,
     float y = kern_noise_round(t + e, n->bf16);
     if (!l) return y;
     float r = (y - t) / fabsf(m);
-    bool changed = y < t || y > t, measured = (flat || t != 0.0f) && fabsf(r) < KNOISE_R_MOST;
+    bool changed = y < t || y > t, some = n->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || t != 0.0f,
+         measured = some && fabsf(r) < KNOISE_R_MOST;
     if (measured) {
         l->r[i & 15] += r;
         l->r2[i & 15] = fmaf(r, r, l->r2[i & 15]);
     }
     l->sum[KERN_NOISE_ELEMENTS]++;
     l->sum[KERN_NOISE_MEASURED] += measured;
+    l->sum[KERN_NOISE_COARSE] += flat && measured && !(size < kern_noise_coarse(n));
     l->sum[KERN_NOISE_CHANGED] += changed;
     l->sum[KERN_NOISE_CHANGED_BF16] += changed && f32_to_bf16(y) != f32_to_bf16(t);
     return y;

@@ -43,7 +43,7 @@ INLINE void noise_draw(vf z[4], const struct noise *s, const enum kern_noise_typ
 }
 
 /* What is measured until a span ends. */
-struct noise_lanes { vf r, r2; int elements, measured, changed, changed_bf16; };
+struct noise_lanes { vf r, r2; int elements, measured, coarse, changed, changed_bf16; };
 INLINE struct noise_lanes noise_lanes(void) {
     return (struct noise_lanes){ .r = v_zero(), .r2 = v_zero() };
 }
@@ -70,12 +70,17 @@ INLINE vf noise_add(const struct noise *s, const enum kern_noise_type type, cons
     const vm some = m_first(lanes), changed = m_and(some, v_differ(y, t));
     const vf r = v_div(v_sub(y, t), unit);
     vm measured = m_and(some, v_less(v_abs(r), v_set(KNOISE_R_MOST)));
-    if (!flat) measured = m_and(measured, v_less(v_zero(), size));
+    if (type != KERN_NOISE_ABSOLUTE_GAUSSIAN)
+        measured = m_and(measured, v_less(v_zero(), size));
     const vf kept = v_keep(measured, r);
     l->r = v_add(l->r, kept);
     l->r2 = v_fma(kept, kept, l->r2);
     l->elements += lanes;
     l->measured += m_count(measured);
+    if (flat) {
+        const vm fine = v_less(size, v_set(kern_noise_coarse(s->n)));
+        l->coarse += m_count(measured) - m_count(m_and(measured, fine));
+    }
     l->changed += m_count(changed);
     l->changed_bf16 += m_count(m_and(changed, v_differ_bf16(y, t)));
     return y;
@@ -85,6 +90,7 @@ INLINE vf noise_add(const struct noise *s, const enum kern_noise_type type, cons
 INLINE void noise_span(struct noise *s, const struct noise_lanes *l, float r, float r2) {
     s->sum[KERN_NOISE_ELEMENTS] += l->elements;
     s->sum[KERN_NOISE_MEASURED] += l->measured;
+    s->sum[KERN_NOISE_COARSE] += l->coarse;
     s->sum[KERN_NOISE_CHANGED] += l->changed;
     s->sum[KERN_NOISE_CHANGED_BF16] += l->changed_bf16;
     s->sum[KERN_NOISE_R] += llrintf(r * 0x1p20f);

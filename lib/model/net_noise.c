@@ -32,6 +32,7 @@ void net_set_noise(struct net *n, const struct noise_plan *plan, enum noise_phas
 static void tally_sums(struct noise_tally *t, const int64_t sum[KERN_NOISE_SUMS]) {
     t->elements += sum[KERN_NOISE_ELEMENTS];
     t->measured += sum[KERN_NOISE_MEASURED];
+    t->coarse += sum[KERN_NOISE_COARSE];
     t->changed += sum[KERN_NOISE_CHANGED];
     t->changed_bf16 += sum[KERN_NOISE_CHANGED_BF16];
     t->r += sum[KERN_NOISE_R];

@@ -11,6 +11,7 @@ static void tally_add(struct noise_tally *to, const struct noise_tally *t) {
     to->sites += t->sites;
     to->elements += t->elements;
     to->measured += t->measured;
+    to->coarse += t->coarse;
     to->changed += t->changed;
     to->changed_bf16 += t->changed_bf16;
     to->r += t->r;
@@ -23,6 +24,7 @@ void noise_evidence_add(struct noise_evidence *to, const struct noise_evidence *
         for (int op = 0; op < NOISE_OP_COUNT; op++) tally_add(&to->op[op][d], &e->op[op][d]);
     }
     to->wanted += e->wanted;
+    to->updates += e->updates;
     to->rows += e->rows;
     to->rows_squared += e->rows_squared;
     for (int m = 0; m < NOISE_MODULE_COUNT; m++) tally_add(&to->module[m], &e->module[m]);
@@ -35,6 +37,12 @@ struct noise_evidence noise_evidence_since(const struct noise_evidence *e,
     const int64_t *was = (const int64_t *)before;
     int64_t *v = (int64_t *)&since;
     for (size_t i = 0; i < sizeof since / sizeof *v; i++) v[i] -= was[i];
+    since.weights_draw = e->weights_draw;
+    for (int m = 0; m < NOISE_MODULE_COUNT && e->weights_draw; m++) {
+        const int64_t sites = since.module[m].sites;
+        since.module[m] = e->module[m];
+        since.module[m].sites = sites;
+    }
     return since;
 }
 
@@ -57,6 +65,7 @@ struct entry {
     const struct noise_tally *tally;
     bool intended;
     int64_t passes, sites;                           /* made; expected */
+    double repeat;                                   /* how often each draw was used, on average */
 };
 enum { ENTRIES_MAX = NOISE_OP_COUNT * NOISE_DIRECTION_COUNT + 1 + NOISE_MODULE_COUNT };
 
@@ -67,11 +76,13 @@ static int64_t forward_sites(const struct noise_evidence *ev, int sites, int las
 
 static int entries_of(struct entry list[ENTRIES_MAX], const struct noise_plan *p,
                       enum noise_phase phase, const struct noise_evidence *ev) {
+    const double repeat = ev->rows ? (double)ev->rows_squared / (double)ev->rows : 1;
     struct entry *x = list;
     for (int op = 0; op < NOISE_OP_COUNT; op++)
         for (int d = 0; d < NOISE_DIRECTION_COUNT; d++, x++) {
             const int last = p->op_whole && (op == NOISE_OP_NORM || op == NOISE_OP_HEAD);
-            *x = (struct entry){ .direction = d, .text = &p->op_text, .tally = &ev->op[op][d] };
+            *x = (struct entry){ .direction = d, .text = &p->op_text, .tally = &ev->op[op][d],
+                                 .repeat = repeat };
             x->intended = noise_plan_op_on(p, op, d, phase);
             x->passes = ev->passes[d];
             x->sites = d == NOISE_FORWARD ? forward_sites(ev, p->op_sites[op][d], last)
@@ -81,10 +92,11 @@ static int entries_of(struct entry list[ENTRIES_MAX], const struct noise_plan *p
         }
     *x = (struct entry){ "op/lora_grad/backward", NOISE_BACKWARD, &p->op_text, &ev->grad,
                          noise_plan_op_on(p, NOISE_OP_MATMUL, NOISE_BACKWARD, phase),
-                         ev->passes[NOISE_BACKWARD], -1 };   /* once an update, however many */
+                         ev->passes[NOISE_BACKWARD], ev->updates, 1 };
     x++;
     for (int m = 0; m < NOISE_MODULE_COUNT; m++, x++) {
-        *x = (struct entry){ .text = &p->module_text, .tally = &ev->module[m] };
+        *x = (struct entry){ .text = &p->module_text, .tally = &ev->module[m],
+                             .repeat = p->module_text.point == NOISE_POINT_WEIGHT ? 1 : repeat };
         x->intended = p->module_text.type && p->module_text.phase[phase] && p->module_sites[m];
         x->passes = ev->passes[NOISE_FORWARD];
         x->sites = forward_sites(ev, p->module_sites[m],
@@ -122,6 +134,21 @@ static double unit_of(const struct noise_text *t) {
     return t->type == KERN_NOISE_DEADZONE ? 1 : t->scale;
 }
 
+/* Of an absolute type: the share of elements at which f32 may lose it. */
+static double coarse_share(const struct noise_tally *t) { return share(t->coarse, t->measured); }
+
+static void add_warning(json_t *o, const struct entry *x) {
+    const struct noise_tally *t = x->tally;
+    char text[160];
+    if (x->text->bf16 && t->elements && !t->changed)
+        snprintf(text, sizeof text, "bf16 arithmetic realises 0 here: not one element changed");
+    else if (!x->text->bf16 && coarse_share(t) > .05)
+        snprintf(text, sizeof text, "f32's steps are coarse for this size at %.0f %% of the "
+                 "elements: what it realises there is not checked", 100 * coarse_share(t));
+    else return;
+    json_object_set_new(o, "warning", json_string(text));
+}
+
 json_t *noise_evidence_json(const struct noise_plan *p, enum noise_phase phase,
                             const struct noise_evidence *ev) {
     struct entry list[ENTRIES_MAX];
@@ -139,10 +166,8 @@ json_t *noise_evidence_json(const struct noise_plan *p, enum noise_phase phase,
         json_object_set_new(o, "elements", json_integer(t->elements));
         json_object_set_new(o, "changed", json_real(share(t->changed, t->elements)));
         json_object_set_new(o, "changed_bf16", json_real(share(t->changed_bf16, t->elements)));
-        if (x->text->bf16 && t->elements && !t->changed)
-            json_object_set_new(o, "warning", json_string("bf16 arithmetic realises 0 here: not "
-                                                          "one element changed"));
         json_object_set_new(o, "sums", integers(t, sizeof *t));
+        add_warning(o, x);
         json_object_set_new(all, x->key, o);
     }
     if (json_object_size(all)) json_object_set_new(all, "passes", integers(ev, PASSES_BYTES));
@@ -180,48 +205,85 @@ int noise_evidence_read(struct noise_evidence *to, const struct noise_plan *p,
 
 /* ---- the verdict ---- */
 
-/* What the mean of r^2 should be, and how far from it 6 standard errors and rounding may bring it.
- * `step` is the spacing of f32 at t in units of the noise: the sum t + e is off by up to half of
- * it. For absolute types t is taken to be below 2^10. The floor is what f32 sums of long rows and
- * the draws' own f32 arithmetic leave. */
-static double expected_r2(const struct noise_text *text, const struct noise_tally *t, double repeat,
-                          double *tolerance) {
-    const double n = (double)t->measured, gaussian = 2, uniform = .8;
-    const bool absolute = text->type == KERN_NOISE_ABSOLUTE_GAUSSIAN ||
-                          text->type == KERN_NOISE_BIAS;
-    const double step = (absolute ? 0x1p-13 : 0x1p-23) / text->scale;
-    double want = 1, variance = 0;
-    if (text->type == KERN_NOISE_RELATIVE_GAUSSIAN || text->type == KERN_NOISE_ABSOLUTE_GAUSSIAN)
-        variance = gaussian;
-    else if (text->type == KERN_NOISE_RELATIVE_UNIFORM) variance = uniform;
-    else if (text->type == KERN_NOISE_SPARSE) want = text->rate, variance = want * (1 - want);
-    else if (text->type == KERN_NOISE_BIAS) want = share(t->changed, t->measured);
-    variance += want * step * step / 3;
-    *tolerance = 6 * sqrt(variance * repeat / n) + want * (step * step / 4 + 1e-5);
-    return want;
+/* What the means of r and r^2 should be, and how far from it chance and rounding may bring them: 6
+ * standard errors of independent draws, `repeat` times as few as there are elements, and 12 or 36
+ * over their number for the tails of few. Rounding of the sum t + e:
+ * - relative types: f32's step at t is up to `step` of the noise, the sum is off by half of it;
+ * - absolute types: near elements that are not coarse (kernels/noise.h) the steps are up to 1/8 of
+ *   the noise and add 1/12 of their square; a coarse one may lose all of it, but all of them
+ *   together no more than half of the size: noise that is not there is none;
+ * - bias rounds the same way everywhere: up to 2^-8 of it.
+ * The floor is what f32 sums of long rows and the draws' own f32 arithmetic leave. */
+struct bounds { double r2, r2_off, r_off; };
+
+static double draw_variance(const struct noise_text *text, double share_hit) {
+    switch (text->type) {
+    case KERN_NOISE_RELATIVE_GAUSSIAN:
+    case KERN_NOISE_ABSOLUTE_GAUSSIAN: return 2;
+    case KERN_NOISE_RELATIVE_UNIFORM: return .8;
+    case KERN_NOISE_SPARSE: return share_hit * (1 - share_hit);
+    default: return 0;
+    }
 }
 
-static int check_size(const struct entry *x, const char *phase, double repeat, struct err *e) {
+static bool absolute(const struct noise_text *t) {
+    return t->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || t->type == KERN_NOISE_BIAS;
+}
+
+static struct bounds bounds_of(const struct entry *x) {
+    const struct noise_text *text = x->text;
     const struct noise_tally *t = x->tally;
-    double tolerance;
+    const double floor = 1e-5, n = (double)t->measured / x->repeat,
+                 hit = text->type == KERN_NOISE_SPARSE ? text->rate : 1;
+    struct bounds b = { .r2 = hit };
+    double variance = draw_variance(text, hit);
+    if (absolute(text)) {
+        b.r_off = coarse_share(t) + floor;
+        b.r2_off = fmin(coarse_share(t), .75) + (text->type == KERN_NOISE_BIAS ? 0x1p-6 : 0x1p-8);
+    } else {
+        const double step = 0x1p-23 / text->scale;
+        b.r_off = hit * (step / 2 + floor);
+        b.r2_off = hit * (step * step / 4 + floor);
+        variance += hit * step * step / 3;
+    }
+    b.r_off += 6 * sqrt((b.r2 + b.r2_off) / n) + 12 / n;
+    if (variance > 0) b.r2_off += 6 * sqrt(variance / n) + 36 / n;
+    return b;
+}
+
+/* Their draws are fresh and as often positive as negative. */
+static bool zero_mean(const struct noise_text *t) {
+    return t->type != KERN_NOISE_SYSTEMATIC && t->type != KERN_NOISE_BIAS;
+}
+
+static int check_size(const struct entry *x, const char *phase, struct err *e) {
+    const struct noise_tally *t = x->tally;
+    const double scale = x->text->scale;
     if (x->text->type == KERN_NOISE_DEADZONE) return 0;      /* its size depends on the data */
-    const double want = expected_r2(x->text, t, repeat, &tolerance);
-    const double got = mean_of(t->r2, t->measured);
-    if (t->measured && fabs(got - want) <= tolerance) return 0;
-    return err_set(e, "noise %s in phase %s: intended %.9g, realised %.9g over %lld elements (%.9g "
-                   "to %.9g would be chance and rounding)", x->key, phase, noise_intended(x->text),
-                   noise_tally_rms(t, x->text->scale), (long long)t->measured,
-                   x->text->scale * sqrt(fmax(0, want - tolerance)),
-                   x->text->scale * sqrt(want + tolerance));
+    if (!t->measured)
+        return err_set(e, "noise %s in phase %s: none of %lld elements could be measured", x->key,
+                       phase, (long long)t->elements);
+    const struct bounds b = bounds_of(x);
+    if (fabs(mean_of(t->r2, t->measured) - b.r2) > b.r2_off)
+        return err_set(e, "noise %s in phase %s: intended %.9g, realised %.9g over %lld elements "
+                       "(%.9g to %.9g would be chance and rounding)", x->key, phase,
+                       noise_intended(x->text), noise_tally_rms(t, scale), (long long)t->measured,
+                       scale * sqrt(fmax(0, b.r2 - b.r2_off)), scale * sqrt(b.r2 + b.r2_off));
+    if (zero_mean(x->text) && fabs(mean_of(t->r, t->measured)) > b.r_off)
+        return err_set(e, "noise %s in phase %s: its mean is %.9g over %lld elements, which "
+                       "independent draws of size %.9g do not give (up to %.9g would be chance and "
+                       "rounding); draws are shared", x->key, phase, noise_tally_mean(t, scale),
+                       (long long)t->measured, noise_intended(x->text), scale * b.r_off);
+    return 0;
 }
 
 /* So few elements that sparse noise may well have hit none of them. */
-static bool too_few(const struct entry *x, double repeat) {
+static bool too_few(const struct entry *x) {
     return x->text->type == KERN_NOISE_SPARSE &&
-           (double)x->tally->elements * x->text->rate < 36 * repeat;
+           (double)x->tally->elements * x->text->rate < 36 * x->repeat;
 }
 
-static int check_entry(const struct entry *x, const char *phase, double repeat, struct err *e) {
+static int check_entry(const struct entry *x, const char *phase, struct err *e) {
     const struct noise_tally *t = x->tally;
     if (!x->intended && (t->sites || t->elements))
         return err_set(e, "noise %s in phase %s was not intended, but %lld sites were hit", x->key,
@@ -230,28 +292,27 @@ static int check_entry(const struct entry *x, const char *phase, double repeat, 
     if (!t->sites || !t->elements)
         return err_set(e, "noise %s in phase %s was intended, but no site was visited in %lld "
                        "passes", x->key, phase, (long long)x->passes);
-    if (x->sites >= 0 && t->sites != x->sites)
+    if (t->sites != x->sites)
         return err_set(e, "noise %s in phase %s: %lld sites were visited in %lld passes, %lld were "
                        "expected", x->key, phase, (long long)t->sites, (long long)x->passes,
                        (long long)x->sites);
-    if (x->text->bf16 || too_few(x, repeat)) return 0;
+    if (x->text->bf16 || too_few(x)) return 0;
     if (!t->changed)
         return err_set(e, "noise %s of size %.9g in phase %s: not one of %lld elements changed",
                        x->key, noise_intended(x->text), phase, (long long)t->elements);
-    return check_size(x, phase, repeat, e);
+    return check_size(x, phase, e);
 }
 
 int noise_evidence_check(const struct noise_plan *p, enum noise_phase phase,
                          const struct noise_evidence *ev, struct err *e) {
     struct entry list[ENTRIES_MAX];
     const int n = entries_of(list, p, phase, ev);
-    const double repeat = ev->rows ? (double)ev->rows_squared / (double)ev->rows : 1;
     for (int i = 0; i < n; i++) {
         /* an update whose every loss was flat has no backward, and nothing there to hit */
         if (list[i].direction == NOISE_BACKWARD && !ev->passes[NOISE_BACKWARD] &&
             ev->passes[NOISE_FORWARD] && !list[i].tally->sites && !list[i].tally->elements)
             continue;
-        if (check_entry(&list[i], noise_phase_name[phase], repeat, e) < 0) return -1;
+        if (check_entry(&list[i], noise_phase_name[phase], e) < 0) return -1;
     }
     return 0;
 }

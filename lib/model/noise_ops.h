@@ -100,7 +100,7 @@ json_t *noise_plan_json(const struct noise_plan *p);
 /* What was measured since the last take; relative sizes are of |t| (absolute types: of 1). */
 struct noise_tally {
     int64_t sites;               /* applications */
-    int64_t elements, measured, changed, changed_bf16;
+    int64_t elements, measured, coarse, changed, changed_bf16;
     int64_t r, r2;               /* as KERN_NOISE_R, R2, in units of the intended scale */
 };
 struct noise_evidence {
@@ -109,12 +109,13 @@ struct noise_evidence {
     /* Rows of forward passes, and the sum of squares of how often each was computed: samples of a
      * group share the draws of their prompt. */
     int64_t rows, rows_squared;
+    int64_t updates;             /* gradients that taught something; the caller counts them */
     uint64_t weights_draw;       /* noise on weights: the draw whose tally is in here; 0 = none */
     struct noise_tally op[NOISE_OP_COUNT][NOISE_DIRECTION_COUNT], module[NOISE_MODULE_COUNT];
     struct noise_tally grad;     /* once on the accumulated gradient of the adapter */
 };
 void noise_evidence_add(struct noise_evidence *to, const struct noise_evidence *e);
-/* What came to `before`, an earlier state of e. */
+/* What came to `before`, an earlier state of e; the draw for weights, made once, is in both. */
 struct noise_evidence noise_evidence_since(const struct noise_evidence *e,
                                            const struct noise_evidence *before);
 double noise_tally_mean(const struct noise_tally *t, double scale);      /* of e / |t| */
@@ -122,7 +123,8 @@ double noise_tally_rms(const struct noise_tally *t, double scale);
 /* Object "op/matmul/forward" -> {"intended","realised","mean","sites","elements","changed",
  * "changed_bf16","sums"} (changed: shares; sums: the tally's members in their order), the same in
  * metrics, records and scores; also "op/lora_grad/backward", and "passes": the members before the
- * tallies. {} when nothing was intended. "warning" where bf16 arithmetic realised nothing. */
+ * tallies. {} when nothing was intended. "warning" where bf16 arithmetic realised nothing, and
+ * where f32 is too coarse for an absolute size. */
 json_t *noise_evidence_json(const struct noise_plan *p, enum noise_phase phase,
                             const struct noise_evidence *e);
 /* The counts again out of such an object. -1 where it lacks something that was intended, or has
@@ -130,9 +132,9 @@ json_t *noise_evidence_json(const struct noise_plan *p, enum noise_phase phase,
 int noise_evidence_read(struct noise_evidence *to, const struct noise_plan *p,
                         enum noise_phase phase, const json_t *o, struct err *e);
 /* -1 and the reason, where an intended treatment did not happen: no site visited, another number
- * than passes * sites, nothing changed in f32, a realised size more than 6 standard errors off
- * (rounding included), or noise where none was intended. bf16: its size is what it is, and 0 is a
- * warning in the JSON, because showing that is what dtype = bf16 is for. */
+ * than passes * sites, nothing changed in f32, a realised size or a mean more than 6 standard
+ * errors off (rounding included), or noise where none was intended. bf16: its size is what it is,
+ * and 0 is a warning in the JSON, because showing that is what dtype = bf16 is for. */
 int noise_evidence_check(const struct noise_plan *p, enum noise_phase phase,
                          const struct noise_evidence *ev, struct err *e);
 #endif

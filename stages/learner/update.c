@@ -107,6 +107,7 @@ static int minibatch_grad(struct updater *u, const struct update_state *s, struc
     if (net_train(u->net, b->seq + b->first_seq, b->mini_seqs,
                   (float)u->c->shared.sample.temperature, batch_loss, b, NULL, e) < 0)
         return -1;
+    b->metrics->update.updates += b->teaches;
     if (b->teaches) net_noise_grad(u->net, (uint64_t)s->adam_steps);
     return net_take_noise(u->net, &b->metrics->update, e);
 }

@@ -182,6 +182,30 @@ Test(draws, realised_size_is_the_intended_one) {
     kt_close(&t);
 }
 
+/* Absolute sizes beside t of many magnitudes: what is measured, what is coarse, and that the size of the others is
+ * the intended one. */
+Test(draws, absolute_sizes_beside_large_results) {
+    static const float size[] = { 0.0f, 1e-3f, 1.0f, 40.0f, 3000.0f, -1.0f, -3000.0f, 0.0f };
+    struct kt t;
+    kt_open(&t);
+    float *x = kt_new(&t, WIDE * 4), *y = kt_new(&t, WIDE * 4);
+    for (int i = 0; i < WIDE; i++) x[i] = size[i % 8] * (1.0f + 0.5f * (float)(i % 1001) / 1001.0f);
+    for (int type = KERN_NOISE_ABSOLUTE_GAUSSIAN; type <= KERN_NOISE_BIAS; type++)
+        KT_EACH(&t, k) {
+            const bool bias = type == KERN_NOISE_BIAS;
+            int64_t sums[KERN_NOISE_SUMS] = { 0 };
+            struct kern_perturb a = wide(type, bias ? 1e-3f : 1e-4f, x, y, 1, sums);
+            k->perturb(k, &a);
+            cr_assert(sums[KERN_NOISE_MEASURED] == (bias ? WIDE / 4 * 3 : WIDE));
+            /* at and above 65.5 or 105 */
+            cr_assert(sums[KERN_NOISE_COARSE] == WIDE / 4, "%s: %lld", k->name,
+                      (long long)sums[KERN_NOISE_COARSE]);
+            cr_assert(bias ? sums[KERN_NOISE_CHANGED] == sums[KERN_NOISE_MEASURED]
+                           : sums[KERN_NOISE_CHANGED] < WIDE);
+        }
+    kt_close(&t);
+}
+
 /* The earlier system's arithmetic loses what is below bf16's steps: its own table. */
 Test(draws, bf16_absorbs) {
     static const struct { float scale; double changed, realised, tolerance; } row[] = {

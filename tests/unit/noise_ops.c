@@ -306,6 +306,75 @@ Test(noise_ops, a_realised_size_is_held_against_its_error) {
     expect_verdict(&w, 0, NULL);
 }
 
+/* One draw for all of a thousand rows has the right size and a mean that none would have. */
+Test(noise_ops, draws_that_are_shared_are_found_by_their_mean) {
+    static const int types[] = { KERN_NOISE_RELATIVE_GAUSSIAN, KERN_NOISE_RELATIVE_UNIFORM, KERN_NOISE_SPARSE };
+    struct world w;
+    for (size_t i = 0; i < COUNT_OF(types); i++) {
+        struct noise_text t = text_ops("matmul", "all");
+        t.type = types[i];
+        t.rate = .25;
+        world(&w, t, 200000, 1);
+        expect_verdict(&w, 0, NULL);
+        const double rms = types[i] == KERN_NOISE_SPARSE ? .5 : 1;
+        for (int sign = -1; sign <= 1; sign += 2) {
+            w.t->r = llround(.02 * sign * rms * 200000 * 0x1p20);
+            expect_verdict(&w, -1, "draws are shared");
+            w.t->r /= 2;
+            expect_verdict(&w, 0, NULL);
+        }
+        w.t->r *= 2;
+        w.ev.rows_squared *= 4;                      /* the prompts' draws of groups are, and that is known */
+        expect_verdict(&w, 0, NULL);
+    }
+    struct noise_text t = text_ops("matmul", "all");
+    t.type = KERN_NOISE_SYSTEMATIC;                  /* fixed signs have the mean that they have */
+    world(&w, t, 200000, 1);
+    w.t->r = w.t->r2 / 3;
+    expect_verdict(&w, 0, NULL);
+}
+
+/* Absolute types: what counts is not the result's, and f32's steps are counted where they were. */
+Test(noise_ops, absolute_sizes_are_held_against_the_steps_of_what_they_were_added_to) {
+    static const int n = 400000;
+    struct noise_text m = text_modules("linear", "", "all");
+    struct err e = { 0 };
+    struct noise_plan p;
+    m.point = NOISE_POINT_INPUT;
+    m.names = "q_proj";
+    for (int bias = 0; bias < 2; bias++)
+        for (double scale = 1e-6; scale < .2; scale *= 10) {
+            m.type = bias ? KERN_NOISE_BIAS : KERN_NOISE_ABSOLUTE_GAUSSIAN;
+            m.scale = scale;
+            cr_assert_eq(noise_plan_make(&p, NULL, &m, &qwen, &e), 0, "%s", e.text);
+            struct noise_evidence ev = { .passes = { 1 }, .wanted = 1, .rows = n, .rows_squared = n };
+            struct noise_tally *t = &ev.module[NOISE_MODULE_Q];
+            *t = (struct noise_tally){ .sites = 28, .elements = n, .measured = n, .changed = n };
+            t->r2 = (int64_t)(n * .93 * 0x1p20);
+            cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), -1, "size off by 3.5 %%, scale %g",
+                         scale);
+            t->changed /= 2;
+            t->r2 = (int64_t)n << 19;                /* every other element was missed */
+            cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), -1, "half of it, scale %g", scale);
+            t->changed = n;
+            t->r2 = (int64_t)n << 20;
+            cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), 0, "%s", e.text);
+            json_t *all = noise_evidence_json(&p, NOISE_PHASE_ROLLOUT, &ev);
+            cr_expect_null(json_object_get(json_object_get(all, "module/q_proj/forward"), "warning"));
+            json_decref(all);
+            t->coarse = n / 5;
+            t->r2 = (int64_t)(n * .85 * 0x1p20);
+            cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), 0, "%s", e.text);
+            all = noise_evidence_json(&p, NOISE_PHASE_ROLLOUT, &ev);
+            cr_expect(strstr(json_string_value(json_object_get(json_object_get(all, "module/q_proj/forward"),
+                                                               "warning")), "20 %"));
+            json_decref(all);
+            t->coarse = n;                           /* next to nothing is not something */
+            t->r2 = (int64_t)(n * .1 * 0x1p20);
+            cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), -1);
+        }
+}
+
 Test(noise_ops, a_treatment_that_did_not_happen_is_an_error) {
     struct world w;
     struct noise_text t = text_ops("matmul", "all");
@@ -346,7 +415,13 @@ Test(noise_ops, a_backward_counts_in_the_update_only) {
     w.ev.op[NOISE_OP_MATMUL][NOISE_BACKWARD].sites = 4 * 28 - 1;
     expect_verdict(&w, -1, "op/lora_grad/backward");
     w.ev.grad = *w.t;
+    w.ev.updates = w.ev.grad.sites = 4;
     expect_verdict(&w, 0, NULL);
+    w.ev.grad.sites = 8;                             /* twice an update */
+    expect_verdict(&w, -1, "op/lora_grad/backward in phase update: 8 sites");
+    w.ev.grad.sites = 1;                             /* in one of four mini-batches */
+    expect_verdict(&w, -1, "4 were expected");
+    w.ev.grad.sites = 4;
     cr_expect_eq(noise_evidence_check(&w.plan, NOISE_PHASE_LOGPROB, &w.ev, &e), -1);
     cr_expect(strstr(e.text, "backward in phase logprob was not intended"), "%s", e.text);
 }
@@ -365,7 +440,7 @@ Test(noise_ops, bf16_that_realises_nothing_is_a_warning) {
     cr_expect_not_null(json_object_get(o, "warning"));
     cr_expect_float_eq(json_real_value(json_object_get(o, "intended")), 1e-4, 1e-12);
     cr_expect_eq(json_real_value(json_object_get(o, "realised")), 0);
-    cr_expect_eq(json_object_size(all), 2);      /* and the passes */
+    cr_expect_eq(json_object_size(all), 2);          /* and the passes */
     json_decref(all);
     w.t->sites = 0;                                  /* but it must have been tried */
     expect_verdict(&w, -1, "no site was visited");
@@ -386,4 +461,18 @@ Test(noise_ops, evidence_adds_up) {
     cr_expect_float_eq(noise_tally_rms(t, .05), noise_tally_rms(w.t, .05), 1e-9);
     cr_expect_float_eq(noise_tally_rms(t, .05), .05, .003);
     cr_expect_float_eq(noise_tally_mean(t, .05), 0, .004);
+}
+
+/* A group that comes after the first, or instead of it, still says what lay beside the weights. */
+Test(noise_ops, what_came_since_has_the_draw_for_weights_again) {
+    struct noise_evidence a = { .passes = { 2 }, .weights_draw = 1 }, b;
+    a.module[NOISE_MODULE_Q] = (struct noise_tally){ .sites = 6, .elements = 100, .measured = 99, .r2 = 7 };
+    b = a;
+    b.passes[NOISE_FORWARD] = 3;
+    b.module[NOISE_MODULE_Q].sites = 9;
+    const struct noise_evidence since = noise_evidence_since(&b, &a);
+    cr_expect_eq(since.passes[NOISE_FORWARD], 1);
+    cr_expect_eq(since.module[NOISE_MODULE_Q].sites, 3);
+    cr_expect_eq(since.module[NOISE_MODULE_Q].elements, 100);
+    cr_expect_eq(since.module[NOISE_MODULE_Q].r2, 7);
 }

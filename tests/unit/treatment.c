@@ -163,7 +163,7 @@ Test(treatment, evidence_that_lacks_an_operation_is_found_out) {
     cr_expect_eq(e.code, EXIT_CONFIG);
     static const char *const lacking[] = {
         "", "{}", "no JSON", "{\"op/matmul/forward\":7}", "{\"op/matmul/forward\":{\"intended\":0.05,\"sums\":[1]}}",
-        "{\"op/matmul/forward\":{\"intended\":0.05,\"sums\":[1,1,1,1,1,1,\"1\"]}}"
+        "{\"op/matmul/forward\":{\"intended\":0.05,\"sums\":[1,1,1,1,1,1,1,\"1\"]}}"
     };
     for (size_t i = 0; i < COUNT_OF(lacking); i++) {
         cr_expect(treatment_evidence_add(&sum, &plan, NOISE_PHASE_ROLLOUT, lacking[i], &e) < 0, "%s", lacking[i]);
