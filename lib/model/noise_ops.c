@@ -85,6 +85,9 @@ static int check_ops(struct noise_text *t, struct err *e) {
     if (t->backward && !t->phase[NOISE_PHASE_UPDATE])
         rc = err_more(e, EXIT_CONFIG, "noise.ops.direction has backward, but gradients are made in "
                       "the update only, and update = no");
+    if (!t->forward && t->phase[NOISE_PHASE_EVAL])
+        rc = err_more(e, EXIT_CONFIG, "noise.ops.eval = yes, but noise.ops.direction = backward: a "
+                      "score has no backward pass, and would be clean; set one of the two");
     /* with nothing forward, the other phases are as clean as they would be without a plan */
     for (int p = 0; p < NOISE_PHASE_COUNT; p++)
         if (!t->forward && p != NOISE_PHASE_UPDATE) t->phase[p] = false;
@@ -257,6 +260,14 @@ static int make_modules(struct noise_plan *p, struct err *e) {
     return rc;
 }
 
+/* A size without a type would be noise that somebody believes in and nobody gets. Of size 0 is what
+ * turns noise off, whatever else is said of it: a sweep's control. */
+static int check_off(const struct noise_text *t, const char *where, struct err *e) {
+    if (!t || !(t->scale > 0)) return 0;
+    return err_more(e, EXIT_CONFIG, "%s.scale is %g, but %s.type is off: nothing would be noisy; "
+                    "set %s.type, or %s.scale = 0", where, t->scale, where, where, where);
+}
+
 int noise_plan_make(struct noise_plan *p, const struct noise_text *ops,
                     const struct noise_text *modules, const struct model_conf *c, struct err *e) {
     *p = (struct noise_plan){ .layers = c->layers };
@@ -264,13 +275,13 @@ int noise_plan_make(struct noise_plan *p, const struct noise_text *ops,
     if (ops && ops->type) {
         p->op_text = *ops;
         if (make_ops(p, e) < 0) rc = -1;
-    }
+    } else if (check_off(ops, "noise.ops", e) < 0) rc = -1;
     if (modules && modules->type) {
         p->module_text = *modules;
         p->module_text.forward = true;
         p->module_text.backward = false;
         if (make_modules(p, e) < 0) rc = -1;
-    }
+    } else if (check_off(modules, "noise.modules", e) < 0) rc = -1;
     return rc;
 }
 

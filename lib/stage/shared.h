@@ -9,6 +9,9 @@
 #define QERL_SHARED_H
 #include "lib/stage/stage.h"
 
+enum shared_direction { SHARED_DIRECTION_BOTH, SHARED_DIRECTION_FORWARD,
+                        SHARED_DIRECTION_BACKWARD };
+
 struct shared {
     struct {
         char *dir, *id;
@@ -31,7 +34,7 @@ struct shared {
         int type;                    /* enum kern_noise_type, as far as deadzone */
         double scale, rate;
         char *ops, *layers;
-        int direction, dtype;        /* both | forward | backward; f32 | bf16 */
+        int direction, dtype;        /* enum shared_direction; f32 | bf16 */
         bool rollout, logprob, update, eval;
     } ops;
     struct {

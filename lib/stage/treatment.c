@@ -22,7 +22,6 @@ int treatment_view(struct noise_view *v, const struct model *m, const struct sha
 static const int module_type[] = { KERN_NOISE_OFF, KERN_NOISE_RELATIVE_GAUSSIAN,
                                    KERN_NOISE_ABSOLUTE_GAUSSIAN, KERN_NOISE_BIAS,
                                    KERN_NOISE_DEADZONE };
-enum { DIRECTION_BOTH, DIRECTION_FORWARD, DIRECTION_BACKWARD };
 
 int treatment_plan(struct noise_plan *p, const struct shared *c, const struct model_conf *m,
                    bool in_eval, struct err *e) {
@@ -33,9 +32,10 @@ int treatment_plan(struct noise_plan *p, const struct shared *c, const struct mo
         .names = c->ops.ops,
         .exclude = "",
         .layers = c->ops.layers,
-        .forward = c->ops.direction != DIRECTION_BACKWARD,
-        .backward = c->ops.direction != DIRECTION_FORWARD,
-        .phase = { c->ops.rollout, c->ops.logprob, c->ops.update, c->ops.eval || in_eval },
+        .forward = c->ops.direction != SHARED_DIRECTION_BACKWARD,
+        .backward = c->ops.direction != SHARED_DIRECTION_FORWARD,
+        .phase = { c->ops.rollout, c->ops.logprob, c->ops.update,
+                   c->ops.eval || (in_eval && c->ops.direction != SHARED_DIRECTION_BACKWARD) },
         .bf16 = c->ops.dtype == 1
     };
     const struct noise_text modules = {

@@ -18,7 +18,8 @@ int treatment_view(struct noise_view *v, const struct model *m, const struct sha
                    int64_t step, double sigma, uint64_t seed, int64_t version, struct err *e);
 
 /* Noise on operations and modules for a model of this shape; texts are lent by c. in_eval: as if
- * noise.ops.eval and noise.modules.eval were yes. EXIT_CONFIG on what means nothing. */
+ * noise.ops.eval (but for noise that has no forward) and noise.modules.eval were yes. EXIT_CONFIG
+ * on what means nothing. */
 int treatment_plan(struct noise_plan *p, const struct shared *c, const struct model_conf *m,
                    bool in_eval, struct err *e);
 /* Bytes of noise on weights of modules, for a stage that computes these phases. */

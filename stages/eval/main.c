@@ -48,12 +48,14 @@ static int check(void *conf, struct err *e) {
     const struct eval_conf *c = conf;
     const struct shared *s = &c->shared;
     int rc = aqn_check(s, e);
-    const bool ops = s->ops.type, modules = s->modules.type;
+    const bool ops = s->ops.type && s->ops.direction != SHARED_DIRECTION_BACKWARD,
+               modules = s->modules.type;
     if (c->also_noisy && !ops && !modules && s->aqn.sigma_start <= 0 && s->aqn.sigma_end <= 0)
         rc = err_more(e, EXIT_CONFIG,
-                      "eval.also_noisy = yes, but no noise is set: the second score would be as "
-                      "clean as the first");
-    if (c->also_noisy && ((ops && s->ops.eval) || (modules && s->modules.eval)))
+                      "eval.also_noisy = yes, but there is no noise that acts in a score%s: the "
+                      "second would be as clean as the first",
+                      s->ops.type ? " (noise.ops.direction = backward)" : "");
+    if (c->also_noisy && ((s->ops.type && s->ops.eval) || (modules && s->modules.eval)))
         rc = err_more(e, EXIT_CONFIG,
                       "eval.also_noisy = yes and noise in every score (noise.ops.eval, "
                       "noise.modules.eval): there would be no clean one; set one of the two");

@@ -275,7 +275,7 @@ static void plan_of(struct noise_plan *p, const struct case_ *c) {
                             m = { .type = c->targets ? KERN_NOISE_RELATIVE_GAUSSIAN : 0, .scale = .05,
                                   .names = c->targets, .exclude = c->exclude, .layers = c->layers,
                                   .phase = { [NOISE_PHASE_UPDATE] = true }, .point = c->at };
-    cr_assert_eq(noise_plan_make(p, &o, &m, &conf, &e), 0, "%s", e.text);
+    cr_assert_eq(noise_plan_make(p, c->ops ? &o : NULL, c->targets ? &m : NULL, &conf, &e), 0, "%s", e.text);
 }
 
 /* The net must agree with the other one, which must differ from its clean self by far more. */

@@ -191,6 +191,14 @@ Test(noise_ops, combinations_that_mean_nothing_are_refused) {
     refused_ops(x, "direction", NULL);
     x = t, x.type = KERN_NOISE_DEADZONE, x.backward = true;
     refused_ops(x, "deadzone acts on results", NULL);
+    x = t, x.backward = true, x.forward = false, x.phase[NOISE_PHASE_EVAL] = true;
+    refused_ops(x, "noise.ops.eval = yes", "noise.ops.direction = backward");
+    x = t, x.type = KERN_NOISE_OFF;
+    refused_ops(x, "noise.ops.scale is 0.05", "noise.ops.type is off");
+    x = m, x.type = KERN_NOISE_OFF;
+    refused_modules(x, "noise.modules.scale is 0.05", "noise.modules.type is off");
+    x.scale = 0;                                     /* a control: said to be nothing */
+    expect_modules(x, "none");
     x = t, x.backward = true, x.phase[NOISE_PHASE_UPDATE] = false;
     refused_ops(x, "update only", NULL);
     x = t, memset(x.phase, 0, sizeof x.phase);
