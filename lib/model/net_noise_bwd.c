@@ -7,8 +7,6 @@
 #include "lib/base/rng.h"
 #include "lib/model/net_int.h"
 
-enum { GRAD_ROW = 4096 };
-
 static struct kern_perturb in_place(struct kern_noise noise, kptr x, int rows, int dim) {
     return (struct kern_perturb){ .noise = noise,
                                   .x = x,
@@ -97,10 +95,10 @@ void net_noise_swiglu_bwd(struct net *n, int layer, const struct kern_swiglu_bwd
 
 /* A layer's part of the gradient: whole rows, then what is left. */
 static void grad_rows(struct net *n, struct kern_noise noise, int layer, kptr at, size_t params) {
-    const int rows = (int)(params / GRAD_ROW), rest = (int)(params % GRAD_ROW);
-    struct kern_perturb a = in_place(noise, at, rows, GRAD_ROW);
+    const int rows = (int)(params / NOISE_GRAD_ROW), rest = (int)(params % NOISE_GRAD_ROW);
+    struct kern_perturb a = in_place(noise, at, rows, NOISE_GRAD_ROW);
     if (rows) n->k->perturb(n->k, &a);
-    a = in_place(noise, kptr_at(at, (size_t)rows * GRAD_ROW * sizeof(float)), 1, rest);
+    a = in_place(noise, kptr_at(at, (size_t)rows * NOISE_GRAD_ROW * sizeof(float)), 1, rest);
     a.noise.site = KERN_NOISE_SITE(layer, NOISE_SITE_GRAD_REST);
     if (rest) n->k->perturb(n->k, &a);
 }

@@ -41,9 +41,10 @@ enum noise_site {
     NOISE_SITE_DQ, NOISE_SITE_DK, NOISE_SITE_DV, NOISE_SITE_DPROBS, NOISE_SITE_DSCORES,
     NOISE_SITE_DGATE, NOISE_SITE_DNORM_IN, NOISE_SITE_DNORM_POST, NOISE_SITE_DNORM_FINAL,
     NOISE_SITE_ROPE_DQ, NOISE_SITE_ROPE_DK, NOISE_SITE_DHEAD,
-    /* the accumulated gradient of the adapter: a layer's rows of 4096, and what is left */
+    /* the accumulated gradient of the adapter: a layer's rows of NOISE_GRAD_ROW, what is left */
     NOISE_SITE_GRAD = 192, NOISE_SITE_GRAD_REST
 };
+enum { NOISE_GRAD_ROW = 4096 };
 
 /* As the configuration says it; texts are lent. */
 struct noise_text {

@@ -33,11 +33,16 @@ static const char HELP[] =
     "                    scores values probs silu input_layernorm post_attention_layernorm\n"
     "                    norm rope_q rope_k head; gradients: dx_qkv dx_o dx_mlp dx_down dq dk\n"
     "                    dv dprobs dscores dgate dnorm_in dnorm_post dnorm_final rope_dq\n"
-    "                    rope_dk dhead; modules: input:NAME output:NAME\n"
+    "                    rope_dk dhead; modules: input:NAME output:NAME weight:NAME;\n"
+    "                    the adapter's gradient: lora_grad\n"
     "  --prompt U --sample K --position P --layer L --head H\n"
     "                    which token: group, sample (or 'prompt': tokens that all samples\n"
     "                    share), position in the sequence; layer; head (scores, probs, their\n"
-    "                    gradients)\n"
+    "                    gradients). weight: --layer and --position, the row of the matrix;\n"
+    "                    lora_grad: --layer and --update\n"
+    "  --update U        updates of the adapter made before (lora_grad)\n"
+    "  --of score        the noisy score of step N instead of what trained; --prompt is the\n"
+    "                    question's number\n"
     "  --type T --scale S --rate R\n"
     "                    MODEL only: the noise (relative_gaussian 1)\n\n"
     "examples:\n"
@@ -73,11 +78,18 @@ static int read_seed(const char *text, struct ask *a) {
     return -1;
 }
 
+static int read_of(const char *text, struct ask *a) {
+    a->score = text && strcmp(text, "score") == 0;
+    if (!text || a->score) return 0;
+    fprintf(stderr, "qerl-model noise: --of '%s': it can be 'score'\n", text);
+    return -1;
+}
+
 /* As args_parse. */
 static int parse(struct ask *a, int argc, char **argv) {
     const char *step = NULL, *version = NULL, *element = NULL, *count = NULL, *prompt = NULL,
                *sample = NULL, *position = NULL, *layer = NULL, *head = NULL, *seed = NULL,
-               *sigma = NULL, *scale = NULL, *rate = NULL;
+               *sigma = NULL, *scale = NULL, *rate = NULL, *update = NULL, *of = NULL;
     *a = (struct ask){ .step = -1,
                        .version = -1,
                        .element = -1,
@@ -87,6 +99,7 @@ static int parse(struct ask *a, int argc, char **argv) {
                        .position = -1,
                        .layer = -1,
                        .head = -1,
+                       .update = -1,
                        .sigma = -1,
                        .scale = -1,
                        .rate = -1 };
@@ -100,7 +113,8 @@ static int parse(struct ask *a, int argc, char **argv) {
         { "rate", &rate, NULL },          { "model", &a->model, NULL },
         { "targets", &a->targets, NULL }, { "tensor", &a->tensor, NULL },
         { "write", &a->write, NULL },     { "site", &a->site, NULL },
-        { "type", &a->type, NULL },
+        { "type", &a->type, NULL },       { "update", &update, NULL },
+        { "of", &of, NULL },
     };
     int rc = args_parse(argc, argv, HELP, arg, COUNT_OF(arg), &a->path);
     if (rc != 1) return rc;
@@ -113,7 +127,8 @@ static int parse(struct ask *a, int argc, char **argv) {
         read_int("sample", shared ? NULL : sample, KERN_NOISE_NO_SAMPLE - 1, &a->sample) < 0 ||
         read_int("position", position, INT32_MAX, &a->position) < 0 ||
         read_int("layer", layer, MODEL_LAYERS_MAX - 1, &a->layer) < 0 ||
-        read_int("head", head, 1023, &a->head) < 0 || read_seed(seed, a) < 0 ||
+        read_int("head", head, 1023, &a->head) < 0 ||
+        read_int("update", update, INT64_MAX, &a->update) < 0 || read_of(of, a) < 0 || read_seed(seed, a) < 0 ||
         read_num("sigma", sigma, &a->sigma) < 0 || read_num("scale", scale, &a->scale) < 0 ||
         read_num("rate", rate, &a->rate) < 0)
         return -1;
@@ -262,6 +277,19 @@ static int show(const struct origin *s, const struct ask *a, const struct model 
     return rc;
 }
 
+/* The other noise that weights can have. */
+static int print_modules(const struct origin *s, const char *path, struct err *e) {
+    struct noise_plan p;
+    struct model_conf c;
+    if (model_conf_load(&c, path, e) < 0 || treatment_plan(&p, &s->shared, &c, false, e) < 0)
+        return -1;
+    if (!p.module_text.type || p.module_text.point != NOISE_POINT_WEIGHT) return 0;
+    printf("modules    %s %.9g on weights of %s, layers %s, key seed %llu: --site weight:NAME\n",
+           noise_type_name[p.module_text.type], p.module_text.scale, p.module_text.names,
+           p.module_text.layers, (unsigned long long)s->noise_seed);
+    return 0;
+}
+
 static int weights(const struct origin *s, const struct ask *a, struct err *e) {
     struct kern k;
     struct model *m = NULL;
@@ -275,8 +303,9 @@ static int weights(const struct origin *s, const struct ask *a, struct err *e) {
         o = policy_model_opts(&s->shared);
         if (a->model) o.path = a->model;
     }
+    if (s->run && print_modules(s, o.path, e) < 0) return -1;
     if (s->sigma == 0) {
-        printf("sigma      0: no noise was on the weights\n");
+        printf("sigma      0: AQN added nothing to the weights\n");
         return 0;
     }
     struct pool *pool = pool_create(pool_cores());
@@ -294,10 +323,13 @@ int cmd_noise(int argc, char **argv) {
     struct err e = { 0 };
     const int parsed = parse(&a, argc, argv);
     if (parsed != 1) return parsed == 0 ? EXIT_DONE : EXIT_USAGE;
-    int rc = origin_open(&s, &a, &e);
-    if (rc == 0) {
+    int rc = 0;
+    if (a.score && !a.site)
+        rc = err_code(&e, EXIT_USAGE, "--of score is for --site: AQN of a noisy score is that of "
+                                      "the rollouts after it");
+    if (rc == 0 && (rc = origin_open(&s, &a, &e)) == 0) {
         if (s.run)
-            printf("run        %s, step %lld of %lld\n", s.group.group.run, (long long)a.step,
+            printf("run        %s, %sstep %lld of %lld\n", a.path, a.score ? "score of " : "", (long long)a.step,
                    (long long)s.shared.run.steps);
         rc = a.site ? noise_of_token(&s, &a, &e) : weights(&s, &a, &e);
         origin_close(&s);

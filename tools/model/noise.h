@@ -9,7 +9,8 @@
 struct ask {
     const char *path;                        /* run folder or model */
     const char *model, *targets, *tensor, *write, *site, *type;
-    int64_t step, version, element, count, prompt, sample, position, layer, head;
+    int64_t step, version, element, count, prompt, sample, position, layer, head, update;
+    bool score;                              /* --of score */
     uint64_t seed;
     bool seeded;
     double sigma, scale, rate;
@@ -20,18 +21,20 @@ enum { ASK_SAMPLE_PROMPT = -2 };             /* --sample prompt: tokens that all
 struct origin {
     bool run;
     struct shared shared;                    /* of the run; else only what the command line says */
-    struct rec group;                        /* of the run: one that was made in that step */
+    struct rec group;                        /* of the run: one that was made in that step; not of
+                                              * a score */
     int groups;                              /* made in that step */
     bool same;                               /* all of them realised the same */
     double sigma;
     uint64_t noise_seed, seed;               /* of the step; of the run (systematic) */
     int64_t version;
 };
-/* Reads conf/rollout.conf and the journal. EXIT_ENV where they are absent, EXIT_USAGE for a step
+/* Reads conf/rollout.conf and the journal, for a score scores.jsonl. EXIT_ENV where they are absent, EXIT_USAGE for a step
  * that the run has not. */
 int origin_open(struct origin *s, const struct ask *a, struct err *e);
 void origin_close(struct origin *s);
 
-/* The noise on one token of one result of an operation: prints z and e / |t| of its elements. */
+/* The noise on one token of one result of an operation, on a row of a module's weights, on the
+ * gradient of a layer's adapter: prints z and e / |t| of its elements. */
 int noise_of_token(const struct origin *s, const struct ask *a, struct err *e);
 #endif

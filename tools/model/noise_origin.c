@@ -1,6 +1,10 @@
 /* noise_origin.c - what a run applied at a step: its settings, and the journal's word for the key.
  * SPDX-License-Identifier: Apache-2.0 */
+#include <stdlib.h>
+
 #include "lib/base/fs.h"
+#include "lib/base/json.h"
+#include "lib/base/str.h"
 #include "lib/stage/policy.h"
 #include "lib/wire/tape.h"
 #include "tools/model/noise.h"
@@ -42,6 +46,30 @@ static int read_journal(struct origin *s, const struct ask *a, const char *path,
                     path, (long long)a->step, (long long)last);
 }
 
+/* The seed that the noisy score of the step names. */
+static int read_score(struct origin *s, const struct ask *a, struct err *e) {
+    char path[FS_PATH_MAX];
+    struct str text;
+    bool found = false;
+    str_init(&text);
+    fs_join(path, sizeof path, a->path, "scores.jsonl");
+    const int rc = fs_read(&text, path, 1 << 30, e);
+    for (char *line = text.s, *end; rc == 0 && !found && (end = strchr(line, '\n')); line = end + 1) {
+        struct rec r;
+        if (rec_from_json(&r, line, (size_t)(end - line), REC_SCORE, path, NULL) < 0) continue;
+        json_t *o = *r.score.evidence ? json_loads(r.score.evidence, 0, NULL) : NULL;
+        const char *seed = json_string_value(json_object_get(o, "seed"));
+        found = r.score.step == a->step && seed;
+        if (found) s->noise_seed = strtoull(seed, NULL, 10);
+        json_decref(o);
+        rec_release(&r);
+    }
+    str_release(&text);
+    if (rc < 0 || found) return rc;
+    return err_code(e, EXIT_USAGE, "'%s' holds no noisy score of step %lld that names its seed",
+                    path, (long long)a->step);
+}
+
 int origin_open(struct origin *s, const struct ask *a, struct err *e) {
     char conf[FS_PATH_MAX], tape[FS_PATH_MAX];
     *s = (struct origin){
@@ -65,14 +93,16 @@ int origin_open(struct origin *s, const struct ask *a, struct err *e) {
         return err_code(e, EXIT_USAGE,
                         "'%s' is a run: say of which step, --step N (completed steps before it)",
                         a->path);
-    if (shared_load(&s->shared, conf, e) < 0 || read_journal(s, a, tape, e) < 0) {
+    if (shared_load(&s->shared, conf, e) < 0 ||
+        (a->score ? read_score(s, a, e) : read_journal(s, a, tape, e)) < 0) {
         origin_close(s);
         return -1;
     }
+    s->seed = (uint64_t)s->shared.run.seed;
+    if (a->score) return 0;
     const struct rec_group *g = &s->group.group;
     s->sigma = g->treatment.sigma;
     s->noise_seed = g->treatment.noise_seed;
-    s->seed = (uint64_t)s->shared.run.seed;
     s->version = g->version;
     return 0;
 }
