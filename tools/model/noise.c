@@ -329,8 +329,8 @@ int cmd_noise(int argc, char **argv) {
                                       "the rollouts after it");
     if (rc == 0 && (rc = origin_open(&s, &a, &e)) == 0) {
         if (s.run)
-            printf("run        %s, %sstep %lld of %lld\n", a.path, a.score ? "score of " : "", (long long)a.step,
-                   (long long)s.shared.run.steps);
+            printf("run        %s, %sstep %lld of %lld\n", s.shared.run.id,
+                   a.score ? "score of " : "", (long long)a.step, (long long)s.shared.run.steps);
         rc = a.site ? noise_of_token(&s, &a, &e) : weights(&s, &a, &e);
         origin_close(&s);
     }

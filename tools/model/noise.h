@@ -21,16 +21,15 @@ enum { ASK_SAMPLE_PROMPT = -2 };             /* --sample prompt: tokens that all
 struct origin {
     bool run;
     struct shared shared;                    /* of the run; else only what the command line says */
-    struct rec group;                        /* of the run: one that was made in that step; not of
-                                              * a score */
+    struct rec group;                        /* of a step, not of a score: one made in it */
     int groups;                              /* made in that step */
     bool same;                               /* all of them realised the same */
     double sigma;
     uint64_t noise_seed, seed;               /* of the step; of the run (systematic) */
     int64_t version;
 };
-/* Reads conf/rollout.conf and the journal, for a score scores.jsonl. EXIT_ENV where they are absent, EXIT_USAGE for a step
- * that the run has not. */
+/* Reads conf/rollout.conf and the journal, for a score scores.jsonl. EXIT_ENV where they are
+ * absent, EXIT_USAGE for a step that the run has not. */
 int origin_open(struct origin *s, const struct ask *a, struct err *e);
 void origin_close(struct origin *s);
 

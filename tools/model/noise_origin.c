@@ -54,7 +54,8 @@ static int read_score(struct origin *s, const struct ask *a, struct err *e) {
     str_init(&text);
     fs_join(path, sizeof path, a->path, "scores.jsonl");
     const int rc = fs_read(&text, path, 1 << 30, e);
-    for (char *line = text.s, *end; rc == 0 && !found && (end = strchr(line, '\n')); line = end + 1) {
+    char *end;
+    for (char *line = text.s; rc == 0 && !found && (end = strchr(line, '\n')); line = end + 1) {
         struct rec r;
         if (rec_from_json(&r, line, (size_t)(end - line), REC_SCORE, path, NULL) < 0) continue;
         json_t *o = *r.score.evidence ? json_loads(r.score.evidence, 0, NULL) : NULL;
