@@ -275,8 +275,8 @@ static int check_aqn(const struct intake_policy *p, const struct rec_group *g, s
                        (long long)g->group, p->sigma, g->sigma_realised,
                        (long long)g->noise_changed, (long long)g->noise_elements);
     /* rms of n normal draws: relative standard error 1/sqrt(2n); 1e-6 covers the rounding of w + dw
-     * near 1. */
-    double bound = 6 * p->sigma / sqrt(2 * (double)g->noise_elements) + 1e-6;
+     * near 1, and noise of which more than a quarter is rounding is not what was asked for. */
+    double bound = 6 * p->sigma / sqrt(2 * (double)g->noise_elements) + fmin(1e-6, p->sigma / 4);
     if (fabs(g->sigma_realised - p->sigma) > bound)
         return err_set(e,
                        "group %lld: noise of sigma %g was intended, %g was realised (bound %g)",

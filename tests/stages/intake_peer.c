@@ -127,7 +127,7 @@ Test(intake, a_group_made_under_another_treatment_stops_the_learner) {
     struct rec r = peer_group(peer_ticket(&p, 0), mixed);
     replace(&r.group.treatment.hash, "0123456789abcdef");
     peer_send(&p, &r);
-    cr_expect(peer_end(&p) == EXIT_FAILED, "%s", p.said.s);
+    cr_expect(peer_end(&p) == EXIT_CONFIG, "%s", p.said.s);
     has(p.said.s,
         "group 0 was made under treatment 0123456789abcdef, this learner's configuration gives ");
     cr_expect(peer_journalled(&p, 0) == 0 && !peer_has(&p, "ckpt"));
@@ -141,7 +141,7 @@ Test(intake, a_group_made_with_other_operator_noise_stops_the_learner) {
     struct rec r = peer_group(peer_ticket(&p, 0), mixed);
     replace(&r.group.treatment.ops, "ops relative_gaussian 0.05");
     peer_send(&p, &r);
-    cr_expect(peer_end(&p) == EXIT_FAILED, "%s", p.said.s);
+    cr_expect(peer_end(&p) == EXIT_CONFIG, "%s", p.said.s);
     has(p.said.s, "group 0 was made with ops 'ops relative_gaussian 0.05', this learner's");
     cr_expect(peer_journalled(&p, 0) == 0);
     peer_close(&p);
@@ -157,29 +157,32 @@ static void noise_seed(struct rec_group *g) { g->treatment.noise_seed++; }
 
 /* Step 0 is silent, step 1 has noise. */
 Test(intake, noise_that_was_intended_but_not_realised_stops_the_learner) {
-    static const struct { void (*bend)(struct rec_group *g); const char *says;
+    static const struct { void (*bend)(struct rec_group *g); const char *says, *sigma;
     } t[] = {
         { noise_nothing, "noise of sigma 0.01 was intended, but nothing changed (realised 0 on 0 "
-                         "of 1000 weights)" },
-        { noise_far_off, "noise of sigma 0.01 was intended, 0.02 was realised" },
-        { noise_other, "was made with sigma 0.02, step 1 asked for 0.01" },
-        { noise_seed, "the treatment was not applied as planned" },
+                         "of 1000 weights)", NULL },
+        { noise_far_off, "noise of sigma 0.01 was intended, 0.02 was realised", NULL },
+        { noise_far_off, "noise of sigma 1e-06 was intended, 2e-06 was realised", "1e-6" },
+        { noise_other, "was made with sigma 0.02, step 1 asked for 0.01", NULL },
+        { noise_seed, "the treatment was not applied as planned", NULL },
     };
     for (size_t i = 0; i < COUNT_OF(t); i++) {
         struct peer p;
-        peer_open(&p, "--set run.steps=2 --set learner.save_every=1 --set noise.aqn.stages=2 --set "
-                      "noise.aqn.sigma_start=0.01 "
-                      "--set noise.aqn.sigma_end=0.01");
+        const char *sigma = t[i].sigma ? t[i].sigma : "0.01";
+        char sets[256];
+        snprintf(sets, sizeof sets, "--set run.steps=2 --set learner.save_every=1 --set noise.aqn.stages=2 "
+                 "--set noise.aqn.sigma_start=%s --set noise.aqn.sigma_end=%s", sigma, sigma);
+        peer_open(&p, sets);
         for (int g = 0; g < 2; g++) {
             struct rec r = peer_group(peer_ticket(&p, g), mixed);
             cr_expect(r.group.treatment.sigma == 0);
             peer_send(&p, &r);
         }
         struct rec r = peer_group(peer_ticket(&p, 2), mixed);
-        cr_assert(r.group.treatment.sigma == .01);
+        cr_assert(r.group.treatment.sigma == strtod(sigma, NULL));
         t[i].bend(&r.group);
         peer_send(&p, &r);
-        cr_expect(peer_end(&p) == EXIT_FAILED, "%s", p.said.s);
+        cr_expect(peer_end(&p) == EXIT_CONFIG, "%s", p.said.s);
         has(p.said.s, t[i].says);
         cr_expect(peer_journalled(&p, 1) == 1 && peer_journalled(&p, 2) == 0,
                   "what was refused is not journalled");
