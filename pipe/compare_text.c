@@ -110,6 +110,9 @@ static void print_curve(const struct comparison *c, int i, const struct page *p)
     SAY(p, "aligned by %s; difference to %s in points, %s; the intervals of %d looks hold together "
            "at 95 %% (Bonferroni: %.4g %% each)\n", align_name[c->align], c->arm[0].label,
         basis_text(&k->at[0]), k->looks, 100 * (1 - look_alpha(k)));
+    if (!contrast_of_treatments(&k->at[0]) && c->arm[0].n + c->arm[i].n > 2)
+        SAY(p, "fewer than %d seeds on a side: differences are those of %s beside %s alone, "
+               "accuracies are means\n", ARM_SEEDS_MIN, k->b->f.id, k->a->f.id);
     if (p->markdown) fputc('\n', p->to);
     char head[200];
     snprintf(head, sizeof head, "step|%s%s%sOOD accuracy|ID reward|difference|interval|<reading",

@@ -26,6 +26,9 @@ static int read_sweep(struct matrix *m, const char *text, struct err *e) {
             return err_code(e, EXIT_USAGE, "--sweep takes at most %d values", VALUES_MAX);
         while (*value == ' ') value++;
         if (!*value) return err_code(e, EXIT_USAGE, "--sweep has an empty value in '%s'", text);
+        for (int i = 0; i < m->values; i++)
+            if (strcmp(m->value[i], value) == 0)
+                return err_code(e, EXIT_USAGE, "--sweep has the value %s twice", value);
         m->value[m->values++] = value;
     }
     return m->values > 1 ? 0 : err_code(e, EXIT_USAGE, "--sweep needs two values or more");

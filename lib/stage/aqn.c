@@ -30,6 +30,12 @@ static struct noise_target_text target_text(const struct shared *c) {
 
 int aqn_check(const struct shared *c, struct err *e) {
     const struct noise_schedule s = aqn_schedule(c);
+    /* beside their defaults: whoever sets them means a zone */
+    if (!*c->aqn.zone_middle &&
+        (c->aqn.zone_early != 1 || c->aqn.zone_late != 0.5 || c->aqn.zone_switch != 0.5))
+        return err_code(e, EXIT_CONFIG,
+                        "noise.aqn.zone_switch, zone_early and zone_late are of the middle zone, "
+                        "and noise.aqn.zone_middle names no layers: they would do nothing");
     return noise_schedule_check(&s, e);
 }
 

@@ -98,6 +98,8 @@ Test(matrix, wrong_words_start_nothing) {
     box_pipeline("a.pipe", GOOD, EVAL, "");
     box_expect(EXIT_USAGE, "qerl-pipe matrix a.pipe --sweep learner.lr=1");
     box_has(box_talk.s, "--sweep needs two values");
+    box_expect(EXIT_USAGE, "qerl-pipe matrix a.pipe --sweep learner.lr=1e-5,1e-6,1e-5");
+    box_has(box_talk.s, "--sweep has the value 1e-5 twice");
     box_expect(EXIT_USAGE, "qerl-pipe matrix a.pipe --sweep lr=1,2");
     box_expect(EXIT_USAGE, "qerl-pipe matrix a.pipe --seeds 0");
     box_expect(EXIT_USAGE, "VERL_NOISY_OPS_ENABLED=1 qerl-pipe matrix a.pipe");
