@@ -28,6 +28,7 @@ struct field {
     size_t at;                     /* offset in the struct */
     size_t count_at;               /* FIELD_I64, FIELD_SAMPLES: offset of the int that counts */
     bool need;                     /* JSON must have it */
+    bool later;                    /* FIELD_TEXT: records of version 1 lack it; "" then */
     bool numbered;                 /* absent in JSON: the number of the line, from 0 (FIELD_INT) */
     int64_t least, most;           /* FIELD_INT; both 0 = 0 .. 2^53 */
     double def;                    /* FIELD_INT, FIELD_NUM absent in JSON */

@@ -83,8 +83,8 @@ static const struct field group_sample_fields[] = {
         INT(rec_group, new_max, RANGE(0, REC_TOKENS_MAX)), SEED(rec_group, seed),                  \
         INT(rec_group, version), TEXT(rec_group, adapter_sha256), TREATMENT(rec_group, treatment), \
         NUM(rec_group, sigma_realised), INT(rec_group, noise_elements),                            \
-        INT(rec_group, noise_changed), TEXT(rec_group, evidence), TEXT(rec_group, rollout),        \
-        TEXT(rec_group, rule), {                                                                   \
+        INT(rec_group, noise_changed), TEXT(rec_group, evidence, .later = true),                  \
+        TEXT(rec_group, rollout), TEXT(rec_group, rule), {                                         \
         .name = "samples", .kind = FIELD_SAMPLES, .at = offsetof(struct rec_group, sample),        \
         .count_at = offsetof(struct rec_group, samples), .need = true, .sub = sample_fields        \
     }
@@ -127,7 +127,7 @@ static const struct field score_fields[] = {
     INT(rec_score, right_flexible),
     TEXT(rec_score, quant),
     TEXT(rec_score, noise),
-    TEXT(rec_score, evidence),
+    TEXT(rec_score, evidence, .later = true),
     INT(rec_score, samples_per_question, .def = 1),
     NUM(rec_score, temperature),
     NUM(rec_score, length_mean),

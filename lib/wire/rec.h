@@ -5,9 +5,9 @@
  * ids and log-probs are `bin` in MessagePack (little endian) and number arrays in JSON (float32
  * with %.9g: exact both ways). Unknown and duplicate fields, wrong types, non-finite numbers,
  * missing required fields and arrays that do not fit the bytes present are refused, naming record
- * and field. Every record map starts with "rec" (its name) and "v" (REC_VERSION). Ownership: decode
- * allocates what a record points to (strings, arrays, samples); rec_release frees it. Encoding
- * lends.
+ * and field. Every record map starts with "rec" (its name) and "v" (REC_VERSION; version 1, without
+ * evidence, is read and never written). Ownership: decode allocates what a record points to
+ * (strings, arrays, samples); rec_release frees it. Encoding lends.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_REC_H
 #define QERL_REC_H
@@ -87,8 +87,8 @@ struct rec_group {
     struct rec_treatment treatment;
     /* measured on what the forward pass read */
     double sigma_realised; int64_t noise_elements, noise_changed;
-    /* all that was measured of the treatment since the policy was adopted, as compact JSON: see
-     * policy_evidence; "" = no noise */
+    /* what was measured of the treatment since the group that this rollout finished before, as
+     * compact JSON: see treatment_evidence; "" = no noise */
     char *evidence;
     char *rollout;                                     /* who made it, "rollout-0" */
     char *rule;                                        /* reward rule; "" in a traj */
@@ -113,7 +113,7 @@ struct rec_score {           /* never a bare number */
     char *run; int64_t version, step; char *split; int64_t n, right; char *rule;
     /* answers from which the rule read a number; by both rules */
     int64_t parsed; int64_t right_strict, right_flexible;
-    /* how the weights were stored; what was applied in this score: see policy_noise_text; measured,
+    /* how the weights were stored; what was applied in this score: see treatment_text; measured,
      * as in a group */
     char *quant, *noise, *evidence;
     int64_t samples_per_question;

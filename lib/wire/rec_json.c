@@ -271,7 +271,8 @@ static int get_type(enum rec_type *type, const json_t *o, enum rec_type expected
     }
     if (*type == REC_NONE)
         return err_set(e, "%s: field 'rec' is missing: it says which record this is", where);
-    if (v && (!json_is_integer(v) || json_integer_value(v) != REC_VERSION))
+    if (v && (!json_is_integer(v) || json_integer_value(v) < 1 ||
+              json_integer_value(v) > REC_VERSION))
         return err_set(e, "%s: %s: field 'v' must be %d, the version this program speaks", where,
                        rec_name[*type], REC_VERSION);
     return 0;

@@ -125,7 +125,7 @@ struct item {
     union { int64_t i; uint64_t u; double num; bool flag; };
     const char *data;            /* string, binary: lent by the buffer */
 };
-struct cursor { const uint8_t *start, *p, *end; };
+struct cursor { const uint8_t *start, *p, *end; int64_t version; };
 
 static uint64_t big_endian(const uint8_t *p, int bytes) {
     uint64_t v = 0;
@@ -199,7 +199,7 @@ enum { DEPTH_MAX = 8 };
 int rec_validate(const void *data, size_t bytes, struct err *e) {
     if (bytes > REC_BYTES_MAX)
         return err_set(e, "MessagePack: %zu bytes, a record has at most %d", bytes, REC_BYTES_MAX);
-    struct cursor c = { data, data, (const uint8_t *)data + bytes };
+    struct cursor c = { data, data, (const uint8_t *)data + bytes, 0 };
     uint64_t left[DEPTH_MAX + 1] = { 1 };
     int depth = 0;
     while (depth >= 0) {
@@ -376,8 +376,9 @@ static int read_map(struct cursor *c, void *base, const struct field *table, uin
         if (read_field(c, base, f, rec, e) < 0) return -1;
     }
     for (const struct field *f = table; f->name; f++)
-        if (!(seen & 1ull << (f - table)))
-            return err_set(e, "%s: field '%s' is missing", rec, f->name);
+        if (seen & 1ull << (f - table)) continue;
+        else if (f->later && c->version == 1) *at_text(base, f) = mem_dup("");
+        else return err_set(e, "%s: field '%s' is missing", rec, f->name);
     return 0;
 }
 
@@ -397,18 +398,17 @@ static int read_head(struct cursor *c, enum rec_type *type, uint64_t *fields, st
                        it.data);
     if (want(c, &it, ITEM_STR, "record", "v", e) < 0) return -1;
     if (it.count != 1 || *it.data != 'v') return err_set(e, "record: the second field must be 'v'");
-    int64_t version;
-    if (read_int(c, &version, 0, INT64_MAX, rec_name[*type], "v", e) < 0) return -1;
-    if (version != REC_VERSION)
+    if (read_int(c, &c->version, 0, INT64_MAX, rec_name[*type], "v", e) < 0) return -1;
+    if (c->version < 1 || c->version > REC_VERSION)
         return err_set(e, "%s: version %lld, this program speaks %d", rec_name[*type],
-                       (long long)version, REC_VERSION);
+                       (long long)c->version, REC_VERSION);
     return 0;
 }
 
 int rec_unpack(struct rec *r, const void *data, size_t bytes, struct err *e) {
     rec_init(r, REC_NONE);
     if (rec_validate(data, bytes, e) < 0) return -1;
-    struct cursor c = { data, data, (const uint8_t *)data + bytes };
+    struct cursor c = { data, data, (const uint8_t *)data + bytes, 0 };
     enum rec_type type = REC_NONE;
     uint64_t fields;
     if (read_head(&c, &type, &fields, e) < 0) return -1;

@@ -35,6 +35,34 @@ Test(rec, every_record_survives_messagepack_bit_by_bit) {
         }
 }
 
+/* Runs of version 1 can be read: their scores and groups have no evidence. */
+Test(rec, version_1_lacks_evidence_and_version_2_may_not) {
+    struct any a = { 9 };
+    for (int i = 0; i < 2; i++) {
+        struct rec x, y;
+        struct str b = { 0 };
+        struct err e = { 0 };
+        any_fill(&x, i ? REC_GROUP : REC_SCORE, &a);
+        char **evidence = i ? &x.group.evidence : &x.score.evidence;
+        free(*evidence);
+        *evidence = NULL;
+        rec_pack(&b, &x);
+        char *at = memmem(b.s, b.len, "\xA8" "evidence\xA0", 10), *v = memmem(b.s, b.len, "\xA1v\x02", 3);
+        cr_assert(at && v && (uint8_t)b.s[0] == 0xDE);
+        memmove(at, at + 10, b.len - 10 - (size_t)(at - b.s));
+        b.len -= 10;
+        b.s[2]--;
+        cr_expect(rec_unpack(&y, b.s, b.len, &e) < 0);
+        cr_expect(strstr(e.text, "'evidence' is missing"), "%s", e.text);
+        v[2] = 1;
+        cr_assert(rec_unpack(&y, b.s, b.len, &e) == 0, "%s", e.text);
+        cr_expect_str_eq(i ? y.group.evidence : y.score.evidence, "");
+        rec_release(&y);
+        rec_release(&x);
+        str_release(&b);
+    }
+}
+
 Test(rec, every_record_survives_json_bit_by_bit) {
     struct any a = { 2 };
     for (int t = REC_NONE + 1; t < REC_TYPE_COUNT; t++)
@@ -221,7 +249,7 @@ static const struct { const char *line, *says; enum rec_type expected;
       REC_TICKET },
     { "{\"rec\":\"tickt\"}", "unknown kind of record 'tickt'", REC_TICKET },
     { "{\"question\":\"x\"}", "field 'rec' is missing", REC_NONE },
-    { "{\"question\":\"x\",\"v\":1}", "ticket: field 'v' must be 2", REC_TICKET },
+    { "{\"question\":\"x\",\"v\":3}", "ticket: field 'v' must be 2", REC_TICKET },
     { "{\"answer\":\"4\"}", "traj: field 'samples' is missing", REC_TRAJ },
     { "{\"answer\":\"4\",\"samples\":[{}]}", "traj: field 'samples[0].text' is missing", REC_TRAJ },
     { "{\"answer\":\"4\",\"samples\":[{\"text\":\"x\"},{\"text\":\"x\",\"score\":1}]}",

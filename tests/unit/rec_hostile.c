@@ -45,8 +45,14 @@ static const struct { const char *bytes; size_t n; const char *says;
             "end\xA1w\x02"),
       "the second field must be 'v'" },
     { BYTES("\x82\xA3rec\xA3"
+            "end\xA1v\x03"),
+      "end: version 3, this program speaks 2" },
+    { BYTES("\x82\xA3rec\xA3"
+            "end\xA1v\x00"),
+      "end: version 0, this program speaks 2" },
+    { BYTES("\x82\xA3rec\xA3"
             "end\xA1v\x01"),
-      "end: version 1, this program speaks 2" },
+      "end: field 'run' is missing" },
     { BYTES("\x82" HEAD), "end: field 'run' is missing" },
     { BYTES("\x85" HEAD END_REST "\x00"), "bytes after the record at byte" },
     { BYTES("\x85" HEAD "\xA3run\xA0\xA5"

@@ -128,7 +128,8 @@ static int parse(struct ask *a, int argc, char **argv) {
         read_int("position", position, INT32_MAX, &a->position) < 0 ||
         read_int("layer", layer, MODEL_LAYERS_MAX - 1, &a->layer) < 0 ||
         read_int("head", head, 1023, &a->head) < 0 ||
-        read_int("update", update, INT64_MAX, &a->update) < 0 || read_of(of, a) < 0 || read_seed(seed, a) < 0 ||
+        read_int("update", update, INT64_MAX, &a->update) < 0 || read_of(of, a) < 0 ||
+        read_seed(seed, a) < 0 ||
         read_num("sigma", sigma, &a->sigma) < 0 || read_num("scale", scale, &a->scale) < 0 ||
         read_num("rate", rate, &a->rate) < 0)
         return -1;
