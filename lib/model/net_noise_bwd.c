@@ -48,11 +48,9 @@ bool net_noise_norm_bwd(struct net *n, int index, const struct kern_rmsnorm_bwd 
     return true;
 }
 
-/* Scores and probabilities as the forward had them; a deadzone's need a row's maximum, which the
- * backward has not: there it takes the clean ones. */
+/* Scores and probabilities as the forward had them. */
 static struct kern_noise again(struct net *n, enum noise_op op, int layer, enum noise_site site) {
-    const struct kern_noise noise = net_noise_op(n, op, NOISE_FORWARD, layer, site, false);
-    return noise.type == KERN_NOISE_DEADZONE ? (struct kern_noise){ 0 } : noise;
+    return net_noise_op(n, op, NOISE_FORWARD, layer, site, false);
 }
 
 bool net_noise_attn_bwd(struct net *n, int layer, const struct net_act *act, int rows,

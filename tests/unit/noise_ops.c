@@ -191,6 +191,15 @@ Test(noise_ops, combinations_that_mean_nothing_are_refused) {
     refused_ops(x, "direction", NULL);
     x = t, x.type = KERN_NOISE_DEADZONE, x.backward = true;
     refused_ops(x, "deadzone acts on results", NULL);
+    static const char *const attention[] = { "bmm", "matmul, softmax", "all" };
+    for (size_t i = 0; i < COUNT_OF(attention); i++) {
+        x = text_ops(attention[i], "all"), x.type = KERN_NOISE_DEADZONE;
+        refused_ops(x, "cannot repeat a deadzone", "noise.ops.update = no");
+        x.phase[NOISE_PHASE_UPDATE] = false;
+        struct noise_plan p;
+        struct err e = { 0 };
+        cr_expect_eq(noise_plan_make(&p, &x, NULL, &qwen, &e), 0, "%s", e.text);
+    }
     x = t, x.backward = true, x.forward = false, x.phase[NOISE_PHASE_EVAL] = true;
     refused_ops(x, "noise.ops.eval = yes", "noise.ops.direction = backward");
     x = t, x.type = KERN_NOISE_OFF;

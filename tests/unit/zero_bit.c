@@ -309,7 +309,9 @@ static void world_open(struct world *w, const char *path, const struct shape *s,
     static const int types[] = { KERN_NOISE_RELATIVE_GAUSSIAN, KERN_NOISE_SPARSE, KERN_NOISE_DEADZONE };
     const int type = types[s - shapes];
     const enum noise_point point = (enum noise_point)((format - formats) % 3);
-    const struct noise_text ops = { .type = type, .scale = .02, .rate = .2, .names = "all", .layers = "all",
+    const struct noise_text ops = { .type = type, .scale = .02, .rate = .2, .layers = "all",
+                                    /* in an update attention cannot be flushed */
+                                    .names = type == KERN_NOISE_DEADZONE ? "matmul, silu, norm, rope, head" : "all",
                                     .forward = true, .backward = type != KERN_NOISE_DEADZONE,
                                     .phase = { true, true, true } },
                             modules = { .type = point == NOISE_POINT_WEIGHT ? KERN_NOISE_RELATIVE_GAUSSIAN
