@@ -74,14 +74,16 @@ struct effect effect_of_marks(const struct mark *a, int na, const struct mark *b
     }
     e.questions = questions;
     if (questions) {
+        /* answers that are all alike have no spread, however many a question has */
         e.basis = BASIS_QUESTIONS;
         e.base = (double)right_a / answers;
         e.other = (double)right_b / answers;
         e.difference = e.other - e.base;
         e.p = stat_sign_flip(d, questions);
         const struct stat_span s =
-            e.several ? stat_paired_mean(mean, questions, 0, alpha, &e.sd)
-                      : stat_paired_shares(e.only_base, e.only_other, questions, alpha);
+            e.several && e.only_base + e.only_other
+                ? stat_paired_mean(mean, questions, 0, alpha, &e.sd)
+                : stat_paired_shares(e.only_base, e.only_other, questions, alpha);
         e.low = fmax(-1, s.low);
         e.high = fmin(1, s.high);
         judge(&e);

@@ -16,6 +16,8 @@ static int read_above(struct expectation *x, const char *text, struct err *e) {
     if (end != text && (!*end || strcmp(end, "%") == 0)) {
         x->share = *end ? v / 100 : v;
         if (x->share >= 0 && x->share <= 1) return 0;
+        if (*end || !(v > 1 && v <= 100))
+            return err_set(e, "'%s' for 'expect.above' is no share from 0 to 100 %%", text);
         return err_set(e, "'%s' for 'expect.above' is outside 0 .. 1: is '%s %%' meant?", text,
                        text);
     }
@@ -109,7 +111,7 @@ static void judge_run(const struct expectation *x, const struct result *r, const
         const int looks = x->best ? other.score_n + r->score_n - 2 : 1;
         const struct effect f = effect_of_runs(&other, a->step, r, b->step,
                                                CONTRAST_ALPHA / (looks > 1 ? looks : 1));
-        fprintf(to, "%s: %+.1f points [%+.1f, %+.1f] to %s; step %lld and, of it, %lld\n",
+        fprintf(to, "%s: %+.1f points [%+.1f, %+.1f] to %s; at step %lld, beside its step %lld\n",
                 word[f.verdict], 100 * f.difference, 100 * f.low, 100 * f.high, other.f.id,
                 (long long)b->step, (long long)a->step);
     }

@@ -104,7 +104,7 @@ bool result_same_settings(const struct result *a, const struct result *b) {
 static void differ(struct str *out, const struct result *a, const struct result *b,
                    const char *what, const char *x, const char *y) {
     if (!*x || !*y || strcmp(x, y) == 0) return;
-    str_printf(out, "%s differs: %s has %.60s, %s has %.60s\n", what, a->f.id, x, b->f.id, y);
+    str_printf(out, "%s differs: %s has %.300s, %s has %.300s\n", what, a->f.id, x, b->f.id, y);
 }
 
 static const char *value_or(const struct result *r, const char *key, const char *other) {

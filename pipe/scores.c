@@ -41,13 +41,12 @@ double score_percent(const struct score *s) {
     return s->n ? 100.0 * (double)s->right / (double)s->n : 0;
 }
 
-/* The noise without what a schedule changes: the number behind "aqn". */
+/* The noise without what a schedule changes: AQN, which may be silent in some step. */
 static void noise_kind(char *out, size_t size, const struct score *s) {
     snprintf(out, size, "%s", score_is_clean(s) ? "" : s->noise);
     char *aqn = strstr(out, "aqn ");
-    if (!aqn) return;
-    char *number = aqn + 4, *rest = number + strcspn(number, " ;,");
-    memmove(number, rest, strlen(rest) + 1);
+    if (aqn) *aqn = 0;
+    if (aqn && aqn - out > 2) aqn[-2] = 0;
 }
 
 static int by_series(const struct score *x, const struct score *y) {

@@ -163,7 +163,8 @@ static void last_word(char *out, size_t size, const struct super *s, const struc
     log_path(path, s, m);
     tail_open(&t, path, false);
     while (tail_next(&t))
-        if (t.line.len) snprintf(out, size, ": %.300s", t.line.s);
+        if (t.line.len && !strstr(t.line.s, ": not started; "))
+            snprintf(out, size, ": %.300s", t.line.s);
     tail_close(&t);
 }
 
@@ -216,7 +217,8 @@ static void died_badly(struct super *s, struct member *m, int status) {
     if (!m->was_ready && says_why) {
         view_event(&s->view, "%s %s before it was ready", m->id, how);
         show_log(s, m);
-        give_up(s, RUN_STATE_FAILED, status, "stage '%s' %s at start", m->s->name, how);
+        last_word(why, sizeof why, s, m);
+        give_up(s, RUN_STATE_FAILED, status, "stage '%s' %s at start%s", m->s->name, how, why);
         s->hurry = true;
         return;
     }

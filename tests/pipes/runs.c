@@ -204,7 +204,7 @@ Test(runs, a_stage_that_dies_at_start_shows_its_message_and_is_not_restarted) {
         box_pipeline("a.pipe", order, FOREVER, "");
         box_expect(code, "qerl-pipe a.pipe");
         box_has(box_talk.s, "no such tokenizer family");
-        snprintf(state, sizeof state, "failed: stage 'learner' ended with exit code %d at start\n",
+        snprintf(state, sizeof state, "failed: stage 'learner' ended with exit code %d at start: no such tokenizer family\n",
                  code);
         snprintf(file, sizeof file, "runs/a-%04d/state", code - 1);
         cr_assert_str_eq(box_read(file), state);
