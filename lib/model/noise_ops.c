@@ -62,6 +62,14 @@ static int check_text(const struct noise_text *t, const char *where, struct err 
     else if (type_relative(t->type) && !t->bf16 && t->scale < 0x1p-23)
         rc = err_more(e, EXIT_CONFIG, "%s.scale is %g: relative noise below %.3g vanishes in f32",
                       where, t->scale, 0x1p-23);
+    /* beside values of the size that a network has: not one element would change */
+    else if (!type_relative(t->type) && t->scale > 0 && t->scale < 0x1p-40)
+        rc = err_more(e, EXIT_CONFIG, "%s.scale is %g: %s noise below %.3g changes nothing", where,
+                      t->scale, noise_type_name[t->type], 0x1p-40);
+    /* the draw that decides has 24 bits */
+    if (t->type == KERN_NOISE_SPARSE && t->rate > 0 && t->rate < 0x1p-24)
+        rc = err_more(e, EXIT_CONFIG, "%s.rate is %g: below %.3g no element is ever hit", where,
+                      t->rate, 0x1p-24);
     if (t->type == KERN_NOISE_SPARSE && !(t->rate > 0 && t->rate <= 1))
         rc = err_more(e, EXIT_CONFIG, "%s.rate is %g: sparse noise needs a share of elements "
                       "above 0 and up to 1", where, t->rate);
