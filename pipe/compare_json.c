@@ -28,7 +28,8 @@ static json_t *arm_json(const struct arm *a) {
                                                       (json_int_t)last->right, "n",
                                                       (json_int_t)last->n, "low", last->low,
                                                       "high", last->high, "quant", last->quant,
-                                                      "noise", score_noise(last)));
+                                                      "noise", r->reference ? "as published"
+                                                                           : score_noise(last)));
         json_array_append_new(runs, o);
     }
     for (int i = 0; i < a->run[0]->score_n; i++) {
