@@ -14,7 +14,7 @@ struct command_line {
     const char *seeds, *sweep;                   /* --seeds, --sweep */
     const char *noise, *quant, *n, *step;        /* --noise, --quant, --n, --step */
     bool follow, force, json, markdown;          /* -f; --force, --force-different */
-    bool tiny;
+    bool tiny, noisy;                            /* --tiny, --noisy */
     char **argv;
 };
 int command_run(const struct command_line *c);

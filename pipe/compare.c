@@ -82,6 +82,7 @@ static int read_runs(struct comparison *c, const struct command_line *l, struct 
         }
         struct result *r = &c->run[c->runs++];
         if (result_read(r, l->runs_dir, l->word[i], e) < 0) return -1;
+        if (l->noisy && result_use_noisy(r, e) < 0) return -1;
         if (place_run(c, r, own, e) < 0) return -1;
     }
     for (int i = 0; i < c->arms; i++) {
@@ -137,6 +138,13 @@ static void find_notes(struct comparison *c) {
         if (r->no_update)
             str_printf(&c->notes, "%s made no update: %d of %d steps skipped; its treatment was "
                                   "never trained under\n", r->f.id, r->points - 1, r->points - 1);
+        if (i && formats_differ(&c->run[0], r) && r->score_n && c->run[0].score_n &&
+            strcmp(c->run[0].score->quant, r->score->quant) != 0)
+            str_printf(&c->notes, "%s was trained and scored in %s, %s in %s: the difference is "
+                                  "that of both. What the format does in scoring alone: qerl-pipe "
+                                  "eval %s --quant trained,%s\n", c->run[0].f.id,
+                       c->run[0].score->quant, r->f.id, r->score->quant, r->f.id,
+                       c->run[0].score->quant);
         if (r->reference && r->remarks.len) {
             str_printf(&c->notes, "%s, as the study reports it; compared as unpaired, one run of "
                                   "unknown spread between seeds:\n", r->f.id);
@@ -208,6 +216,7 @@ static int find(struct comparison *c, const struct command_line *l, struct err *
     enum align asked;
     if (align_of(l->align, &asked, e) < 0) return -1;
     str_add(&c->factor_names, "", 0);
+    c->noisy = l->noisy;
     if (read_runs(c, l, e) < 0) return -1;
     c->differences = differences_find(&c->difference, c->arm, c->arms);
     c->factors = differences_factors(c->difference, c->differences, &c->factor_names);

@@ -21,6 +21,7 @@ struct comparison {
     struct str factor_names; int factors;
     struct str reasons, notes;               /* lines: must not be compared; should be known */
     enum align align;
+    bool noisy;                              /* the scores under noise */
     struct contrast contrast[ARMS_MAX];      /* [0] is not used */
 };
 /* Level of one look's interval, so that all of them hold together (Bonferroni). */

@@ -186,6 +186,41 @@ static void print_finals(const struct comparison *c, const struct page *p) {
     table_release(&t);
 }
 
+/* ---- noise in scoring ---- */
+
+static void print_noise(const struct comparison *c, const struct page *p) {
+    const double alpha = CONTRAST_ALPHA / c->runs;
+    struct table t;
+    heading(p, "what the noise in scoring costs each adapter");
+    table_init(&t, "<run|step|clean|noisy|noisy less clean|interval|<reading");
+    for (int i = 0; i < c->arms; i++)
+        for (int j = 0; j < c->arm[i].n; j++) {
+            const struct result *r = c->arm[i].run[j];
+            const struct score *noisy = &r->score[r->score_n - 1];
+            struct effect e = { 0 };
+            struct score clean;
+            struct err why = { 0 };
+            table_cell(&t, "%s", r->f.id);
+            table_cell(&t, "%lld", (long long)noisy->step);
+            const bool known = effect_of_noise(&e, &clean, r, alpha, &why);
+            percent_cell(&t, known ? score_percent(&clean) / 100 : NAN);
+            percent_cell(&t, score_percent(noisy) / 100);
+            if (!known) {
+                table_cell(&t, "-");
+                table_cell(&t, "-");
+                table_cell(&t, "no clean score of that step");
+                continue;
+            }
+            table_cell(&t, "%+.1f", 100 * e.difference);
+            table_cell(&t, "[%+.1f, %+.1f]", 100 * e.low, 100 * e.high);
+            table_cell(&t, "%s", verdict_name[e.verdict]);
+        }
+    table_print(&t, p->markdown, p->to);
+    table_release(&t);
+    SAY(p, "paired by question; the intervals of %d runs hold together at 95 %% (Bonferroni)\n",
+        c->runs);
+}
+
 /* ---- verdicts ---- */
 
 /* "p = 0.031"; what is too small for a double is not 0. */
@@ -299,6 +334,7 @@ void compare_text(const struct comparison *c, bool markdown, FILE *to) {
     print_baseline(c, &p);
     for (int i = 1; i < c->arms; i++) print_curve(c, i, &p);
     print_finals(c, &p);
+    if (c->noisy) print_noise(c, &p);
     for (int i = 1; i < c->arms; i++) print_verdict(c, i, &p);
     print_expected(c, &p);
 }

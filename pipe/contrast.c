@@ -112,6 +112,21 @@ struct effect effect_of_runs(const struct result *base, int64_t base_step,
     return e;
 }
 
+bool effect_of_noise(struct effect *out, struct score *clean, const struct result *noisy,
+                     double alpha, struct err *e) {
+    struct result r;
+    const int64_t step = noisy->score[noisy->score_n - 1].step;
+    bool there = result_read(&r, "", noisy->f.dir, e) == 0;
+    const struct score *s = there ? result_score(&r, step) : NULL;
+    there = s && score_is_clean(s);
+    if (there) {
+        *clean = *s;
+        *out = effect_of_runs(&r, step, noisy, step, alpha);
+    }
+    result_release(&r);
+    return there;
+}
+
 /* ---- two arms ---- */
 
 static const struct result *with_seed(const struct arm *a, int64_t seed) {

@@ -50,6 +50,10 @@ struct effect effect_of_runs(const struct result *base, int64_t base_step,
                              const struct result *other, int64_t step, double alpha);
 struct effect effect_of_arms(const struct arm *base, int64_t base_step, const struct arm *other,
                              int64_t step, double alpha);
+/* What noise in scoring does to one adapter: the last clean score of a run that uses its noisy ones,
+ * and the noisy one of that step; *clean gets the former. False: no clean score of that step. */
+bool effect_of_noise(struct effect *out, struct score *clean, const struct result *noisy,
+                     double alpha, struct err *e);
 /* From marks alone (of one step each, sorted). */
 struct effect effect_of_marks(const struct mark *base, int base_n, const struct mark *other,
                               int other_n, double alpha);
@@ -78,6 +82,7 @@ int differences_find(struct difference **out, const struct arm *arm, int arms);
 /* Distinct factors: how many, and their names in *names. */
 int differences_factors(const struct difference *d, int n, struct str *names);
 bool result_same_settings(const struct result *a, const struct result *b);   /* seeds aside */
+bool formats_differ(const struct result *a, const struct result *b);         /* by settings */
 /* A line for each reason why the two must not be compared. */
 void result_reasons(const struct result *a, const struct result *b, struct str *out);
 #endif

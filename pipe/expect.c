@@ -3,6 +3,7 @@
 #include "pipe/expect.h"
 
 #include <ctype.h>
+#include <math.h>
 
 #include "lib/base/fs.h"
 #include "lib/base/stat.h"
@@ -10,13 +11,18 @@
 
 static int read_above(struct expectation *x, const char *text, struct err *e) {
     char *end;
-    const double v = strtod(text, &end);
+    double v = strtod(text, &end);
     while (*end == ' ') end++;
     x->set = true;
-    if (end != text && (!*end || strcmp(end, "%") == 0)) {
-        x->share = *end ? v / 100 : v;
+    if (end != text && *end == '%') {
+        v /= 100;
+        end += 1 + strspn(end + 1, " ");
+    }
+    if (end != text && str_starts(end, "of ") && str_to_i64(end + 3, &x->n) && x->n > 0) end = "";
+    if (end != text && !*end) {
+        x->share = v;
         if (x->share >= 0 && x->share <= 1) return 0;
-        if (*end || !(v > 1 && v <= 100))
+        if (strchr(text, '%') || !(v > 1 && v <= 100))
             return err_set(e, "'%s' for 'expect.above' is no share from 0 to 100 %%", text);
         return err_set(e, "'%s' for 'expect.above' is outside 0 .. 1: is '%s %%' meant?", text,
                        text);
@@ -44,6 +50,7 @@ int expect_read(struct expectation *x, const struct lang *l, struct err *e) {
 void expect_text(char *out, size_t size, const struct expectation *x) {
     const char *at = x->best ? "at the best score" : "at the final score";
     if (x->run) snprintf(out, size, "above run %s %s", x->run, at);
+    else if (x->n) snprintf(out, size, "above %.4g %% of %lld %s", 100 * x->share, (long long)x->n, at);
     else snprintf(out, size, "above %.4g %% %s", 100 * x->share, at);
 }
 
@@ -79,31 +86,56 @@ static const struct score *score_of(const struct result *r, bool best) {
     return s;
 }
 
-static void say(FILE *to, const struct stat_span *s, double than, const struct score *at) {
-    const char *word = s->low > than ? "met" : s->high < than ? "not met" : "not distinguishable";
-    fprintf(to, "%s: %.1f %% [%.1f, %.1f] at step %lld, %s\n", word, score_percent(at),
-            100 * s->low, 100 * s->high, (long long)at->step, score_noise(at));
-}
+static const char *const words[] = { "not distinguishable", "met by this run",
+                                     "not met by this run" };     /* by enum verdict */
 
 /* The best of many scores is lucky: the interval is widened for their number. */
 static void judge_share(const struct expectation *x, const struct result *r, FILE *to) {
     const struct score *at = score_of(r, x->best);
     const int looks = x->best && r->score_n > 1 ? r->score_n - 1 : 1;
-    const struct stat_span s = stat_wilson(at->right, at->n, CONTRAST_ALPHA / looks);
-    say(to, &s, x->share, at);
+    const double alpha = CONTRAST_ALPHA / looks;
+    const struct stat_span s = stat_wilson(at->right, at->n, alpha);
+    struct stat_span d = { s.low - x->share, s.high - x->share };
+    if (x->n)
+        d = stat_two_shares(llround(x->share * (double)x->n), x->n, at->right, at->n, alpha);
+    const enum verdict v = d.low > 0    ? VERDICT_BETTER
+                           : d.high < 0 ? VERDICT_WORSE
+                                        : VERDICT_NONE;
+    fprintf(to, "%s, one seed: %.1f %% [%.1f, %.1f] at step %lld, %s", words[v],
+            score_percent(at), 100 * s.low, 100 * s.high, (long long)at->step, score_noise(at));
+    if (x->n) fprintf(to, "; %+.1f points [%+.1f, %+.1f]", score_percent(at) - 100 * x->share,
+                      100 * d.low, 100 * d.high);
+    fprintf(to, "\n");
+}
+
+/* The run of that name, or the one of this seed as matrix names its runs: of those the own kind
+ * first. */
+static bool read_named(struct result *other, const char *runs_dir, const char *name,
+                       const struct result *r) {
+    char of_seed[200];
+    const char *own = result_value(r, "run.name"), *dash = own ? strrchr(own, '-') : NULL;
+    const bool of_matrix = dash && dash[1] == 's' && isdigit((unsigned char)dash[2]);
+    struct err e = { 0 };
+    snprintf(of_seed, sizeof of_seed, "%.100s%s-s%lld", name,
+             own && strstr(own, "-tiny-s") ? "-tiny" : "", (long long)r->seed);
+    for (int i = 0; i < 2; i++) {
+        if (result_read(other, runs_dir, (i == 0) == of_matrix ? of_seed : name, &e) == 0)
+            return true;
+        result_release(other);
+    }
+    return false;
 }
 
 static void judge_run(const struct expectation *x, const struct result *r, const char *runs_dir,
                       FILE *to) {
-    static const char *const word[] = { "not distinguishable", "met", "not met" };
     struct result other;
-    struct err e = { 0 };
     struct str why;
     str_init(&why);
-    const bool there = result_read(&other, runs_dir, x->run, &e) == 0;
+    const bool there = read_named(&other, runs_dir, x->run, r);
     if (there) result_reasons(&other, r, &why);
     if (!there) {
-        fprintf(to, "cannot be said: there is no run '%s' in '%s'\n", x->run, runs_dir);
+        fprintf(to, "cannot be said: there is no run '%s' or '%s-s%lld' in '%s'\n", x->run, x->run,
+                (long long)r->seed, runs_dir);
     } else if (why.len) {
         fprintf(to, "cannot be said: %.*s\n", (int)strcspn(why.s, "\n"), why.s);
     } else {
@@ -111,8 +143,10 @@ static void judge_run(const struct expectation *x, const struct result *r, const
         const int looks = x->best ? other.score_n + r->score_n - 2 : 1;
         const struct effect f = effect_of_runs(&other, a->step, r, b->step,
                                                CONTRAST_ALPHA / (looks > 1 ? looks : 1));
-        fprintf(to, "%s: %+.1f points [%+.1f, %+.1f] to %s; at step %lld, beside its step %lld\n",
-                word[f.verdict], 100 * f.difference, 100 * f.low, 100 * f.high, other.f.id,
+        fprintf(to, "%s, one seed: %+.1f points [%+.1f, %+.1f] to %s; at step %lld, beside its "
+                    "step %lld
+",
+                words[f.verdict], 100 * f.difference, 100 * f.low, 100 * f.high, other.f.id,
                 (long long)b->step, (long long)a->step);
     }
     result_release(&other);

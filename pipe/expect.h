@@ -2,7 +2,8 @@
  *
  *   [expect]
  *   hypothesis = AQN widens exploration          text; else that of [run]
- *   above = 73.24 %                              a share, or the name of another run
+ *   above = 73.24 % of 1319                      a share, of how many questions if that is known,
+ *                                                or the name of another run (matrix: NAME-sSEED)
  *   at = final                                   final | best
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_EXPECT_H
@@ -13,13 +14,14 @@ struct expectation {
     const char *hypothesis;                  /* "" = none */
     const char *run;                         /* NULL = a share */
     double share;
+    int64_t n;                               /* of the share; 0 = not known: taken as exact */
     bool set, best;                          /* set: there is something to judge */
 };
 /* Lends l's texts. -1: above is neither a share nor a name, or at is neither final nor best. */
 int expect_read(struct expectation *x, const struct lang *l, struct err *e);
 /* "above 73.24 % at the final score" */
 void expect_text(char *out, size_t size, const struct expectation *x);
-/* Lines "hypothesis ..." and "expected ...: met | not met | not distinguishable (...)", each behind
+/* About one run of one seed; a treatment takes several (compare). Lines "hypothesis ..." and "expected ...: met | not met | not distinguishable (...)", each behind
  * `indent`; nothing where the run expects nothing. */
 void expect_print(const struct folder *f, const char *indent, FILE *to);
 #endif

@@ -139,6 +139,14 @@ static void prompts_differ(struct str *out, const struct result *a, const struct
                    chat_a, a->f.id, chat_b, b->f.id);
 }
 
+/* Where the formats of the runs themselves differ, that of their scores is part of the treatment. */
+bool formats_differ(const struct result *a, const struct result *b) {
+    static const char *const key[] = { "quant.weights", "quant.activations", "quant.exclude" };
+    for (size_t i = 0; i < COUNT_OF(key); i++)
+        if (!same_value(result_value(a, key[i]), result_value(b, key[i]))) return true;
+    return false;
+}
+
 static void measured_differ(struct str *out, const struct result *a, const struct result *b) {
     static const struct { const char *what, *key, *other; } limits[] = {
         { "the temperature of scored answers (eval.temperature)", "eval.temperature", NULL },
@@ -153,10 +161,8 @@ static void measured_differ(struct str *out, const struct result *a, const struc
     differ(out, a, b, "the test data (sha256)", x->data_sha256, y->data_sha256);
     differ(out, a, b, "the model (sha256)", x->model_sha256, y->model_sha256);
     differ(out, a, b, "the noise during evaluation", score_noise(x), score_noise(y));
-    if (strcmp(x->quant, y->quant) != 0)
-        str_printf(out, "the format during evaluation differs: %s in %s, %s in %s; training and "
-                        "scoring cannot be told apart. Score both in one: qerl-pipe eval %s "
-                        "--quant %s\n", x->quant, a->f.id, y->quant, b->f.id, b->f.id, x->quant);
+    if (!formats_differ(a, b))
+        differ(out, a, b, "the format during evaluation", x->quant, y->quant);
     for (size_t i = 0; i < COUNT_OF(limits); i++) {
         const char *of_a = value_or(a, limits[i].key, limits[i].other),
                    *of_b = value_or(b, limits[i].key, limits[i].other);

@@ -90,6 +90,8 @@ static const struct command {
       "  --align step|prompts|tokens   default step, and prompts where batches differ\n"
       "  --markdown, --json            instead of text\n"
       "  --picture FILE.svg            the curves\n"
+      "  --noisy                       the scores under noise (eval.also_noisy), and what the "
+      "noise costs each adapter\n"
       "  --force                       compare all the same\n\n"
       "examples:\n"
       "  qerl-pipe compare e6a_qerl e6b_qerl\n"
@@ -213,6 +215,7 @@ static const struct option {
     { "--tiny", TAKES_MATRIX, AT(tiny), true },
     { "--json", TAKES_COMPARE, AT(json), true },
     { "--markdown", TAKES_COMPARE, AT(markdown), true },
+    { "--noisy", TAKES_COMPARE, AT(noisy), true },
     { "--force", TAKES_COMPARE, AT(force), true },
     { "--force-different", TAKES_DIFFERENT, AT(force), true },
     { "-f", TAKES_FOLLOW, AT(follow), true },

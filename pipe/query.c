@@ -58,7 +58,7 @@ static void describe_launcher(void) {
            "                runs_dir (default runs), stall_seconds (default 300: no progress that "
            "long means a "
            "hang)\n"
-           "  [expect]      hypothesis: text; above: an accuracy (73.24 %%, .73) or a run's name\n"
+           "  [expect]      hypothesis: text; above: an accuracy (.73, 73 %% of 1319) or a run\n"
            "                at: final (default) or best\n"
            "  [stage NAME]  exec (default qerl-NAME beside this program)\n"
            "                place (default cpu:*): gpu:0,1 | cpu:0-1 | cpu:*, the first that the "

@@ -102,6 +102,20 @@ static int check_marks(const struct result *r, struct err *e) {
     return 0;
 }
 
+/* The series of scores that begins at `from`, and its answers. */
+static int use_series(struct result *r, int from, struct err *e) {
+    char path[FS_PATH_MAX];
+    r->score = r->scores.v + from;
+    r->score_n = scores_series_end(&r->scores, from) - from;
+    free(r->mark);
+    r->mark = NULL;
+    r->marks = 0;
+    if (!r->score_n) return 0;
+    fs_join(path, sizeof path, r->f.dir, "tape/answers.tape");
+    if (marks_read(&r->mark, &r->marks, path, r->score, e) < 0) return -1;
+    return check_marks(r, e);
+}
+
 static int read_run(struct result *r, struct err *e) {
     char path[FS_PATH_MAX];
     fs_join(path, sizeof path, r->f.dir, "resolved.pipe");
@@ -114,13 +128,17 @@ static int read_run(struct result *r, struct err *e) {
     if (!seed || !str_to_i64(seed, &r->seed)) r->seed = 0;
     r->state = folder_state(&r->f, NULL, 0);
     scores_read(&r->scores, r->f.dir);
-    r->score = r->scores.v;
-    r->score_n = r->scores.n ? scores_series_end(&r->scores, 0) : 0;
     read_points(r);
-    if (!r->score_n) return 0;
-    fs_join(path, sizeof path, r->f.dir, "tape/answers.tape");
-    if (marks_read(&r->mark, &r->marks, path, r->score, e) < 0) return -1;
-    return check_marks(r, e);
+    return use_series(r, 0, e);
+}
+
+int result_use_noisy(struct result *r, struct err *e) {
+    int i = 0;
+    while (i < r->scores.n && score_is_clean(&r->scores.v[i])) i++;
+    if (i == r->scores.n)
+        return err_code(e, EXIT_USAGE, "run '%s' has no score under noise: it needs "
+                        "eval.also_noisy = yes, or noise in its scores", r->f.id);
+    return use_series(r, i, e);
 }
 
 int result_read(struct result *r, const char *runs_dir, const char *word, struct err *e) {

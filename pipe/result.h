@@ -28,7 +28,8 @@ struct result {
     struct lang conf;                        /* resolved.pipe; empty for a reference */
     json_t *manifest;
     struct scores scores;                    /* all series */
-    /* the one compared: a clean one where there is any; score_n 0 = nothing was scored */
+    /* the one compared: a clean one where there is any, after result_use_noisy the first under noise;
+     * score_n 0 = nothing was scored */
     const struct score *score; int score_n;
     bool no_update;                          /* steps were made, and every one was skipped */
     struct point *point; int points;         /* by step; the first is step 0 */
@@ -38,6 +39,8 @@ struct result {
 };
 /* A run folder, id or name; "ref:NAME": pipelines/reference/NAME.tsv, "ref:FILE.tsv" that file. */
 int result_read(struct result *r, const char *runs_dir, const char *word, struct err *e);
+/* Takes the scores under noise instead (eval.also_noisy, noise.ops.eval). */
+int result_use_noisy(struct result *r, struct err *e);
 void result_release(struct result *r);
 const char *result_value(const struct result *r, const char *key);           /* NULL = not set */
 const char *result_file_sha256(const struct result *r, const char *role);    /* "" = not known */

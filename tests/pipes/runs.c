@@ -83,13 +83,16 @@ Test(runs, clean_and_noisy_scores_are_never_one_series) {
 
 Test(runs, what_was_expected_is_met_or_not_or_cannot_be_told) {
     static const struct { const char *lines, *said; } cases[] = {
-        { "above = 30 %\n", "expected   above 30 % at the final score: met: 50.0 % [40.4, 59.6]" },
-        { "above = 0.7\nat = final\n", "above 70 % at the final score: not met: 50.0 %" },
-        { "above = 0.4\n", ": met: " },
-        { "above = 0.45\n", "not distinguishable: 50.0 % [40.4, 59.6] at step 3, clean" },
+        { "above = 30 %\n", "expected   above 30 % at the final score: met by this run, one seed: 50.0 % [40.4, 59.6]" },
+        { "above = 0.7\nat = final\n", "above 70 % at the final score: not met by this run, one seed: 50.0 %" },
+        { "above = 0.4\n", ": met by this run" },
+        /* 40 % of 100 questions is itself uncertain */
+        { "above = 40 % of 100\n", "above 40 % of 100 at the final score: not distinguishable, one seed: 50.0 %" },
+        { "above = 0.2 of 1319\n", ": met by this run" },
+        { "above = 0.45\n", "not distinguishable, one seed: 50.0 % [40.4, 59.6] at step 3, clean" },
         /* the same, but the best of two: a wider interval */
-        { "above = 0.49\nat = best\n", "at the best score: not distinguishable: 60.0 %" },
-        { "above = other\n", "above run other at the final score: met: +45.0 points" },
+        { "above = 0.49\nat = best\n", "at the best score: not distinguishable, one seed: 60.0 %" },
+        { "above = other\n", "above run other at the final score: met by this run, one seed: +45.0 points" },
         { "above = other\nhypothesis = it helps\n", "hypothesis it helps\n" },
         { "above = nobody\n", "cannot be said: there is no run 'nobody'" },
     };
@@ -106,7 +109,13 @@ Test(runs, what_was_expected_is_met_or_not_or_cannot_be_told) {
         box_expect(0, "qerl-pipe status a");
         box_has(box_out.s, cases[i].said);
     }
-    box_has(box_read("runs/a-0008/resolved.pipe"), "above = nobody");
+    box_has(box_read("runs/a-0010/resolved.pipe"), "above = nobody");
+    /* a matrix names its runs by their seeds */
+    box_pipeline("a.pipe", GOOD, EVAL, "[expect]\nabove = other\n");
+    box_expect(0, "rm -r runs/other-0001; qerl-pipe matrix other.pipe a.pipe --seeds 2 && "
+                  "qerl-pipe status a-s2");
+    box_has(box_out.s, "met by this run, one seed: +45.0 points");
+    box_has(box_out.s, "to other-s2-0001; at step 3");
     box_pipeline("a.pipe", GOOD, EVAL, "[expect]\nabove = 73.24\n");
     box_expect(EXIT_CONFIG, "qerl-pipe check a.pipe");
     box_has(box_talk.s, "'73.24' for 'expect.above' is outside 0 .. 1: is '73.24 %' meant?");
