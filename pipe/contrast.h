@@ -50,8 +50,8 @@ struct effect effect_of_runs(const struct result *base, int64_t base_step,
                              const struct result *other, int64_t step, double alpha);
 struct effect effect_of_arms(const struct arm *base, int64_t base_step, const struct arm *other,
                              int64_t step, double alpha);
-/* What noise in scoring does to one adapter: the last clean score of a run that uses its noisy ones,
- * and the noisy one of that step; *clean gets the former. False: no clean score of that step. */
+/* What noise in scoring does to one adapter: the last score of a run that uses its noisy ones, and
+ * the clean one of that step, which *clean gets. False: there is none. */
 bool effect_of_noise(struct effect *out, struct score *clean, const struct result *noisy,
                      double alpha, struct err *e);
 /* From marks alone (of one step each, sorted). */

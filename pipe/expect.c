@@ -50,7 +50,8 @@ int expect_read(struct expectation *x, const struct lang *l, struct err *e) {
 void expect_text(char *out, size_t size, const struct expectation *x) {
     const char *at = x->best ? "at the best score" : "at the final score";
     if (x->run) snprintf(out, size, "above run %s %s", x->run, at);
-    else if (x->n) snprintf(out, size, "above %.4g %% of %lld %s", 100 * x->share, (long long)x->n, at);
+    else if (x->n)
+        snprintf(out, size, "above %.4g %% of %lld %s", 100 * x->share, (long long)x->n, at);
     else snprintf(out, size, "above %.4g %% %s", 100 * x->share, at);
 }
 

@@ -21,7 +21,8 @@ struct expectation {
 int expect_read(struct expectation *x, const struct lang *l, struct err *e);
 /* "above 73.24 % at the final score" */
 void expect_text(char *out, size_t size, const struct expectation *x);
-/* About one run of one seed; a treatment takes several (compare). Lines "hypothesis ..." and "expected ...: met | not met | not distinguishable (...)", each behind
+/* About one run of one seed; a treatment takes several (compare). Lines "hypothesis ..." and
+ * "expected ...: met by this run | not met ... | not distinguishable, one seed: ...", each behind
  * `indent`; nothing where the run expects nothing. */
 void expect_print(const struct folder *f, const char *indent, FILE *to);
 #endif

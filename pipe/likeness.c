@@ -139,7 +139,7 @@ static void prompts_differ(struct str *out, const struct result *a, const struct
                    chat_a, a->f.id, chat_b, b->f.id);
 }
 
-/* Where the formats of the runs themselves differ, that of their scores is part of the treatment. */
+/* Where the formats of the runs differ, that of their scores is part of the treatment. */
 bool formats_differ(const struct result *a, const struct result *b) {
     static const char *const key[] = { "quant.weights", "quant.activations", "quant.exclude" };
     for (size_t i = 0; i < COUNT_OF(key); i++)

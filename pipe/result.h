@@ -28,8 +28,8 @@ struct result {
     struct lang conf;                        /* resolved.pipe; empty for a reference */
     json_t *manifest;
     struct scores scores;                    /* all series */
-    /* the one compared: a clean one where there is any, after result_use_noisy the first under noise;
-     * score_n 0 = nothing was scored */
+    /* the one compared: a clean one where there is any, after result_use_noisy the first under
+     * noise; score_n 0 = nothing was scored */
     const struct score *score; int score_n;
     bool no_update;                          /* steps were made, and every one was skipped */
     struct point *point; int points;         /* by step; the first is step 0 */

@@ -149,7 +149,7 @@ Test(runs, an_expectation_is_about_the_model_and_the_data_of_its_file) {
     box_expect(0, "qerl-pipe a.pipe --set data.test=other.jsonl");
     box_has(box_out.s, "cannot be said: other model or data (data.test was set to 'other.jsonl')");
     box_expect(0, "qerl-pipe a.pipe --set data.test=other.jsonl --set expect.above=0.3");
-    box_has(box_out.s, ": met: 50.0 %");
+    box_has(box_out.s, ": met by this run, one seed: 50.0 %");
 }
 
 Test(runs, a_run_folder_is_never_used_twice) {
