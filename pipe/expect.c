@@ -145,8 +145,7 @@ static void judge_run(const struct expectation *x, const struct result *r, const
         const struct effect f = effect_of_runs(&other, a->step, r, b->step,
                                                CONTRAST_ALPHA / (looks > 1 ? looks : 1));
         fprintf(to, "%s, one seed: %+.1f points [%+.1f, %+.1f] to %s; at step %lld, beside its "
-                    "step %lld
-",
+                    "step %lld\n",
                 words[f.verdict], 100 * f.difference, 100 * f.low, 100 * f.high, other.f.id,
                 (long long)b->step, (long long)a->step);
     }
