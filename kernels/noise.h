@@ -77,13 +77,15 @@ struct kern_noise {
     kptr sums;                       /* int64 [KERN_NOISE_SUMS], added to; absent: not counted */
 };
 
-/* y = (t + e), then + bias[col], then * mul[row, col], as far as present; then y is stored, or
- * added to what is there when accumulate (f32 then). With type OFF a plain conversion. x of x_type
- * [rows, dim] with stride x_ld, y of y_type with stride y_ld, mul f32 [rows, dim] dense, bias f32
- * [dim]. y may be x where the types are the same. dim <= KERN_NOISE_DIM_MAX. */
+/* y = (t + e), or with `delta` (t + e) - t, the noise alone; then + bias[col], then * mul[row,
+ * col], as far as present; then y is stored, or added to what is there when accumulate (f32 then).
+ * With type OFF a plain conversion. x of x_type [rows, dim] with stride x_ld, y of y_type with
+ * stride y_ld, mul f32 [rows, dim] dense, bias f32 [dim]. y may be x where the types are the same.
+ * dim <= KERN_NOISE_DIM_MAX. */
 struct kern_perturb {
     struct kern_noise noise;
     kptr x; enum kern_type x_type; int x_ld;
+    bool delta;
     kptr bias, mul; bool accumulate;
     kptr y; enum kern_type y_type; int y_ld;
     int rows, dim;

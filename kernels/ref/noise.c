@@ -40,6 +40,7 @@ static void perturb_row(const struct kern_perturb *a, int row, float *t,
         ref_noise_add(n, counter, kern_noise_edge(n, most), t, 0, a->dim, n->sums.p ? l : NULL);
     for (int i = 0; i < a->dim; i++) {
         float y = t[i];
+        if (a->delta) y -= cpu_get(a->x, a->x_type, from + (size_t)i);
         if (bias) y += bias[i];
         if (mul) y *= mul[(size_t)row * (size_t)a->dim + (size_t)i];
         if (a->accumulate) y += ((const float *)a->y.p)[to + (size_t)i];

@@ -16,9 +16,10 @@ static void silu_part(void *arg, int part, int parts) {
 }
 ROWS_OP(silu, a->rows, a->dim * 4)
 
-/* What follows the noise: element i of the row, n of them. */
-INLINE void perturb_put(const struct kern_perturb *a, size_t row, int i, vf y, int n) {
+/* What follows the noise that made y of t: element i of the row, n of them. */
+INLINE void perturb_put(const struct kern_perturb *a, size_t row, int i, vf t, vf y, int n) {
     const size_t to = row * (size_t)a->y_ld + (size_t)i;
+    if (a->delta) y = v_sub(y, t);
     if (a->bias.p) y = v_add(y, v_load_n((const float *)a->bias.p + i, n));
     if (a->mul.p)
         y = v_mul(y, v_load_n((const float *)a->mul.p + row * (size_t)a->dim + i, n));
@@ -49,14 +50,14 @@ INLINE void perturb_row(const struct kern_perturb *a, size_t row, struct noise *
         if (a->dim - i >= NOISE_WIDE)
             for (int j = 0; j < 4; j++) {
                 const vf t = v_get_n(a->x.p, a->x_type, from + (size_t)(i + 16 * j), 16);
-                perturb_put(a, row, i + 16 * j,
+                perturb_put(a, row, i + 16 * j, t,
                             noise_add(s, type, bf16, t, z[j], edge, 16, &l), 16);
             }
         else
             for (int j = 0, at = i; at < a->dim; j++, at += 16) {
                 const int n = v_left(at, a->dim);
                 const vf t = v_get_n(a->x.p, a->x_type, from + (size_t)at, n);
-                perturb_put(a, row, at, noise_add(s, type, bf16, t, z[j], edge, n, &l), n);
+                perturb_put(a, row, at, t, noise_add(s, type, bf16, t, z[j], edge, n, &l), n);
             }
     }
     if (s->n->sums.p) noise_span(s, &l, v_fold(l.r), v_fold(l.r2));
@@ -75,7 +76,8 @@ static void perturb_part(void *arg, int part, int parts) {
             for (int i = 0; i < a->dim; i += 16) {
                 const int n = v_left(i, a->dim);
                 const size_t from = row * (size_t)a->x_ld + (size_t)i;
-                perturb_put(a, row, i, v_get_n(a->x.p, a->x_type, from, n), n);
+                const vf t = v_get_n(a->x.p, a->x_type, from, n);
+                perturb_put(a, row, i, t, t, n);
             }
     noise_close(&s);
 }

@@ -18,7 +18,7 @@ static void adapter_grad(const struct pass *t, enum proj p, const struct net_act
                          kptr x) {
     struct net *n = t->n;
     if (!net_lora_on(n, p)) return;
-    x = net_noise_input(n, t->layer, p, x, t->rows, false);
+    x = net_noise_input(n, t->layer, p, x, t->rows);
     const struct kern_weight *b = &n->lora_layer[t->layer].b[p];
     const int rank = n->lora.shape.rank, ld = n->site_rank[net_site_of(p)];
     const kptr du = kptr_at(n->du, (size_t)net_site_column(n, p) * sizeof(float));

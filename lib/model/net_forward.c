@@ -70,6 +70,25 @@ static void project_noise(struct net *n, int layer, enum proj p, const struct ke
     if (used) n->k->linear(n->k, a, used);
 }
 
+/* y += (W + dW) e + B u(e) of those projections that have noise e on their input x: by itself, as
+ * x + e rounded to bf16 would be x for a small e. */
+static void project_input_noise(struct net *n, int layer, enum proj p,
+                                const struct kern_linear *base, int count, kptr x, int rows) {
+    if (!net_noise_at_input(n, layer, p, count)) return;
+    for (int i = 0; i < count; i++, p++) {
+        struct kern_linear a = base[i];
+        a.x = net_noise_input_delta(n, layer, p, x, rows);
+        if (!a.x.p) continue;
+        a.bias = (kptr){ NULL };
+        a.accumulate = true;
+        adapter_in(n, layer, net_site_of(p), a.x, a.w.in, n->op_noise.u, rows);
+        if (a.b.out)
+            a.u = kptr_at(n->op_noise.u, (size_t)net_site_column(n, p) * net_type_bytes(n->type));
+        n->k->linear(n->k, &a, 1);
+        project_noise(n, layer, p, &a, 1, false);
+    }
+}
+
 /* The linears y = W x + b + B u of projections p .. p + count - 1, which share x, into y[0] ..: one
  * operation. `add` for the residual, which takes o and down without a copy of its own. */
 static void project(struct net *n, int layer, enum proj p, int count, kptr x,
@@ -102,24 +121,22 @@ static void project(struct net *n, int layer, enum proj p, int count, kptr x,
     n->k->linear(n->k, a, count);
     project_noise(n, layer, first, a, count, false);
     project_noise(n, layer, first, a, count, true);
+    project_input_noise(n, layer, first, a, count, x, rows);
     if (noisy) net_noise_linear_end(n, layer, first, a, count, y);
 }
 
-/* What follows one input x of width `in`: u of its adapters, then its projections. Modules with
- * noise on their input read a copy each. */
+/* What follows one input x of width `in`: u of its adapters, then its projections. The backward
+ * needs u of what each projection read. */
 static void linears(struct net *n, int layer, enum proj p, int count, kptr x, int in,
                     const struct net_act *act, const kptr *y, bool add, int rows) {
     const enum net_site site = net_site_of(p);
-    if (!net_noise_at_input(n, layer, p, count)) {
-        adapter_in(n, layer, site, x, in, act->u[site], rows);
-        project(n, layer, p, count, x, act, y, add, rows);
-        return;
-    }
+    adapter_in(n, layer, site, x, in, act->u[site], rows);
+    project(n, layer, p, count, x, act, y, add, rows);
+    if (!n->o.train || !net_noise_at_input(n, layer, p, count)) return;
     for (int i = 0; i < count; i++, p++) {
-        const kptr own = net_noise_input(n, layer, p, x, rows, true);
+        const kptr own = net_noise_input(n, layer, p, x, rows);
         adapter_in(n, layer, site, own, in, n->op_noise.u, rows);
         net_noise_keep_u(n, p, act, rows);
-        project(n, layer, p, 1, own, act, &y[i], add, rows);
     }
 }
 

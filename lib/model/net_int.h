@@ -187,10 +187,13 @@ bool net_noise_head(struct net *n, int first, const struct kern_linear *a);
 bool net_noise_linear(struct net *n, int layer, enum proj p, struct kern_linear *a, int count);
 void net_noise_linear_end(struct net *n, int layer, enum proj p, const struct kern_linear *a,
                           int count, const kptr *y);
-/* Whether a projection of this site has noise on its own input; then that input (x where it has
- * not), and its columns of op_noise.u put where they belong. */
+/* Whether a projection of this site has noise on its own input. Then the noise alone (absent where
+ * it has none), for a product of its own, as x + e rounded as x is would lose what is small; and
+ * for the backward that sum (x where there is no noise), and its columns of op_noise.u put where
+ * they belong. */
 bool net_noise_at_input(const struct net *n, int layer, enum proj p, int count);
-kptr net_noise_input(struct net *n, int layer, enum proj p, kptr x, int rows, bool count);
+kptr net_noise_input_delta(struct net *n, int layer, enum proj p, kptr x, int rows);
+kptr net_noise_input(struct net *n, int layer, enum proj p, kptr x, int rows);
 void net_noise_keep_u(struct net *n, enum proj p, const struct net_act *act, int rows);
 /* Noise of an operation here, OFF where there is none; count: this is its application, not its
  * repetition in the backward. */

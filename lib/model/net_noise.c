@@ -248,8 +248,11 @@ bool net_noise_at_input(const struct net *n, int layer, enum proj p, int count) 
     return false;
 }
 
-static kptr own_input(struct net *n, struct kern_noise noise, kptr x, int rows, int dim) {
+/* x + e, or e alone. */
+static kptr own_input(struct net *n, struct kern_noise noise, bool delta, kptr x, int rows,
+                      int dim) {
     n->k->perturb(n->k, &(struct kern_perturb){ .noise = noise,
+                                                .delta = delta,
                                                 .x = x,
                                                 .x_type = n->type,
                                                 .x_ld = dim,
@@ -261,10 +264,17 @@ static kptr own_input(struct net *n, struct kern_noise noise, kptr x, int rows, 
     return n->op_noise.in;
 }
 
-kptr net_noise_input(struct net *n, int layer, enum proj p, kptr x, int rows, bool count) {
+kptr net_noise_input(struct net *n, int layer, enum proj p, kptr x, int rows) {
     const struct kern_noise in = module_noise(n, (enum noise_module)p, layer, NOISE_POINT_INPUT,
-                                              count);
-    return in.type ? own_input(n, in, x, rows, n->model->layer[layer].w[p].in) : x;
+                                              false);
+    return in.type ? own_input(n, in, false, x, rows, n->model->layer[layer].w[p].in) : x;
+}
+
+kptr net_noise_input_delta(struct net *n, int layer, enum proj p, kptr x, int rows) {
+    const struct kern_noise in = module_noise(n, (enum noise_module)p, layer, NOISE_POINT_INPUT,
+                                              true);
+    return in.type ? own_input(n, in, true, x, rows, n->model->layer[layer].w[p].in)
+                   : (kptr){ NULL };
 }
 
 void net_noise_keep_u(struct net *n, enum proj p, const struct net_act *act, int rows) {
@@ -343,9 +353,14 @@ bool net_noise_head(struct net *n, int first, const struct kern_linear *a) {
         each[i].id = kptr_at(each[i].id, (size_t)first * 2 * sizeof(uint32_t));
         each[i].pos = kptr_at(each[i].pos, (size_t)first * sizeof(int32_t));
     }
-    if (each[0].type) b.x = own_input(n, each[0], a->x, a->rows, a->w.in);
     n->k->linear(n->k, &b, 1);
-    if (dw) b.w = *dw, b.accumulate = true, n->k->linear(n->k, &b, 1);
+    b.accumulate = true;
+    if (each[0].type) {
+        b.x = own_input(n, each[0], true, a->x, a->rows, a->w.in);
+        n->k->linear(n->k, &b, 1);
+        b.x = a->x;
+    }
+    if (dw) b.w = *dw, n->k->linear(n->k, &b, 1);
     for (int i = 1; i < 3; i++)
         if (each[i].type) put(n, each[i], a->y, a->y, KERN_F32, a->rows, a->w.out);
     return true;

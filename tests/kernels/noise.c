@@ -57,6 +57,7 @@ Test(perturb, every_path_has_the_same_bits_and_sums) {
                 struct bench b = bench_make(&t, mix & 1 ? KERN_BF16 : KERN_F32,
                                             mix & 2 ? KERN_BF16 : KERN_F32, dims[d],
                                             (int)d % 3, mix == 0 || mix == 6, n);
+                b.a.delta = mix == 3 || mix == 5 || mix == 6;
                 int64_t *want = kt_new(&t, sizeof(int64_t[KERN_NOISE_SUMS])),
                         *got = kt_new(&t, sizeof(int64_t[KERN_NOISE_SUMS]));
                 char *y = kt_new(&t, b.y_bytes), *z = kt_new(&t, b.y_bytes);
@@ -103,6 +104,28 @@ Test(perturb, off_converts_and_nothing_else) {
             for (int i = 0; i < KERN_NOISE_SUMS; i++) cr_assert(sums[i] == 0);
         }
         kt_drop(&t);
+    }
+    kt_close(&t);
+}
+
+Test(perturb, delta_is_the_noise_alone) {
+    enum { DIM = 100 };
+    struct kt t;
+    kt_open(&t);
+    float *x = kt_f32(&t, ROWS * DIM, 1.0), *y = kt_new(&t, ROWS * DIM * 4),
+          *e = kt_new(&t, ROWS * DIM * 4);
+    struct kern_perturb a = flat_of(noise_of(KERN_NOISE_RELATIVE_GAUSSIAN, 1e-5f), x, y, ROWS, DIM);
+    t.ref.perturb(&t.ref, &a);
+    a.delta = true;
+    a.y = kt_p(e);
+    EACH_ONCE(&t, k) {
+        k->perturb(k, &a);
+        int zero = 0;
+        for (int i = 0; i < ROWS * DIM; i++) {
+            cr_assert(e[i] == y[i] - x[i]);
+            zero += e[i] == 0;
+        }
+        cr_assert(zero < ROWS * DIM / 10);
     }
     kt_close(&t);
 }

@@ -282,6 +282,29 @@ Test(noise_sites, modules_count_at_each_point) {
     }
 }
 
+Test(noise_sites, small_noise_on_inputs_survives_their_storage_in_bf16) {
+    static const char *const targets[] = { "linear", "lm_head", "down_proj", "rmsnorm" };
+    for (size_t i = 0; i < COUNT_OF(targets); i++) {
+        struct world w;
+        float clean[SCORED], lp[SCORED];
+        struct noise_text m = text(targets[i], true, false);
+        int differ = 0;
+        m.exclude = "";
+        m.scale = 1e-5;
+        world_open(&w, MODEL_QUANT_BF16, 1);
+        make(&w, NULL, &m);
+        score(&w, clean);
+        take(&w);
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
+        score(&w, lp);
+        struct noise_evidence ev = take(&w);
+        expect_happened(&w, NOISE_PHASE_LOGPROB, &ev);
+        for (int j = 0; j < SCORED; j++) differ += lp[j] != clean[j];
+        cr_expect_gt(differ, SCORED / 2, "%s: %d log-probs differ", targets[i], differ);
+        world_close(&w);
+    }
+}
+
 Test(noise_sites, weights_drawn_once_are_counted_once_however_often_they_are_asked_for) {
     struct world w;
     struct err e = { 0 };
