@@ -115,6 +115,12 @@ static void print_next(const char *dir, FILE *to) {
     fprintf(to, "  %s check pipelines/e6b_qerl.pipe --set model.path=models/tiny\n", me);
 }
 
+static json_t *read_manifest(const struct folder *f) {
+    char path[FS_PATH_MAX];
+    fs_join(path, sizeof path, f->dir, "manifest.json");
+    return json_parse_file(path, 1 << 22, NULL);
+}
+
 void report_results(const struct folder *f, FILE *to) {
     struct scores s;
     scores_read(&s, f->dir);
@@ -125,8 +131,12 @@ void report_results(const struct folder *f, FILE *to) {
     }
     if (!s.n) fprintf(to, "no scores\n");
     json_t *metrics = last_metrics(f);
+    json_t *manifest = read_manifest(f);
     print_no_update(metrics, "  ", to);
+    if (metrics) treatment_add_score(metrics, f->dir);
+    treatment_print(json_object_get(manifest, "noise"), metrics, "noise    ", to);
     treatment_warnings(metrics, "  ", to);
+    json_decref(manifest);
     json_decref(metrics);
     expect_print(f, "  ", to);
     print_places(f->dir, to);
@@ -146,12 +156,6 @@ static void cell(struct str *out, const char *text) {
 static void summary_score(struct str *out, const struct score *s) {
     str_printf(out, " %lld | %.1f %% (%lld/%lld) | %.1f - %.1f |", (long long)s->step,
                score_percent(s), (long long)s->right, (long long)s->n, 100 * s->low, 100 * s->high);
-}
-
-static json_t *read_manifest(const struct folder *f) {
-    char path[FS_PATH_MAX];
-    fs_join(path, sizeof path, f->dir, "manifest.json");
-    return json_parse_file(path, 1 << 22, NULL);
 }
 
 /* What a row of any series of the run begins with. */

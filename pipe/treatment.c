@@ -33,10 +33,11 @@ static bool same(const json_t *a, const json_t *b, const char *key) {
     return strcmp(text_of(a, key), text_of(b, key)) == 0;
 }
 
-/* Of one line: the same phase, kind, direction, type and size. */
+/* Of one line: the same phase, kind, direction, type, layers and size. */
 static bool one_line(const json_t *a, const json_t *b) {
     return same(a, b, "phase") && same(a, b, "kind") && same(a, b, "direction") &&
-           same(a, b, "type") && number_of(a, "intended") == number_of(b, "intended");
+           same(a, b, "type") && same(a, b, "layers") &&
+           number_of(a, "intended") == number_of(b, "intended");
 }
 
 /* "noise/rollout/op/matmul/forward/realised" */
@@ -49,13 +50,16 @@ static const json_t *measured(const json_t *metrics, const json_t *row, const ch
 
 static void print_name(const json_t *row, const json_t *metrics, FILE *to) {
     const json_t *note = json_object_get(row, "note"),
-                 *realised = measured(metrics, row, "realised");
+                 *realised = measured(metrics, row, "realised"),
+                 *left = measured(metrics, row, "changed_bf16");
     fprintf(to, "%s", text_of(row, "name"));
     if (json_is_string(note)) fprintf(to, " (%s)", json_string_value(note));
-    else if (json_is_number(realised))
+    else if (json_is_number(realised)) {
         fprintf(to, " realised %.4g, %.0f sites", json_number_value(realised),
                 json_number_value(measured(metrics, row, "sites")));
-    else fprintf(to, " x %.0f", number_of(row, "sites"));
+        if (json_is_number(left))
+            fprintf(to, ", %.3g %% changed after bf16", 100 * json_number_value(left));
+    } else fprintf(to, " x %.0f", number_of(row, "sites"));
 }
 
 void treatment_print(const json_t *rows, const json_t *metrics, const char *indent, FILE *to) {
@@ -66,13 +70,15 @@ void treatment_print(const json_t *rows, const json_t *metrics, const char *inde
         for (size_t j = 0; j < i && !begun; j++) begun = one_line(json_array_get(rows, j), row);
         if (begun) continue;
         const bool op = strcmp(text_of(row, "kind"), "op") == 0;
-        fprintf(to, "%s%-8s %-8s %-8s  %s %.4g: ", indent, text_of(row, "phase"),
+        const char *layers = text_of(row, "layers");
+        fprintf(to, "%s%-8s %-8s %-8s  %s %.4g%s%s: ", indent, text_of(row, "phase"),
                 op ? "operator" : text_of(row, "kind"), text_of(row, "direction"),
-                text_of(row, "type"), number_of(row, "intended"));
+                text_of(row, "type"), number_of(row, "intended"), *layers ? " in layers " : "",
+                layers);
         for (size_t j = i, k = 0; j < n; j++) {
             const json_t *other = json_array_get(rows, j);
             if (!one_line(row, other)) continue;
-            if (k++) fprintf(to, ", ");
+            if (k++) fprintf(to, "%s", json_is_object(metrics) ? "; " : ", ");
             print_name(other, metrics, to);
         }
         fprintf(to, "\n");

@@ -357,20 +357,26 @@ static void text_ops(const struct noise_plan *p, struct str *out) {
     text_phases(t, out);
 }
 
+/* Of module m: "0-3,7" where it is hit in some layers only. */
+static void module_layers(const struct noise_plan *p, int m, struct str *out) {
+    bool layer[MODEL_LAYERS_MAX];
+    if (!noise_module_in_layer(m) || p->module_sites[m] == p->layers) return;
+    for (int l = 0; l < p->layers; l++) layer[l] = p->module[l][m];
+    text_layers(layer, p->layers, out);
+}
+
 /* q_proj, or q_proj[0-3,7] where it is hit in some layers only */
 static void text_modules(const struct noise_plan *p, struct str *out) {
     const char *before = " ";
     text_head("modules", &p->module_text, out);
     for (int m = 0; m < NOISE_MODULE_COUNT; m++) {
-        bool layer[MODEL_LAYERS_MAX];
+        struct str layers;
         if (!p->module_sites[m]) continue;
-        str_printf(out, "%s%s", before, noise_module_name[m]);
+        str_init(&layers);
+        module_layers(p, m, &layers);
+        str_printf(out, layers.len ? "%s%s[%s]" : "%s%s", before, noise_module_name[m], layers.s);
         before = ",";
-        if (!noise_module_in_layer(m) || p->module_sites[m] == p->layers) continue;
-        for (int l = 0; l < p->layers; l++) layer[l] = p->module[l][m];
-        str_puts(out, "[");
-        text_layers(layer, p->layers, out);
-        str_puts(out, "]");
+        str_release(&layers);
     }
     str_printf(out, " %s", point_name[p->module_text.point]);
     text_phases(&p->module_text, out);
@@ -386,7 +392,7 @@ void noise_plan_text(const struct noise_plan *p, struct str *out) {
 /* ---- table ---- */
 
 static void row(json_t *table, int phase, const char *kind, const char *name, int direction,
-                const struct noise_text *t, int count) {
+                const struct noise_text *t, int count, const char *layers) {
     json_t *o = json_object();
     json_object_set_new(o, "phase", json_string(noise_phase_name[phase]));
     json_object_set_new(o, "kind", json_string(kind));
@@ -395,6 +401,7 @@ static void row(json_t *table, int phase, const char *kind, const char *name, in
     json_object_set_new(o, "type", json_string(noise_type_name[t->type]));
     json_object_set_new(o, "intended", json_real(noise_intended(t)));
     json_object_set_new(o, "sites", json_integer(count));
+    if (*layers) json_object_set_new(o, "layers", json_string(layers));
     if (!count) json_object_set_new(o, "note", json_string("not in this model"));
     json_array_append_new(table, o);
 }
@@ -402,18 +409,29 @@ static void row(json_t *table, int phase, const char *kind, const char *name, in
 json_t *noise_plan_json(const struct noise_plan *p) {
     json_t *table = json_array();
     const struct noise_text *t = &p->op_text, *m = &p->module_text;
+    struct str layers;
+    str_init(&layers);
+    str_puts(&layers, "");
+    if (!p->op_whole) text_layers(p->op_layer, p->layers, &layers);
     for (int phase = 0; phase < NOISE_PHASE_COUNT; phase++) {
         for (int d = 0; d < NOISE_DIRECTION_COUNT; d++)
             for (int op = 0; op < NOISE_OP_COUNT; op++)
                 if (noise_plan_op_on(p, op, d, phase) ||
                     (p->op_absent[op] && t->phase[phase] && d == NOISE_FORWARD))
-                    row(table, phase, "op", noise_op_name[op], d, t, p->op_sites[op][d]);
+                    row(table, phase, "op", noise_op_name[op], d, t, p->op_sites[op][d], layers.s);
         if (noise_plan_op_on(p, NOISE_OP_MATMUL, NOISE_BACKWARD, phase))
-            row(table, phase, "op", "lora_grad", NOISE_BACKWARD, t, 1);
-        for (int i = 0; i < NOISE_MODULE_COUNT && m->type && m->phase[phase]; i++)
-            if (p->module_sites[i])
-                row(table, phase, "module", noise_module_name[i], NOISE_FORWARD, m,
-                    p->module_sites[i]);
+            row(table, phase, "op", "lora_grad", NOISE_BACKWARD, t, 1, layers.s);
+        for (int i = 0; i < NOISE_MODULE_COUNT && m->type && m->phase[phase]; i++) {
+            struct str some;
+            if (!p->module_sites[i]) continue;
+            str_init(&some);
+            str_puts(&some, "");
+            module_layers(p, i, &some);
+            row(table, phase, "module", noise_module_name[i], NOISE_FORWARD, m,
+                p->module_sites[i], some.s);
+            str_release(&some);
+        }
     }
+    str_release(&layers);
     return table;
 }

@@ -63,7 +63,7 @@ Test(runs, noise_is_shown_as_intended_and_as_measured) {
     box_has(box_out.s, "  update   operator backward  relative_gaussian 0.05: matmul x 42\n");
     box_lacks(box_out.s, "noise        none");
     box_expect(0, "qerl-pipe a.pipe && qerl-pipe status a");
-    box_has(box_out.s, "relative_gaussian 0.05: matmul realised 0.0499, 84 sites, head x 1, gelu");
+    box_has(box_out.s, "relative_gaussian 0.05: matmul realised 0.0499, 84 sites; head x 1; gelu");
 }
 
 Test(runs, clean_and_noisy_scores_are_never_one_series) {
