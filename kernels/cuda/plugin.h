@@ -1,0 +1,37 @@
+/* plugin.h - the one door between the programs (C, no CUDA in them) and bin/qerl-cuda.so.
+ *
+ * The plugin exports one symbol, qerl_cuda_plugin, that returns this table. Programs find it with
+ * dlopen beside themselves, or where QERL_CUDA names it (an absolute path: tests put the emulated
+ * plugin there). It is never unloaded.
+ * Device memory stays behind kptr; a kern table that `open` filled is used by one thread, as any.
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_CUDA_PLUGIN_H
+#define QERL_CUDA_PLUGIN_H
+#include "kernels/kern.h"
+
+enum { CUDA_PLUGIN_ABI = 1, CUDA_DEVICES_MAX = 64 };
+#define CUDA_PLUGIN_ENTRY "qerl_cuda_plugin"
+
+struct cuda_device {
+    char name[256];
+    char arch[16];                                    /* "sm_90"; "emulated" */
+    size_t memory_bytes, free_bytes;
+};
+
+struct cuda_plugin {
+    uint32_t abi;                                     /* CUDA_PLUGIN_ABI: read before all else */
+    uint32_t kern_abi;                                /* KERN_ABI that it was built with */
+    size_t kern_bytes;                                /* sizeof(struct kern), the same check */
+    const char *versions;                             /* "CUDA 13.0, cuBLAS 13.1, NCCL 2.28" */
+    /* Devices that this process may use, in CUDA_VISIBLE_DEVICES' order; how many, or -1
+     * (EXIT_ENV) with what is missing: the driver, or a device. */
+    int (*devices)(struct cuda_device out[CUDA_DEVICES_MAX], struct err *e);
+    /* Overwrites every slot of the table for device `index`; -1 (EXIT_ENV) with the reason. */
+    int (*open)(struct kern *k, int index, struct err *e);
+};
+typedef const struct cuda_plugin *cuda_plugin_entry(void);
+
+/* kernels/cuda/load.c, in the programs: NULL (EXIT_ENV) with one line that says whether the plugin,
+ * what it links, or its ABI is missing. Loaded once a process. */
+const struct cuda_plugin *cuda_load(struct err *e);
+#endif
