@@ -78,6 +78,25 @@ void aqn_text(const struct shared *c, struct str *out) {
                    c->aqn.zone_middle, c->aqn.zone_early, c->aqn.zone_late, c->aqn.zone_switch);
 }
 
+/* A list without blanks, cut where it is longer than a label has room for. */
+static void short_list(struct str *out, const char *before, const char *list) {
+    enum { LIST_BYTES_MAX = 48 };
+    int n = 0;
+    if (!*list) return;
+    str_puts(out, before);
+    for (; *list && n < LIST_BYTES_MAX; list++)
+        if (*list != ' ') str_add(out, list, 1), n++;
+    if (*list) str_puts(out, "...");
+}
+
+void aqn_target_text(const struct shared *c, struct str *out) {
+    short_list(out, "", c->aqn.targets);
+    short_list(out, " but ", c->aqn.exclude);
+    short_list(out, " in layers ", c->aqn.layers);
+    short_list(out, " in zones ", c->aqn.zone_edge);
+    short_list(out, *c->aqn.zone_edge ? " and " : " in zones ", c->aqn.zone_middle);
+}
+
 /* ---- plan ---- */
 
 static void plan_staged(const struct noise_schedule *s, json_t *table) {

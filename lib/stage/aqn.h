@@ -4,6 +4,7 @@
 #ifndef QERL_AQN_H
 #define QERL_AQN_H
 #include "lib/base/json.h"
+#include "lib/base/str.h"
 #include "lib/model/noise.h"
 #include "lib/stage/shared.h"
 
@@ -15,6 +16,8 @@ int aqn_target(struct noise_target *t, const struct shared *c, int64_t done,
                const struct model_conf *m, struct err *e);
 /* One form for one treatment, "none" when off: for records and hashes. Appends. */
 void aqn_text(const struct shared *c, struct str *out);
+/* The same in few words, for labels: "norms", "linears but o_proj in layers 14-17". Appends. */
+void aqn_target_text(const struct shared *c, struct str *out);
 /* Draws the strongest view of the run once: noise larger than the weights is refused (EXIT_CONFIG)
  * before the first step, above NOISE_STRONG of them it is worth a warning. */
 int aqn_try(const struct shared *c, const struct model *m, struct err *e);

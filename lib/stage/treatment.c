@@ -69,14 +69,16 @@ static void keep_phase(struct noise_text *t, enum noise_phase phase) {
     if (!t->phase[phase]) t->type = KERN_NOISE_OFF;
 }
 
-void treatment_text(struct str *out, const struct noise_plan *p, enum noise_phase phase,
-                    double sigma) {
+void treatment_text(struct str *out, const struct noise_plan *p, const struct shared *c,
+                    enum noise_phase phase, double sigma) {
     struct noise_plan here = *p;
     const bool on = noise_plan_on(p, phase);
     keep_phase(&here.op_text, phase);
     keep_phase(&here.module_text, phase);
     if (on || sigma <= 0) noise_plan_text(&here, out);
-    if (sigma > 0) str_printf(out, "%saqn %.9g", on ? "; " : "", sigma);
+    if (sigma <= 0) return;
+    str_printf(out, "%saqn %.9g on ", on ? "; " : "", sigma);
+    aqn_target_text(c, out);
 }
 
 /* By layer, the final norm last; four digits are enough to see a multiplier. */

@@ -93,8 +93,8 @@ void examiner_warn(const struct examiner *x, const struct rec_adapter *a) {
              policy_quant_label(&x->c->shared));
 }
 
-void exam_noise(struct str *out, const struct exam *m) {
-    treatment_text(out, m->plan, NOISE_PHASE_EVAL, m->sigma);
+void exam_noise(struct str *out, const struct examiner *x, const struct exam *m) {
+    treatment_text(out, m->plan, &x->c->shared, NOISE_PHASE_EVAL, m->sigma);
 }
 
 int64_t examiner_answers(const struct examiner *x) { return x->test.n * x->c->samples; }
@@ -239,7 +239,7 @@ int examiner_ask(struct examiner *x, const struct exam *m, struct answers *out) 
     x->exam = m;
     x->done = 0;
     str_clear(&x->noise);
-    exam_noise(&x->noise, m);
+    exam_noise(&x->noise, x, m);
     *out = (struct answers){ .n = examiner_answers(x) };
     out->v = x->answer = mem_alloc((size_t)out->n * sizeof *x->answer);
     int rc = adopt(x, m);

@@ -28,7 +28,7 @@ const char *examiner_treatment(const struct examiner *x);
 /* Says aloud, in capitals, that an adapter was trained under another treatment than ours. */
 void examiner_warn(const struct examiner *x, const struct rec_adapter *a);
 /* How its score is labelled: treatment_text. Appends. */
-void exam_noise(struct str *out, const struct exam *m);
+void exam_noise(struct str *out, const struct examiner *x, const struct exam *m);
 
 struct answers {
     struct rec *v;                   /* ordered by question and sample */

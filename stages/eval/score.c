@@ -255,7 +255,7 @@ static int score_missing(struct stage *s, struct examiner *x, struct book *b,
     for (int i = 0; i < SCORES_MAX; i++) str_init(&noise[i]);
     for (int i = 0; rc == 0 && i < (c->also_noisy ? 2 : 1); i++) {
         const struct exam m = examiner_exam(x, a, i == 1);
-        exam_noise(&noise[i], &m);
+        exam_noise(&noise[i], x, &m);
         if (i == 1 && strcmp(noise[0].s, noise[1].s) == 0) continue;
         if (!book_has_score(b, m.step, noise[i].s)) rc = score_exam(s, x, b, &m, noise[i].s, to);
     }

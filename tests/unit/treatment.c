@@ -112,7 +112,7 @@ static void expect_text(const char *text, enum noise_phase phase, bool in_eval, 
     str_init(&got);
     load(&c, text, NULL, NULL);
     cr_assert(treatment_plan(&plan, &c, &model, in_eval, &e) == 0, "%s", e.text);
-    treatment_text(&got, &plan, phase, sigma);
+    treatment_text(&got, &plan, &c, phase, sigma);
     cr_expect_str_eq(got.s, want);
     str_release(&got);
     shared_release(&c);
@@ -127,11 +127,20 @@ Test(treatment, a_label_says_what_acts_in_that_phase) {
     expect_text(ops, NOISE_PHASE_EVAL, true, 0,
                 "ops relative_gaussian 0.05 matmul forward eval");
     expect_text(ops, NOISE_PHASE_EVAL, true, .01,
-                "ops relative_gaussian 0.05 matmul forward eval; aqn 0.01");
+                "ops relative_gaussian 0.05 matmul forward eval; aqn 0.01 on norms");
     expect_text(ops, NOISE_PHASE_UPDATE, true, 0,
                 "ops relative_gaussian 0.05 matmul forward+backward update");
     expect_text(back, NOISE_PHASE_EVAL, true, 0, "none");
-    expect_text(back, NOISE_PHASE_EVAL, true, .01, "aqn 0.01");
+    expect_text(back, NOISE_PHASE_EVAL, true, .01, "aqn 0.01 on norms");
+    expect_text("noise.aqn.targets = input_layernorm, down_proj\nnoise.aqn.exclude = o_proj\n"
+                "noise.aqn.layers = 0-13:0.5, 14-17:1.5\n", NOISE_PHASE_EVAL, true, .01,
+                "aqn 0.01 on input_layernorm,down_proj but o_proj in layers 0-13:0.5,14-17:1.5");
+    expect_text("noise.aqn.targets = linears\nnoise.aqn.zone_edge = 0-5,23-27\n"
+                "noise.aqn.zone_middle = 6-22\n", NOISE_PHASE_EVAL, true, .01,
+                "aqn 0.01 on linears in zones 0-5,23-27 and 6-22");
+    expect_text("noise.aqn.targets = q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj,norm\n",
+                NOISE_PHASE_EVAL, true, .01,
+                "aqn 0.01 on q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,do...");
 }
 
 Test(treatment, evidence_that_lacks_an_operation_is_found_out) {
