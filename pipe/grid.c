@@ -114,6 +114,7 @@ static void read_noise(struct grid *g, const struct result *r) {
     g->ops = g->own && ops ? ops : "matmul";
     g->layers = g->own ? result_value(r, "noise.ops.layers") : NULL;
     g->dtype = g->own ? result_value(r, "noise.ops.dtype") : NULL;
+    g->device = r->seed;
 }
 
 /* ---- one cell ---- */
@@ -174,6 +175,9 @@ static int ask_cell(const struct grid *g, const struct asked *a, const struct gr
     for (size_t i = 0; i < COUNT_OF(head); i++) o.argv[o.n++] = head[i];
     option(&o, "run.dir", "");
     option(&o, "run.seed", number);
+    /* a systematic bias is the device's: seeds move what is drawn, not the device */
+    snprintf(number, sizeof number, "%lld", (long long)g->device);
+    option(&o, "eval.device_seed", number);
     option(&o, "eval.adapter", adapter);
     option(&o, "eval.keep", dir);
     if (a->n) option(&o, "eval.questions", strcmp(a->n, "all") ? a->n : "0");
@@ -210,7 +214,22 @@ static bool read_realised(char *out, size_t size, const json_t *score) {
     return high > 0;
 }
 
-static int read_cell(struct grid_row *row, const char *dir, struct err *e) {
+/* Which device a noisy score was made on; one that programs before eval.device_seed kept may be of
+ * another. */
+static int check_device(const struct grid *g, const json_t *score, const char *path,
+                        struct err *e) {
+    const char *text = json_string_value(json_object_get(score, "evidence"));
+    json_t *o = text && *text ? json_parse(text, strlen(text), "evidence", NULL) : NULL;
+    const char *is = json_string_value(json_object_get(o, "fixed_seed"));
+    const bool other = is && strtoll(is, NULL, 10) != g->device;
+    if (other)
+        err_set(e, "'%s' was scored on the device of seed %s, the run trained on that of seed "
+                   "%lld: remove the folder", path, is, (long long)g->device);
+    json_decref(o);
+    return other ? -1 : 0;
+}
+
+static int read_cell(const struct grid *g, struct grid_row *row, const char *dir, struct err *e) {
     char path[FS_PATH_MAX];
     const int i = row->cells;
     struct str text;
@@ -226,6 +245,7 @@ static int read_cell(struct grid_row *row, const char *dir, struct err *e) {
         rc = err_set(e, "'%s' was asked for noise %s, and its evidence says that %s; remove the "
                         "folder if other programs made it", path, row->noise,
                      hit ? "there was some" : "none was there");
+    if (rc == 0) rc = check_device(g, o, path, e);
     if (i == 0 && rc == 0) snprintf(row->realised, sizeof row->realised, "%s", realised);
     json_decref(o);
     str_release(&text);
@@ -235,18 +255,24 @@ static int read_cell(struct grid_row *row, const char *dir, struct err *e) {
     return rc;
 }
 
+/* Sampling draws, and noise that is no fixed function of what it hits. */
+static bool draws(const struct grid *g, const struct grid_row *row, const struct result *r) {
+    const char *temperature = result_value(r, "eval.temperature");
+    return (temperature && strtod(temperature, NULL) > 0) ||
+           (strtod(row->noise, NULL) > 0 && strcmp(g->type, "systematic") != 0 &&
+            strcmp(g->type, "deadzone") != 0);
+}
+
 static int work_row(struct grid *g, const struct asked *a, struct grid_row *row,
                     const struct result *r, const char *exec, const char *adapter, struct err *e) {
-    const char *temperature = result_value(r, "eval.temperature");
-    const bool drawn = strtod(row->noise, NULL) > 0 || (temperature && strtod(temperature, NULL));
-    for (int k = 0; k < (drawn ? a->seeds : 1); k++) {
+    for (int k = 0; k < (draws(g, row, r) ? a->seeds : 1); k++) {
         char dir[FS_PATH_MAX], score[FS_PATH_MAX];
         const int64_t seed = r->seed + k;
         cell_dir(dir, g, a, row, (int)seed);
         fs_join(score, sizeof score, dir, "score.json");
         const bool kept = fs_exists(score);
         if (!kept && ask_cell(g, a, row, exec, adapter, seed, dir, e) < 0) return -1;
-        if (read_cell(row, dir, e) < 0) return -1;
+        if (read_cell(g, row, dir, e) < 0) return -1;
         char text[600];
         score_text(text, sizeof text, &row->score[row->cells - 1]);
         fprintf(stderr, "%s: %s%s\n", dir, text, kept ? " (scored before)" : "");

@@ -2,8 +2,8 @@
  * seeds.
  *
  * A cell is one offline score in a folder of its own, RUN/eval/CELL, with every answer; a cell that
- * has its score is not asked again. Cells that differ only in the seed are one row. A row that is
- * clean and greedy would give the same answers under every seed: it has one cell.
+ * has its score is not asked again. Cells that differ only in the seed are one row. A row in
+ * which nothing is drawn would give the same answers under every seed: it has one cell.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_GRID_H
 #define QERL_GRID_H
@@ -24,6 +24,7 @@ struct grid {
     const char *type, *ops;                  /* of the noise; own: as the run trained under */
     const char *layers, *dtype;              /* NULL = the evaluator's defaults */
     bool own;
+    int64_t device;                          /* key of type systematic: the run's seed */
     char trained[60];                        /* format of the run's own scores */
     enum run_state state;                    /* of the run */
     int seeds;

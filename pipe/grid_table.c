@@ -83,6 +83,8 @@ void grid_print(const struct grid *g, FILE *to) {
             (long long)g->step, g->type, g->ops);
     if (g->layers && strcmp(g->layers, "all") != 0) fprintf(to, "layers %s, ", g->layers);
     if (g->dtype && strcmp(g->dtype, "f32") != 0) fprintf(to, "drawn in %s, ", g->dtype);
+    if (strcmp(g->type, "systematic") == 0)
+        fprintf(to, "on the device of the run (seed %lld), ", (long long)g->device);
     fprintf(to, "%s\n", g->own ? "of the kind that the run trained under, in the size given"
                               : "chosen here: the run had no operator noise");
     if (g->state != RUN_STATE_DONE)
@@ -103,13 +105,14 @@ void grid_print(const struct grid *g, FILE *to) {
     table_release(&t);
     fprintf(to, "  one adapter; differences to the first row are paired by question and hold "
                 "together at 95 %% (Bonferroni: %.4g %% each)\n", 100 * (1 - alpha));
-    if (g->seeds == 2)
+    int least = GRID_SEEDS_MAX, most = 0;
+    for (int i = 0; i < done; i++) {
+        least = g->row[i].cells < least ? g->row[i].cells : least;
+        most = g->row[i].cells > most ? g->row[i].cells : most;
+    }
+    if (most == 2)
         fprintf(to, "  two seeds: the spread between them is hardly known, so the 95 %% intervals "
                     "of these rows mean little; 3 seeds or more say something\n");
-    for (int i = 0; i < done; i++)
-        if (g->row[i].cells == 1 && g->seeds > 1) {
-            fprintf(to, "  one seed where nothing is drawn: clean and greedy answers are the same "
-                        "under each\n");
-            break;
-        }
+    if (least == 1 && g->seeds > 1)
+        fprintf(to, "  one seed where nothing is drawn: the answers are the same under each\n");
 }

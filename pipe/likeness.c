@@ -11,7 +11,8 @@ static const char *const bookkeeping[] = {
     "run.runs_dir", "run.stall_seconds", "run.seed", "run.kernels", "run.threads",
     "run.score_every", "expect.", "model.path", "model.packed_dir", "data.train", "data.test",
     ".exec", ".place", ".replicas", ".restarts", ".rows", ".credit", ".resend_seconds", ".shown",
-    ".save_every", ".micro_tokens", "eval.adapter", "eval.answers", "eval.keep"
+    ".save_every", ".micro_tokens", "eval.adapter", "eval.answers", "eval.keep",
+    "eval.device_seed"
 };
 /* One treatment each, however many keys it takes to say it. */
 static const char *const treatment_sections[] = { "noise.ops.", "noise.modules.", "noise.aqn.",

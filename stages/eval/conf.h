@@ -15,6 +15,11 @@ struct eval_conf {
     int noise;                       /* enum eval_noise */
     bool also_noisy;
     int64_t questions, samples, rows, new_max, top_k, shown;
+    int64_t device_seed;             /* < 0: run.seed; see eval_device */
     double temperature, top_p;
 };
+/* Key of type systematic: the device that the run trained on, whatever run.seed draws the rest. */
+static inline uint64_t eval_device(const struct eval_conf *c) {
+    return (uint64_t)(c->device_seed < 0 ? c->shared.run.seed : c->device_seed);
+}
 #endif

@@ -167,7 +167,7 @@ static int adopt(struct examiner *x, const struct exam *m) {
         rc = treatment_view(&x->aqn, x->policy.model, c, m->step, m->sigma, m->noise_seed,
                             m->version, e);
     if (rc == 0) rc = gen_adopt(x->gen, l, &x->aqn, e);
-    gen_set_noise(x->gen, m->plan, NOISE_PHASE_EVAL, m->noise_seed, (uint64_t)c->run.seed);
+    gen_set_noise(x->gen, m->plan, NOISE_PHASE_EVAL, m->noise_seed, eval_device(x->c));
     lora_destroy(&l);
     return rc;
 }
@@ -230,8 +230,7 @@ static int take_evidence(struct examiner *x, const struct exam *m, char **text) 
         treatment_check(m->plan, NOISE_PHASE_EVAL, &got, e) < 0)
         return err_wrap(e, "score of step %lld, noise %s", (long long)m->step, x->noise.s);
     *text = treatment_evidence(m->plan, NOISE_PHASE_EVAL, &got, &x->aqn,
-                               (struct treatment_seeds){ m->noise_seed,
-                                                         (uint64_t)x->c->shared.run.seed });
+                               (struct treatment_seeds){ m->noise_seed, eval_device(x->c) });
     return 0;
 }
 

@@ -30,6 +30,9 @@ static const struct stage_key keys[] = {
       "a second, noisy score at each scored step: operators, modules and AQN of that step" },
     { "eval.noise", KEY_CHOICE, AT(noise), "clean", 0, 0, "clean|trained",
       "a single score: clean, or under the noise that the adapter was trained with" },
+    { "eval.device_seed", KEY_INT, AT(device_seed), "-1", -1, 9e18, NULL,
+      "a single score: seed of the device, whose fixed bias noise.ops.type = systematic is; -1 = "
+      "run.seed" },
     { "eval.keep", KEY_TEXT, AT(keep), "", 0, 0, NULL,
       "a single score: folder that gets its answers (answers.tape) and itself (score.json)" },
     { "eval.shown", KEY_INT, AT(shown), "5", 0, 1000, NULL, "questions shown in samples.md" },
