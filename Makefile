@@ -143,7 +143,34 @@ $(FUZZ_PROGRAMS): $(O)/tests/fuzz/%: $(O)/tests/fuzz/%.o $(O)/libqerl.a
 	$(if $(V),,@echo "  LINK  $@")
 	$(Q)$(CC) $(ALL_CFLAGS) $^ $(LIBS) -o $@
 
+# The CUDA plugin on a CPU (tests/cuda/emu): kernels/cuda/*.cu by g++ with NVIDIA's headers and no GPU.
+CXX       ?= g++
+CUDA_HOME ?= /usr/local/cuda
+EMU_HERE  := $(and $(wildcard $(CUDA_HOME)/include/cuda_runtime.h),$(findstring x86_64,$(shell $(CC) -dumpmachine)))
+CXX_WARN  := -Wall -Wextra -Wshadow $(if $(CI),-Werror)
+EMU_CXX    = -std=c++17 $(CFLAGS) -fPIC -ffp-contract=off $(CXX_WARN) -DQERL_CUDA_EMU -I. -isystem $(CUDA_HOME)/include
+EMU_RUN   := $(patsubst %.cc,$(O)/cuda-emu/%.o,$(wildcard tests/cuda/emu/*.cc))
+EMU_CU    := $(patsubst %.cu,$(O)/cuda-emu/%.o,$(wildcard kernels/cuda/*.cu))
+CUDA_C    := lib/base/err.c
+# What follows is one rule each: kernels, the emulator, C files that the plugin shares with the programs.
+$(O)/cuda-emu/%.o: %.cu
+	$(if $(V),,@echo "  EMU   $<")
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CXX) $(EMU_CXX) $(SANF) $(if $(SAN),-fsanitize-sections=emu_shared_*) -DEMU_FILE=$(basename $(<F)) \
+	    -include tests/cuda/emu/cudacpu.h -MMD -MP -x c++ -c $< -o $@
+# Never sanitised: it switches stacks and fills what sanitizers guard; gcc must not turn its loops into memset.
+$(O)/cuda-emu/%.o: %.cc
+	$(if $(V),,@echo "  EMU   $<")
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CXX) $(EMU_CXX) $(if $(SAN),-DEMU_ASAN) -fno-builtin -fno-tree-loop-distribute-patterns -MMD -MP -c $< -o $@
+$(O)/cuda-emu/%.o: %.c
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_CFLAGS) -fPIC -MMD -MP -c $< -o $@
+$(O)/cuda-emu/qerl-cuda.so: $(EMU_CU) $(EMU_RUN) $(CUDA_C:%.c=$(O)/cuda-emu/%.o)
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)$(CXX) -shared $(SANF) $(if $(SAN),,-Wl$(comma)-z$(comma)defs) $^ -lpthread -o $@
+
 .PHONY: tests
-tests: $(TEST_PROGRAMS) $(FUZZ_PROGRAMS)
+tests: $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) $(if $(EMU_HERE),$(if $(EMU_CU),$(O)/cuda-emu/qerl-cuda.so))
 
 -include $(shell find $(O) -name '*.d' 2>/dev/null)
