@@ -45,7 +45,10 @@ enum kern_format { KERN_FORMAT_F32, KERN_FORMAT_BF16, KERN_FORMAT_MXFP4, KERN_FO
 
 /* an address of the backend's memory; {NULL} = absent */
 typedef struct { void *p; } kptr;
-static inline kptr kptr_at(kptr k, size_t bytes) { return (kptr){ (char *)k.p + bytes }; }
+KERN_FN kptr kptr_at(kptr k, size_t bytes) {
+    kptr at = { (char *)k.p + bytes };
+    return at;
+}
 
 #include "kernels/noise.h"
 

@@ -34,16 +34,16 @@
 #define KLOG_P7     (-2.4999993993e-1f)
 #define KLOG_P8     3.3333331174e-1f
 
-static inline uint32_t kern_bits(float f) {
+KERN_FN uint32_t kern_bits(float f) {
     union { float f; uint32_t u; } v = { f };
     return v.u;
 }
-static inline float kern_float(uint32_t u) {
+KERN_FN float kern_float(uint32_t u) {
     union { uint32_t u; float f; } v = { u };
     return v.f;
 }
 
-static inline float kern_expf(float x) {
+KERN_FN float kern_expf(float x) {
     x = KEXP_MOST < x ? KEXP_MOST : x;                                   /* both keep a NaN */
     x = KEXP_LEAST > x ? KEXP_LEAST : x;
     float t = fmaf(x, KEXP_LOG2E, KEXP_MAGIC);
@@ -63,7 +63,7 @@ static inline float kern_expf(float x) {
     return p * a * b;
 }
 
-static inline float kern_logf(float x) {
+KERN_FN float kern_logf(float x) {
     if (!(x > 0.0f)) return x == 0.0f ? -INFINITY : NAN;
     if (x == INFINITY) return x;
     int e = 0;
@@ -93,24 +93,24 @@ static inline float kern_logf(float x) {
     return fmaf(k, KEXP_LN2_HI, f + y);
 }
 
-static inline float kern_sigmoidf(float x) { return 1.0f / (1.0f + kern_expf(-x)); }
+KERN_FN float kern_sigmoidf(float x) { return 1.0f / (1.0f + kern_expf(-x)); }
 
 /* Lane i += lane i + half, for half = 8, 4, 2, 1. */
-static inline float kern_fold16(float lane[16]) {
+KERN_FN float kern_fold16(float lane[16]) {
     for (int half = 8; half > 0; half >>= 1)
         for (int i = 0; i < half; i++) lane[i] += lane[i + half];
     return lane[0];
 }
 /* Dot product in the canonical order: lane i takes elements i, i + 16, ... */
-static inline float kern_dotf(const float *a, const float *b, int n) {
+KERN_FN float kern_dotf(const float *a, const float *b, int n) {
     float lane[16] = { 0 };
     for (int i = 0; i < n; i++) lane[i & 15] = fmaf(a[i], b[i], lane[i & 15]);
     return kern_fold16(lane);
 }
 /* One step of the tile order (kern.h): subnormal operands and results are zero. A result counts as
  * subnormal by its exact value: what rounds up to 2^-126 only for want of bits is zero too. */
-static inline float kern_flushf(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
-static inline float kern_fma_flush(float a, float b, float c) {
+KERN_FN float kern_flushf(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
+KERN_FN float kern_fma_flush(float a, float b, float c) {
     a = kern_flushf(a), b = kern_flushf(b), c = kern_flushf(c);
     float y = fmaf(a, b, c);
     if (!(fabsf(y) <= 0x1p-126f)) return y;
@@ -118,7 +118,7 @@ static inline float kern_fma_flush(float a, float b, float c) {
     return tiny ? copysignf(0.0f, y) : y;
 }
 /* acc + the products of a[k * a_ld] and b[k * b_ld] in the tile order. */
-static inline float kern_dot_tile(float acc, const float *a, size_t a_ld, const float *b,
+KERN_FN float kern_dot_tile(float acc, const float *a, size_t a_ld, const float *b,
                                   size_t b_ld, size_t n) {
     for (size_t at = 0; at < n; at += 32) {
         float chain[2] = { 0.0f, 0.0f };

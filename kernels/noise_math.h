@@ -25,12 +25,12 @@
 #define KNOISE_R_MOST 4096.0f                /* a larger r is no measurement: all fits 64 bits */
 
 /* in (0, 1], steps of 2^-24 */
-static inline float kern_unitf(uint32_t w) {
+KERN_FN float kern_unitf(uint32_t w) {
     return fmaf((float)(int32_t)(w >> 8), 0x1p-24f, 0x1p-25f);
 }
 
 /* cosine and sine of u turns, u in [0, 1] */
-static inline void kern_turnf(float u, float *c, float *s) {
+KERN_FN void kern_turnf(float u, float *c, float *s) {
     float t = fmaf(u, 4.0f, KEXP_MAGIC), f = fmaf(u, 4.0f, KEXP_MAGIC - t), q = f * f;
     float ps = fmaf(fmaf(fmaf(KTURN_S0, q, KTURN_S1), q, KTURN_S2), q, KTURN_S3) * f;
     float pc = fmaf(fmaf(fmaf(fmaf(KTURN_C0, q, KTURN_C1), q, KTURN_C2), q, KTURN_C3), q, 1.0f);
@@ -41,25 +41,25 @@ static inline void kern_turnf(float u, float *c, float *s) {
 }
 
 /* Two standard normal numbers from two words. */
-static inline void kern_normal2f(float z[2], uint32_t w0, uint32_t w1) {
+KERN_FN void kern_normal2f(float z[2], uint32_t w0, uint32_t w1) {
     float radius = sqrtf(-2.0f * kern_logf(kern_unitf(w0))), c, s;
     kern_turnf(kern_unitf(w1), &c, &s);
     z[0] = radius * c;
     z[1] = radius * s;
 }
-static inline float kern_uniformf(uint32_t w) {
+KERN_FN float kern_uniformf(uint32_t w) {
     return fmaf(kern_unitf(w), 2.0f * KNOISE_SQRT3, -KNOISE_SQRT3);
 }
-static inline float kern_signf(uint32_t w) { return w & 1 ? -1.0f : 1.0f; }
+KERN_FN float kern_signf(uint32_t w) { return w & 1 ? -1.0f : 1.0f; }
 
 /* Words whose top 24 bits are below this are hit. */
-static inline uint32_t kern_noise_hits(float rate) {
+KERN_FN uint32_t kern_noise_hits(float rate) {
     double hits = (double)rate * 0x1p24;
     return hits < 0.0 ? 0 : hits > 0x1p24 ? 1u << 24 : (uint32_t)(hits + 0.5);
 }
 
 /* z of the four elements of one counter; 0 for types that draw nothing. */
-static inline void kern_noise_draw4(float z[4], const struct kern_noise *n,
+KERN_FN void kern_noise_draw4(float z[4], const struct kern_noise *n,
                                     const uint32_t counter[4]) {
     z[0] = z[1] = z[2] = z[3] = 0.0f;
     if (n->type == KERN_NOISE_DEADZONE || n->type == KERN_NOISE_BIAS) return;
@@ -82,11 +82,11 @@ static inline void kern_noise_draw4(float z[4], const struct kern_noise *n,
 }
 
 /* e is z times |t| or t: it commutes with a division of the whole row. */
-static inline bool kern_noise_relative(const struct kern_noise *n) {
+KERN_FN bool kern_noise_relative(const struct kern_noise *n) {
     return n->type < KERN_NOISE_DEADZONE;
 }
 /* What attn_bwd can make again without a row's final maximum. */
-static inline bool kern_noise_backward(const struct kern_attn_noise *n) {
+KERN_FN bool kern_noise_backward(const struct kern_attn_noise *n) {
     const struct kern_noise *each[] = { &n->scores, &n->dprobs, &n->dscores };
     for (size_t i = 0; i < COUNT_OF(each); i++)
         if (!kern_noise_relative(each[i]) && each[i]->type != KERN_NOISE_ABSOLUTE_GAUSSIAN)
@@ -95,9 +95,9 @@ static inline bool kern_noise_backward(const struct kern_attn_noise *n) {
 }
 
 /* First three words of a row's counters; the fourth is the site's, plus i / 4. */
-static inline void kern_noise_counter(uint32_t c[4], const struct kern_noise *n, int row,
+KERN_FN void kern_noise_counter(uint32_t c[4], const struct kern_noise *n, int row,
                                       uint32_t head) {
-    const uint32_t *id = n->id.p;
+    const uint32_t *id = (const uint32_t *)n->id.p;
     bool fixed = n->type == KERN_NOISE_SYSTEMATIC;
     c[0] = fixed || !id ? ~0u : id[2 * row];
     c[1] = (fixed || !id ? (uint32_t)KERN_NOISE_NO_SAMPLE : id[2 * row + 1]) | head << 16;
@@ -109,28 +109,28 @@ static inline void kern_noise_counter(uint32_t c[4], const struct kern_noise *n,
 struct kern_noise_lanes { float r[16], r2[16]; int64_t sum[KERN_NOISE_SUMS]; };
 
 /* Closes a span: its lanes go into the sums. */
-static inline void kern_noise_span(struct kern_noise_lanes *l) {
+KERN_FN void kern_noise_span(struct kern_noise_lanes *l) {
     l->sum[KERN_NOISE_R] += llrintf(kern_fold16(l->r) * 0x1p20f);
     l->sum[KERN_NOISE_R2] += llrintf(kern_fold16(l->r2) * 0x1p20f);
     memset(l->r, 0, sizeof l->r);
     memset(l->r2, 0, sizeof l->r2);
 }
 
-static inline float kern_noise_round(float x, bool bf16) {
+KERN_FN float kern_noise_round(float x, bool bf16) {
     return bf16 ? bf16_to_f32(f32_to_bf16(x)) : x;
 }
 /* From it on f32's steps are coarse for an absolute size. */
-static inline float kern_noise_coarse(const struct kern_noise *n) {
+KERN_FN float kern_noise_coarse(const struct kern_noise *n) {
     return n->scale * (n->type == KERN_NOISE_BIAS ? KERN_NOISE_COARSE_BIAS
                                                   : KERN_NOISE_COARSE_GAUSSIAN);
 }
 /* Below it type deadzone flushes; most is the row's largest |t|. */
-static inline float kern_noise_edge(const struct kern_noise *n, float most) {
+KERN_FN float kern_noise_edge(const struct kern_noise *n, float most) {
     return kern_noise_round(n->scale * kern_noise_round(most, n->bf16), n->bf16);
 }
 
 /* t + e of element i; counts into l where that is given. */
-static inline float kern_noise_add(const struct kern_noise *n, float t, float z, float edge, int i,
+KERN_FN float kern_noise_add(const struct kern_noise *n, float t, float z, float edge, int i,
                                    struct kern_noise_lanes *l) {
     t = kern_noise_round(t, n->bf16), z = kern_noise_round(z, n->bf16);
     const bool flat = n->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || n->type == KERN_NOISE_BIAS,

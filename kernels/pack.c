@@ -2,17 +2,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/pack.h"
 
-#include <math.h>
-
 const float pack_e2m1[16] = { 0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                               -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f };
-
-float pack_e4m3(uint8_t s) {
-    int e = (s >> 3) & 15, m = s & 7;
-    float v = e == 0 ? ldexpf((float)m, -9) : ldexpf((float)(8 + m), e - 10);
-    if ((s & 0x7f) == 0x7f) v = NAN;
-    return s & 0x80 ? -v : v;
-}
 
 size_t kern_record_bytes(enum kern_format format) {
     switch (format) {

@@ -13,30 +13,40 @@
 #define QERL_PACK_H
 #include "kernels/kern.h"
 
+#include <math.h>
+
 struct pack_mxfp4 { uint8_t q[32][8]; uint8_t scale[16]; };
 struct pack_nvfp4 { uint8_t q[32][8]; uint8_t scale[2][16]; };
-_Static_assert(sizeof(struct pack_mxfp4) == 272, "an MXFP4 record is 272 bytes");
-_Static_assert(sizeof(struct pack_nvfp4) == 288, "an NVFP4 record is 288 bytes");
+static_assert(sizeof(struct pack_mxfp4) == 272, "an MXFP4 record is 272 bytes");
+static_assert(sizeof(struct pack_nvfp4) == 288, "an NVFP4 record is 288 bytes");
 
-static inline float bf16_to_f32(uint16_t h) {
+KERN_FN float bf16_to_f32(uint16_t h) {
     union { uint32_t u; float f; } v = { (uint32_t)h << 16 };
     return v.f;
 }
-static inline uint16_t f32_to_bf16(float f) {          /* to nearest even; a NaN stays a NaN */
+KERN_FN uint16_t f32_to_bf16(float f) {          /* to nearest even; a NaN stays a NaN */
     union { float f; uint32_t u; } v = { f };
     if ((v.u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((v.u >> 16) | 0x40u);
     return (uint16_t)((v.u + 0x7fffu + ((v.u >> 16) & 1u)) >> 16);
 }
 extern const float pack_e2m1[16];                      /* value of each nibble */
+/* The same without a table, for kernels of a GPU: the nibble's bits where a float keeps them. */
+KERN_FN float pack_e2m1_of(uint8_t nibble) {
+    union { uint32_t u; float f; } v = { (nibble & 7u) << 22 | (nibble & 8u) << 28 };
+    return v.f * 0x1p126f;
+}
 /* 2^(s-127); 255 is NaN, 0 is the subnormal 2^-127 */
-static inline float pack_e8m0(uint8_t s) {
+KERN_FN float pack_e8m0(uint8_t s) {
     union {
         uint32_t u;
         float f;
     } v = { s == 0 ? 0x00400000u : s == 255 ? 0x7fc00000u : (uint32_t)s << 23 };
     return v.f;
 }
-float pack_e4m3(uint8_t s);
+KERN_FN float pack_e4m3(uint8_t s) {
+    union { uint32_t u; float f; } v = { (s & 0x7fu) << 20 | (s & 0x80u) << 24 };
+    return (s & 0x7f) == 0x7f ? NAN : v.f * 0x1p120f;
+}
 
 /* Row-major host data -> records (host memory `to`, kern_weight_bytes long, fully written). */
 void pack_f32(void *to, enum kern_format bf16_or_f32, const float *values, int out, int in);

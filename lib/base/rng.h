@@ -19,12 +19,27 @@ enum rng_purpose {
 
 struct rng4 { uint32_t v[4]; };
 
-struct rng4 rng_philox(const uint32_t counter[4], const uint32_t key[2]);
+KERN_FN struct rng4 rng_philox(const uint32_t counter[4], const uint32_t key[2]) {
+    uint32_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
+    uint32_t k0 = key[0], k1 = key[1];
+    for (int round = 0; round < 10; round++) {
+        uint64_t p0 = (uint64_t)c0 * 0xD2511F53u, p1 = (uint64_t)c2 * 0xCD9E8D57u;
+        uint32_t n0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, n2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+        c1 = (uint32_t)p1;
+        c3 = (uint32_t)p0;
+        c0 = n0;
+        c2 = n2;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    struct rng4 r = { { c0, c1, c2, c3 } };
+    return r;
+}
 /* Key of a stream: mixes a 64-bit seed, a purpose and a 64-bit stream number (step, version, ...)
  * by one Philox call. */
 void rng_key(uint32_t key[2], uint64_t seed, enum rng_purpose purpose, uint64_t stream);
 /* Top 24 bits as a float in [0, 1). */
-static inline float rng_unit(uint32_t x) { return (float)(x >> 8) * 0x1p-24f; }
+KERN_FN float rng_unit(uint32_t x) { return (float)(x >> 8) * 0x1p-24f; }
 /* Box-Muller on (v0,v1) and (v2,v3), u = (x + .5) * 2^-32: cos, sin, cos, sin. Standard normal, in
  * double. */
 void rng_normal4(double out[4], struct rng4 r);

@@ -14,6 +14,12 @@
 #include <string.h>
 
 #define COUNT_OF(a) (sizeof(a) / sizeof((a)[0]))
+/* Arithmetic that is the same text on a CPU and in a GPU's kernels: C11 and C++17 both read it. */
+#ifdef __CUDACC__
+#define KERN_FN static inline __host__ __device__
+#else
+#define KERN_FN static inline
+#endif
 #define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
 
 /* Exit codes of every program of the project. */

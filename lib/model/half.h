@@ -4,7 +4,7 @@
 #define QERL_HALF_H
 #include "lib/base/sys.h"
 
-static inline float f16_to_f32(uint16_t h) {
+KERN_FN float f16_to_f32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exp = (uint32_t)h >> 10 & 31, man = h & 0x3ffu;
     union { uint32_t u; float f; } v;
     if (exp == 31) v.u = sign | 0x7f800000u | man << 13;

@@ -48,6 +48,7 @@ Test(pack, scales) {
               isnan(pack_e8m0(255)));
     cr_assert(pack_e4m3(0x38) == 1.0f && pack_e4m3(0x7e) == 448.0f && pack_e4m3(1) == 0x1p-9f &&
               pack_e4m3(0xb8) == -1.0f);
+    for (int n = 0; n < 16; n++) cr_assert_eq(kern_bits(pack_e2m1_of((uint8_t)n)), kern_bits(pack_e2m1[n]));
     cr_assert(pack_e4m3(8) == 0x1p-6f && isnan(pack_e4m3(0x7f)));
     cr_assert(f32_to_bf16(1.00390625f) == 0x3f80 && f32_to_bf16(1.01171875f) == 0x3f82 &&
               f32_to_bf16(-0.0f) == 0x8000);

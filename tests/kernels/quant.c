@@ -215,6 +215,17 @@ Test(quant, seed_staircase,
         cr_assert_eq(pack_e2m1[quant_code(&b, x)], seed_formula(x), "%a", (double)x);
 }
 
+Test(quant, floor_log2, .description = "the exponent of the seed's roundings is that of a correctly rounded log2f, "
+                                       "also just below a power of two where log2f rounds up to it") {
+    for (int k = -126; k < 128; k++)
+        for (int i = -200; i <= 200; i++) {
+            if ((k == -126 && i < 0)) continue;
+            const float x = kern_float(((uint32_t)(k + 127) << 23) + (uint32_t)i);
+            cr_assert_eq(quant_floor_log2f(x), (int)floorf((float)log2((double)x)), "%a", (double)x);
+        }
+    cr_assert_eq(quant_floor_log2f(0x1.fffffep127f), 128);
+}
+
 Test(quant, twice_is_once, .description = "values on MXFP4's grid stay, under both roundings") {
     struct kt t;
     kt_open(&t);

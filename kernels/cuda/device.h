@@ -1,0 +1,159 @@
+/* device.h - what the CUDA operations share: the state behind a table, how a call that fails is
+ * latched, memory that an operation may use, and the device's form of kernels/cpu.h.
+ *
+ * An operation queues its kernels on cuda_stream(k) and returns; it reads a kern_* struct on the
+ * host and hands it to its kernel by value. Host arrays go up through cuda_small, results come
+ * back through cuda_fetch. After each launch: CUDA_TRY(k, "name", cudaGetLastError()).
+ * SPDX-License-Identifier: Apache-2.0 */
+#ifndef QERL_CUDA_DEVICE_H
+#define QERL_CUDA_DEVICE_H
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/plugin.h"
+#include "kernels/cuda/ptx.h"
+#include "kernels/math.h"
+#include "kernels/noise_math.h"
+#include "kernels/pack.h"
+#include "kernels/quant.h"
+
+struct cuda_state {
+    cudaStream_t stream;                 /* everything of a table runs on it, in order */
+    int device;
+    void *scratch;                       /* cuda_scratch */
+    size_t scratch_bytes;
+    char *ring_host, *ring_device;       /* cuda_small: pinned, and its place on the device */
+    size_t ring_bytes, ring_at;
+};
+static inline struct cuda_state *cuda_of(struct kern *k) {
+    return (struct cuda_state *)k->self;
+}
+/* Its stream, and its device made this thread's current one: every launch and copy asks for it. */
+cudaStream_t cuda_stream(struct kern *k);
+
+/* true when rc is cudaSuccess; else k->latched becomes "operation: cudaErrorName: text" unless an
+ * earlier error is there. */
+bool cuda_ok(struct kern *k, const char *operation, cudaError_t rc);
+#define CUDA_TRY(k, operation, call) cuda_ok(k, operation, call)
+
+/* Device memory of at least `bytes`, 256-byte aligned, for kernels of the calling operation: one
+ * call an operation, valid until the next operation's. It grows, never shrinks, so a step that was
+ * run before allocates nothing. NULL after a latched error. */
+void *cuda_scratch(struct kern *k, const char *operation, size_t bytes);
+/* The device's copy of a small host array, 16-byte aligned; `from` may change on return. Valid for
+ * kernels queued by the calling operation. NULL after a latched error. */
+const void *cuda_small(struct kern *k, const char *operation, const void *from, size_t bytes);
+/* Waits for all queued work and copies its result to the host. false after a latched error: `to`
+ * is then zero. */
+bool cuda_fetch(struct kern *k, const char *operation, void *to, const void *from, size_t bytes);
+
+/* Blocks of `threads` that cover n elements, one each. */
+static inline unsigned cuda_blocks(size_t n, unsigned threads) {
+    return (unsigned)((n + threads - 1) / threads);
+}
+/* This thread's element of a one-dimensional launch. */
+__device__ static inline size_t cuda_index(void) {
+    return (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+}
+
+/* ---- kernels/cpu.h on the device ---- */
+
+__device__ static inline float cuda_get(kptr p, enum kern_type t, size_t i) {
+    return t == KERN_F32 ? ((const float *)p.p)[i] : bf16_to_f32(((const uint16_t *)p.p)[i]);
+}
+__device__ static inline void cuda_put(kptr p, enum kern_type t, size_t i, float v) {
+    if (t == KERN_F32) ((float *)p.p)[i] = v;
+    else ((uint16_t *)p.p)[i] = f32_to_bf16(v);
+}
+__device__ static inline float cuda_round(float v, bool round) {
+    return round ? bf16_to_f32(f32_to_bf16(v)) : v;
+}
+__device__ static inline size_t cuda_kv_in_page(const struct kern_kv *kv, int layer, int page,
+                                                int h, int is_v) {
+    size_t head = (((size_t)page * (size_t)kv->layers + (size_t)layer) * 2 + (size_t)is_v) *
+                      (size_t)kv->kv_heads +
+                  (size_t)h;
+    return head * KERN_PAGE * (size_t)kv->head_dim;
+}
+__device__ static inline size_t cuda_kv_page(const struct kern_kv *kv, int layer, int slot,
+                                             int pos, int h, int is_v) {
+    const int32_t *table = (const int32_t *)kv->table.p;
+    int page = table[(size_t)slot * (size_t)kv->slot_pages + (size_t)(pos / KERN_PAGE)];
+    return cuda_kv_in_page(kv, layer, page, h, is_v);
+}
+/* Element i of position pos. */
+__device__ static inline size_t cuda_kv_at(const struct kern_kv *kv, int layer, int slot, int pos,
+                                           int h, int is_v, int i) {
+    int j = pos % KERN_PAGE, in = is_v ? (j / 2 * kv->head_dim + i) * 2 + j % 2
+                                       : (i / 2 * KERN_PAGE + j) * 2 + i % 2;
+    return cuda_kv_page(kv, layer, slot, pos, h, is_v) + (size_t)in;
+}
+__device__ static inline void cuda_noise_take(const struct kern_noise *n,
+                                              const int64_t sum[KERN_NOISE_SUMS]) {
+    unsigned long long *to = (unsigned long long *)n->sums.p;
+    for (int i = 0; i < KERN_NOISE_SUMS && to; i++)
+        atomicAdd(to + i, (unsigned long long)sum[i]);
+}
+
+/* ---- the tile order (kern.h) ---- */
+
+/* acc + the n products a(k) * b(k): kern_dot_tile with its loads left to the caller. */
+template <class A, class B>
+__device__ static inline float cuda_dot(float acc, size_t n, A a, B b) {
+    for (size_t at = 0; at < n; at += KERN_IN_BLOCK) {
+        size_t end = at + KERN_IN_BLOCK < n ? at + KERN_IN_BLOCK : n, k = at;
+        float even = 0.0f, odd = 0.0f;
+        for (; k + 1 < end; k += 2) {
+            even = fma_ftz(a(k), b(k), even);
+            odd = fma_ftz(a(k + 1), b(k + 1), odd);
+        }
+        if (k < end) even = fma_ftz(a(k), b(k), even);
+        if (end - at < KERN_IN_BLOCK) odd += 0.0f;            /* the padding's zeros: no -0 */
+        if (end - at < KERN_IN_BLOCK - 1) even += 0.0f;
+        acc = add_ftz(acc, add_ftz(even, odd));
+    }
+    return acc;
+}
+/* acc + the products of a[k * a_ld] and b[k * b_ld]. */
+__device__ static inline float cuda_dot_tile(float acc, const float *a, size_t a_ld,
+                                             const float *b, size_t b_ld, size_t n) {
+    return cuda_dot(acc, n, [=](size_t k) { return a[k * a_ld]; },
+                    [=](size_t k) { return b[k * b_ld]; });
+}
+
+/* ---- slots of the table, by file ---- */
+
+/* A file that is not written yet leaves its slots out, and open names the first of them. */
+#define CUDA_SLOT __attribute__((weak))
+
+/* rows.cu */
+CUDA_SLOT void cuda_embed(struct kern *k, const struct kern_embed *a);
+CUDA_SLOT void cuda_rmsnorm(struct kern *k, const struct kern_rmsnorm *a);
+CUDA_SLOT void cuda_rmsnorm_bwd(struct kern *k, const struct kern_rmsnorm_bwd *a);
+CUDA_SLOT void cuda_rope(struct kern *k, const struct kern_rope *a);
+CUDA_SLOT void cuda_swiglu(struct kern *k, const struct kern_swiglu *a);
+CUDA_SLOT void cuda_swiglu_bwd(struct kern *k, const struct kern_swiglu_bwd *a);
+CUDA_SLOT void cuda_silu(struct kern *k, const struct kern_silu *a);
+CUDA_SLOT void cuda_add(struct kern *k, const struct kern_add *a);
+CUDA_SLOT void cuda_gather(struct kern *k, const struct kern_gather *a);
+CUDA_SLOT void cuda_scatter_add(struct kern *k, const struct kern_scatter_add *a);
+CUDA_SLOT void cuda_adamw(struct kern *k, const struct kern_adamw *a);
+CUDA_SLOT double cuda_sum_squares(struct kern *k, kptr x, size_t n);
+/* linear.cu */
+CUDA_SLOT void cuda_linear(struct kern *k, const struct kern_linear *a, int n);
+CUDA_SLOT void cuda_linear_t(struct kern *k, const struct kern_linear_t *a);
+CUDA_SLOT void cuda_outer(struct kern *k, const struct kern_outer *a);
+/* attn.cu */
+CUDA_SLOT void cuda_kv_put(struct kern *k, const struct kern_kv_put *a);
+CUDA_SLOT void cuda_attn(struct kern *k, const struct kern_attn *a);
+CUDA_SLOT void cuda_attn_bwd(struct kern *k, const struct kern_attn_bwd *a);
+/* loss.cu, sample.cu */
+CUDA_SLOT void cuda_logprob(struct kern *k, const struct kern_logprob *a);
+CUDA_SLOT void cuda_logprob_bwd(struct kern *k, const struct kern_logprob_bwd *a);
+CUDA_SLOT void cuda_sample(struct kern *k, const struct kern_sample *a);
+/* noise.cu */
+CUDA_SLOT void cuda_perturb(struct kern *k, const struct kern_perturb *a);
+CUDA_SLOT void cuda_quant_rows(struct kern *k, const struct kern_quant_rows *a);
+/* plugin.cu */
+void cuda_pack(struct kern *k, const struct kern_weight *w, const float *values);
+#endif

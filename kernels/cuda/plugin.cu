@@ -1,0 +1,364 @@
+/* plugin.cu - the entry of bin/qerl-cuda.so: devices, the state behind a table, its memory, pack.
+ *
+ * Knows: CUDA's runtime. Does not know: what an operation computes (the other files of the folder).
+ * Links nothing of the programs: it writes its own struct err.
+ * Order: errors, stream, memory, host arrays, pack, devices, open, entry.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "kernels/cuda/device.h"
+
+#include <stdarg.h>
+
+/* ---- errors ---- */
+
+static int fail(struct err *e, const char *fmt, ...) PRINTF_LIKE(2, 3);
+static int fail(struct err *e, const char *fmt, ...) {
+    va_list ap;
+    if (!e) return -1;
+    va_start(ap, fmt);
+    vsnprintf(e->text, sizeof e->text, fmt, ap);
+    va_end(ap);
+    e->code = EXIT_ENV;
+    return -1;
+}
+
+bool cuda_ok(struct kern *k, const char *operation, cudaError_t rc) {
+    if (rc == cudaSuccess) return true;
+    struct err *e = &k->latched;
+    if (e->text[0]) return false;
+    e->code = rc == cudaErrorMemoryAllocation ? EXIT_ENV : EXIT_FAILED;
+    snprintf(e->text, sizeof e->text, "%s on %s: %s: %s", operation, k->name,
+             cudaGetErrorName(rc), cudaGetErrorString(rc));
+    return false;
+}
+
+/* ---- stream ---- */
+
+static thread_local int current = -1;                 /* this thread's device */
+
+static cudaError_t make_current(int device) {
+    if (current == device) return cudaSuccess;
+    cudaError_t rc = cudaSetDevice(device);
+    if (rc == cudaSuccess) current = device;
+    return rc;
+}
+
+cudaStream_t cuda_stream(struct kern *k) {
+    CUDA_TRY(k, "cudaSetDevice", make_current(cuda_of(k)->device));
+    return cuda_of(k)->stream;
+}
+
+/* ---- memory ---- */
+
+static void out_of_memory(struct kern *k, struct err *e, size_t bytes) {
+    size_t free_bytes = 0, all = 0;
+    (void)cudaGetLastError();
+    (void)cudaMemGetInfo(&free_bytes, &all);
+    fail(e, "out of memory on %s: %zu bytes asked for, %zu of %zu free", k->name, bytes,
+         free_bytes, all);
+}
+
+static int slot_alloc(struct kern *k, kptr *out, size_t bytes, struct err *e) {
+    cudaStream_t stream = cuda_stream(k);
+    out->p = NULL;
+    cudaError_t rc = cudaMalloc(&out->p, bytes ? bytes : 1);
+    if (rc == cudaErrorMemoryAllocation) {
+        out_of_memory(k, e, bytes);
+        return -1;
+    }
+    if (rc == cudaSuccess) rc = cudaMemsetAsync(out->p, 0, bytes, stream);
+    if (rc == cudaSuccess) return 0;
+    if (out->p) (void)cudaFree(out->p);
+    out->p = NULL;
+    return fail(e, "alloc on %s: %s: %s", k->name, cudaGetErrorName(rc), cudaGetErrorString(rc));
+}
+
+static void slot_free(struct kern *k, kptr *p) {
+    if (!p->p) return;
+    CUDA_TRY(k, "free", cudaStreamSynchronize(cuda_stream(k)));
+    CUDA_TRY(k, "free", cudaFree(p->p));
+    p->p = NULL;
+}
+
+/* Small arrays pass the ring, so that the caller's memory is free on return and nothing waits; the
+ * runtime takes a copy of a big pageable one before it returns. */
+enum { RING_BYTES = 1 << 20, RING_ITEM_MAX = RING_BYTES / 4 };
+
+static char *ring_take(struct kern *k, const char *operation, const void *from, size_t bytes);
+
+static void slot_upload(struct kern *k, kptr to, const void *from, size_t bytes) {
+    if (!bytes) return;
+    const void *source = bytes <= RING_ITEM_MAX ? ring_take(k, "upload", from, bytes) : from;
+    if (source)
+        CUDA_TRY(k, "upload", cudaMemcpyAsync(to.p, source, bytes, cudaMemcpyHostToDevice,
+                                              cuda_stream(k)));
+}
+
+bool cuda_fetch(struct kern *k, const char *operation, void *to, const void *from, size_t bytes) {
+    cudaStream_t stream = cuda_stream(k);
+    if (!bytes) return true;
+    if (CUDA_TRY(k, operation,
+                 cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream)) &&
+        CUDA_TRY(k, operation, cudaStreamSynchronize(stream)))
+        return true;
+    memset(to, 0, bytes);
+    return false;
+}
+static void slot_download(struct kern *k, void *to, kptr from, size_t bytes) {
+    cuda_fetch(k, "download", to, from.p, bytes);
+}
+
+static void slot_copy(struct kern *k, kptr to, kptr from, size_t bytes) {
+    if (bytes)
+        CUDA_TRY(k, "copy", cudaMemcpyAsync(to.p, from.p, bytes, cudaMemcpyDeviceToDevice,
+                                            cuda_stream(k)));
+}
+static void slot_zero(struct kern *k, kptr p, size_t bytes) {
+    if (bytes) CUDA_TRY(k, "zero", cudaMemsetAsync(p.p, 0, bytes, cuda_stream(k)));
+}
+
+static int slot_sync(struct kern *k, struct err *e) {
+    CUDA_TRY(k, "sync", cudaStreamSynchronize(cuda_stream(k)));
+    if (!k->latched.text[0]) return 0;
+    if (e) *e = k->latched;
+    memset(&k->latched, 0, sizeof k->latched);
+    return -1;
+}
+
+void *cuda_scratch(struct kern *k, const char *operation, size_t bytes) {
+    struct cuda_state *s = cuda_of(k);
+    if (bytes <= s->scratch_bytes) return s->scratch;
+    bytes = (bytes + (bytes >> 2) + 65535) / 65536 * 65536;
+    if (!CUDA_TRY(k, operation, cudaStreamSynchronize(cuda_stream(k)))) return NULL;
+    (void)cudaFree(s->scratch);
+    s->scratch = NULL;
+    s->scratch_bytes = 0;
+    if (!CUDA_TRY(k, operation, cudaMalloc(&s->scratch, bytes))) return NULL;
+    s->scratch_bytes = bytes;
+    return s->scratch;
+}
+
+/* ---- host arrays ---- */
+
+/* Room for `bytes` at ring_at. What lies there may still be read by queued copies and kernels: a
+ * new round begins when they are done. */
+static bool ring_reserve(struct kern *k, const char *operation, size_t bytes) {
+    struct cuda_state *s = cuda_of(k);
+    if (s->ring_at + bytes <= s->ring_bytes) return true;
+    if (!CUDA_TRY(k, operation, cudaStreamSynchronize(cuda_stream(k)))) return false;
+    s->ring_at = 0;
+    if (bytes <= s->ring_bytes) return true;
+    (void)cudaFreeHost(s->ring_host);
+    (void)cudaFree(s->ring_device);
+    s->ring_host = s->ring_device = NULL;
+    s->ring_bytes = 0;
+    size_t want = RING_BYTES;
+    while (want < bytes) want *= 2;
+    if (!CUDA_TRY(k, operation, cudaMallocHost((void **)&s->ring_host, want)) ||
+        !CUDA_TRY(k, operation, cudaMalloc((void **)&s->ring_device, want)))
+        return false;
+    s->ring_bytes = want;
+    return true;
+}
+
+static char *ring_take(struct kern *k, const char *operation, const void *from, size_t bytes) {
+    struct cuda_state *s = cuda_of(k);
+    if (!ring_reserve(k, operation, bytes)) return NULL;
+    char *host = s->ring_host + s->ring_at;
+    memcpy(host, from, bytes);
+    s->ring_at += (bytes + 15) / 16 * 16;
+    return host;
+}
+
+const void *cuda_small(struct kern *k, const char *operation, const void *from, size_t bytes) {
+    const char *host = ring_take(k, operation, from, bytes);
+    if (!host) return NULL;
+    char *to = cuda_of(k)->ring_device + (host - cuda_of(k)->ring_host);
+    if (!CUDA_TRY(k, operation,
+                  cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, cuda_stream(k))))
+        return NULL;
+    return to;
+}
+
+/* ---- pack ---- */
+
+/* One thread an element of the records (pack.h); zeros where the weight ends. */
+__global__ void pack_kernel(struct kern_weight w, const float *values, size_t n) {
+    const size_t at = cuda_index(), block = (size_t)KERN_IN_BLOCK * KERN_OUT_BLOCK;
+    if (at >= n) return;
+    const size_t records = ((size_t)w.in + KERN_IN_BLOCK - 1) / KERN_IN_BLOCK, record = at / block,
+                 o = record / records * KERN_OUT_BLOCK + at % KERN_OUT_BLOCK,
+                 i = record % records * KERN_IN_BLOCK + at % block / KERN_OUT_BLOCK;
+    const bool inside = o < (size_t)w.out && i < (size_t)w.in;
+    cuda_put(w.data, w.format == KERN_FORMAT_F32 ? KERN_F32 : KERN_BF16, at,
+             inside ? values[o * (size_t)w.in + i] : 0.0f);
+}
+
+void cuda_pack(struct kern *k, const struct kern_weight *w, const float *values) {
+    assert(w->format == KERN_FORMAT_F32 || w->format == KERN_FORMAT_BF16);
+    const size_t bytes = (size_t)w->out * (size_t)w->in * sizeof *values,
+                 n = ((size_t)w->out + KERN_OUT_BLOCK - 1) / KERN_OUT_BLOCK * KERN_OUT_BLOCK *
+                     (((size_t)w->in + KERN_IN_BLOCK - 1) / KERN_IN_BLOCK * KERN_IN_BLOCK);
+    float *copy = (float *)cuda_scratch(k, "pack", bytes);
+    if (!copy) return;
+    kptr to = { copy };
+    slot_upload(k, to, values, bytes);
+    LAUNCH(pack_kernel, cuda_blocks(n, 256), 256, 0, cuda_stream(k), *w, copy, n);
+    CUDA_TRY(k, "pack", cudaGetLastError());
+}
+
+/* ---- devices ---- */
+
+static const char *visible(void) {
+    const char *s = getenv("CUDA_VISIBLE_DEVICES");
+    return s ? s : "(not set)";
+}
+
+/* Why there is no device, in one line. */
+static int no_device(struct err *e, cudaError_t rc) {
+    int driver = 0;
+    (void)cudaGetLastError();
+    (void)cudaDriverGetVersion(&driver);
+    if (driver == 0)
+        return fail(e, "no NVIDIA driver here (%s): install it, or give the container the GPUs",
+                    cudaGetErrorName(rc));
+    if (rc == cudaErrorInsufficientDriver)
+        return fail(e, "the NVIDIA driver is too old: it runs CUDA %d.%d, qerl-cuda.so needs %d.%d",
+                    driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
+                    CUDART_VERSION % 1000 / 10);
+    if (rc == cudaSuccess || rc == cudaErrorNoDevice)
+        return fail(e, "no GPU is visible: CUDA_VISIBLE_DEVICES is %s", visible());
+    return fail(e, "cannot use the GPUs: cudaGetDeviceCount: %s: %s", cudaGetErrorName(rc),
+                cudaGetErrorString(rc));
+}
+
+static int device_count(struct err *e) {
+    int n = 0;
+    cudaError_t rc = cudaGetDeviceCount(&n);
+    if (rc != cudaSuccess || n == 0) return no_device(e, rc);
+    return n < CUDA_DEVICES_MAX ? n : (int)CUDA_DEVICES_MAX;
+}
+
+static int describe(struct cuda_device *d, int index, struct err *e) {
+    static struct cudaDeviceProp p;
+    cudaError_t rc = cudaGetDeviceProperties(&p, index);
+    if (rc == cudaSuccess) rc = make_current(index);
+    memset(d, 0, sizeof *d);
+    if (rc == cudaSuccess) rc = cudaMemGetInfo(&d->free_bytes, &d->memory_bytes);
+    if (rc != cudaSuccess)
+        return fail(e, "device cuda:%d: %s: %s", index, cudaGetErrorName(rc),
+                    cudaGetErrorString(rc));
+    snprintf(d->name, sizeof d->name, "%.255s", p.name);
+#ifdef QERL_CUDA_EMU
+    snprintf(d->arch, sizeof d->arch, "emulated");
+#else
+    snprintf(d->arch, sizeof d->arch, "sm_%d%d", p.major, p.minor);
+#endif
+    return 0;
+}
+
+static int devices(struct cuda_device out[CUDA_DEVICES_MAX], struct err *e) {
+    int n = device_count(e);
+    for (int i = 0; i < n; i++)
+        if (describe(&out[i], i, e) < 0) return -1;
+    return n;
+}
+
+/* ---- open ---- */
+
+static void fill(struct kern *k) {
+    k->alloc = slot_alloc;
+    k->free = slot_free;
+    k->upload = slot_upload;
+    k->download = slot_download;
+    k->copy = slot_copy;
+    k->zero = slot_zero;
+    k->sync = slot_sync;
+    k->embed = cuda_embed;
+    k->rmsnorm = cuda_rmsnorm;
+    k->rmsnorm_bwd = cuda_rmsnorm_bwd;
+    k->linear = cuda_linear;
+    k->linear_t = cuda_linear_t;
+    k->outer = cuda_outer;
+    k->rope = cuda_rope;
+    k->kv_put = cuda_kv_put;
+    k->attn = cuda_attn;
+    k->attn_bwd = cuda_attn_bwd;
+    k->swiglu = cuda_swiglu;
+    k->swiglu_bwd = cuda_swiglu_bwd;
+    k->silu = cuda_silu;
+    k->perturb = cuda_perturb;
+    k->quant_rows = cuda_quant_rows;
+    k->add = cuda_add;
+    k->gather = cuda_gather;
+    k->scatter_add = cuda_scatter_add;
+    k->logprob = cuda_logprob;
+    k->logprob_bwd = cuda_logprob_bwd;
+    k->sample = cuda_sample;
+    k->adamw = cuda_adamw;
+    k->sum_squares = cuda_sum_squares;
+    k->pack = cuda_pack;
+}
+
+/* The first slot that no file of this folder fills, NULL when all are there. */
+static const char *missing(const struct kern *k) {
+#define NEEDS(slot) if (!k->slot) return #slot
+    NEEDS(embed); NEEDS(rmsnorm); NEEDS(rmsnorm_bwd); NEEDS(linear); NEEDS(linear_t);
+    NEEDS(outer); NEEDS(rope); NEEDS(kv_put); NEEDS(attn); NEEDS(attn_bwd); NEEDS(swiglu);
+    NEEDS(swiglu_bwd); NEEDS(silu); NEEDS(perturb); NEEDS(quant_rows); NEEDS(add);
+    NEEDS(gather); NEEDS(scatter_add); NEEDS(logprob); NEEDS(logprob_bwd); NEEDS(sample);
+    NEEDS(adamw); NEEDS(sum_squares);
+#undef NEEDS
+    return NULL;
+}
+
+static int start(struct kern *k, struct cuda_state *s, int index, struct err *e) {
+    static char name[CUDA_DEVICES_MAX][16];
+    cudaFuncAttributes has;
+    cudaError_t rc = make_current(index);
+    if (rc == cudaSuccess && cudaFuncGetAttributes(&has, pack_kernel) != cudaSuccess)
+        return fail(e, "qerl-cuda.so has no code for the architecture of cuda:%d: %s", index,
+                    cudaGetErrorName(cudaGetLastError()));
+    if (rc == cudaSuccess) rc = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+    if (rc != cudaSuccess)
+        return fail(e, "cannot open cuda:%d: %s: %s", index, cudaGetErrorName(rc),
+                    cudaGetErrorString(rc));
+    s->device = index;
+    memset(k, 0, sizeof *k);
+    snprintf(name[index], sizeof name[index], "cuda:%d", index);
+    k->name = name[index];
+    k->bits = "cpu-tiles";
+    k->abi = KERN_ABI;
+    k->self = s;
+    fill(k);
+    if (missing(k))             /* tests of single operations use the table all the same */
+        return fail(e, "qerl-cuda.so is not complete: operation '%s' is not built yet", missing(k));
+    return 0;
+}
+
+static int open_device(struct kern *k, int index, struct err *e) {
+    int n = device_count(e);
+    if (n < 0) return -1;
+    if (index < 0 || index >= n)
+        return fail(e, "no device cuda:%d: %d visible, cuda:0 to cuda:%d (CUDA_VISIBLE_DEVICES is "
+                    "%s)", index, n, n - 1, visible());
+    struct cuda_state *s = (struct cuda_state *)calloc(1, sizeof *s);
+    if (!s) return fail(e, "out of memory");
+    return start(k, s, index, e);
+}
+
+/* ---- entry ---- */
+
+#ifdef QERL_CUDA_EMU
+#define KIND "emulated devices, CUDA headers"
+#else
+#define KIND "CUDA"
+#endif
+
+extern "C" __attribute__((visibility("default"))) const struct cuda_plugin *qerl_cuda_plugin(void) {
+    static char versions[64];
+    static const struct cuda_plugin plugin = { CUDA_PLUGIN_ABI, KERN_ABI, sizeof(struct kern),
+                                               versions, devices, open_device };
+    snprintf(versions, sizeof versions, KIND " %d.%d", CUDART_VERSION / 1000,
+             CUDART_VERSION % 1000 / 10);
+    return &plugin;
+}
