@@ -39,7 +39,7 @@
 #include "lib/base/err.h"
 #include "lib/base/pool.h"
 
-enum { KERN_ABI = 3, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
+enum { KERN_ABI = 4, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
 enum kern_type { KERN_F32, KERN_BF16 };
 enum kern_format { KERN_FORMAT_F32, KERN_FORMAT_BF16, KERN_FORMAT_MXFP4, KERN_FORMAT_NVFP4 };
 
@@ -149,6 +149,7 @@ struct kern_attn {
     kptr q; enum kern_type q_type; struct kern_kv kv; int layer; kptr slots, pos;
     kptr y; enum kern_type y_type; kptr lse; int rows, heads; float scale;
     const struct kern_attn_noise *noise;              /* NULL = clean */
+    kptr peaks;                                       /* kernels/noise.h; absent: not kept */
 };
 /* Backward of attn for whole sequences: sequence s is rows seq_start[s] .. seq_start[s+1]-1 at
  * positions 0, 1, ... of its slot (slots int32 [rows], read at the sequence's first row). y, lse as
@@ -167,6 +168,7 @@ struct kern_attn_bwd {
     int seqs, heads;
     float scale;
     const struct kern_attn_noise *noise;              /* NULL = clean */
+    kptr peaks;                                       /* as attn left them, or absent */
 };
 
 /* y = silu(gate) * up. gate, up f32 [rows, dim]; y of y_type, as are gate_kept and up_kept (or both

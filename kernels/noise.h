@@ -19,6 +19,10 @@
  *                      is a token's, in attention a token's and head's
  *   absolute_gaussian  scale * z
  *   bias               scale * sign(t), 0 where t is 0
+ *   fp8                y - t, y being t in E4M3 as the earlier system has it, without a scale: |t|
+ *                      clamped to 2^-6 .. 448, exponent at most 7, 3 bits of mantissa rounded to
+ *                      nearest even but never up into the next exponent (so 240 is the largest);
+ *                      0 stays. y is stored as it is. It has no `scale`
  * A t that is not finite stays as it is; e is 0 where scale * |t| is not. A word whose top 24 bits
  * are below 2^24 rate is a hit; a sign is a word's lowest bit (1: negative).
  * bf16: the earlier system's arithmetic. t, z, the products (|t| first, then scale) and the sum are
@@ -38,17 +42,20 @@ enum kern_noise_type {
     KERN_NOISE_DEADZONE,
     KERN_NOISE_ABSOLUTE_GAUSSIAN,
     KERN_NOISE_BIAS,
+    KERN_NOISE_FP8,
     KERN_NOISE_TYPE_COUNT
 };
 
 /* What was measured after the act, as sums of integers: their order changes nothing. With d = (t +
  * e) - t as computed (bf16: t as rounded), r = d / (|t| scale) of elements whose t is not 0
- * (absolute_gaussian: d / scale of all; bias: d / scale; deadzone: d / |t|) where that is finite
- * and below 4,096, a row's sums of r and r^2 are taken as the other row sums of kern.h and rounded
- * to units of 2^-20; in attention each page of 32 keys of a row by itself.
+ * (absolute_gaussian: d / scale of all; bias: d / scale; deadzone: d / |t|; fp8: d / |t|, of a |t|
+ * below 2^-6 d / 2^-6) where that is finite and below 4,096, a row's sums of r and r^2 are taken as
+ * the other row sums of kern.h and rounded to units of 2^-20; in attention each page of 32 keys of
+ * a row by itself.
  * Coarse: of those measured, the ones near which f32's steps are no small part of an absolute size:
  * |t| >= scale * KERN_NOISE_COARSE_* (steps of 2^-3 scale; of bias, which does not average out,
- * 2^-7 scale). 0 of other types. */
+ * 2^-7 scale), with bf16, whose steps are 2^16 as large, 2^-16 of that; of fp8, those outside 2^-6
+ * .. 240. 0 of other types. */
 #define KERN_NOISE_COARSE_GAUSSIAN 0x1p20f
 #define KERN_NOISE_COARSE_BIAS 0x1p16f
 enum kern_noise_sum {
@@ -99,7 +106,12 @@ struct kern_silu { kptr x; enum kern_type x_type; kptr y; int rows, dim; };
  * maximum. The backward (attn_bwd) makes both again, so p there is the noisy one; noise is a
  * constant of the pass (its derivative is that of a clean operation), and besides it adds `dprobs`
  * to dy . v and `dscores` to ds. Keys that a row does not see are not visited. Rows' id and pos are
- * the queries', `pos` absent: the row's index in the call. deadzone and bias are forward only, and
- * so is absolute_gaussian on probabilities. */
+ * the queries', `pos` absent: the row's index in the call.
+ * What the backward cannot find page by page attn leaves in `peaks`, f32 [rows, heads, 2]: the edge
+ * of type deadzone on scores (0 of others) and the final maximum m of noisy scores. With it
+ * attn_bwd makes scores and probabilities of every type again, a probability that is not relative
+ * as noisy exp(score - m) * exp(m - lse). Without it scores take relative types and
+ * absolute_gaussian, probabilities relative ones. dprobs and dscores take what scores take without
+ * it. */
 struct kern_attn_noise { struct kern_noise scores, probs, dprobs, dscores; };
 #endif

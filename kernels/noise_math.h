@@ -23,6 +23,8 @@
 #define KTURN_C3 (-1.23370055f)
 #define KNOISE_SQRT3 1.73205081f
 #define KNOISE_R_MOST 4096.0f                /* a larger r is no measurement: all fits 64 bits */
+#define KNOISE_FP8_LEAST 0x1p-6f
+#define KNOISE_FP8_MOST 240.0f               /* what 448 becomes, too */
 
 /* in (0, 1], steps of 2^-24 */
 KERN_FN float kern_unitf(uint32_t w) {
@@ -58,11 +60,14 @@ KERN_FN uint32_t kern_noise_hits(float rate) {
     return hits < 0.0 ? 0 : hits > 0x1p24 ? 1u << 24 : (uint32_t)(hits + 0.5);
 }
 
+KERN_FN bool kern_noise_draws(enum kern_noise_type type) {
+    return type != KERN_NOISE_DEADZONE && type != KERN_NOISE_BIAS && type != KERN_NOISE_FP8;
+}
 /* z of the four elements of one counter; 0 for types that draw nothing. */
 KERN_FN void kern_noise_draw4(float z[4], const struct kern_noise *n,
                                     const uint32_t counter[4]) {
     z[0] = z[1] = z[2] = z[3] = 0.0f;
-    if (n->type == KERN_NOISE_DEADZONE || n->type == KERN_NOISE_BIAS) return;
+    if (!kern_noise_draws(n->type)) return;
     struct rng4 r = rng_philox(counter, n->key);
     const uint32_t *w = r.v, hits = kern_noise_hits(n->rate);
     switch (n->type) {
@@ -85,13 +90,13 @@ KERN_FN void kern_noise_draw4(float z[4], const struct kern_noise *n,
 KERN_FN bool kern_noise_relative(const struct kern_noise *n) {
     return n->type < KERN_NOISE_DEADZONE;
 }
-/* What attn_bwd can make again without a row's final maximum. */
-KERN_FN bool kern_noise_backward(const struct kern_attn_noise *n) {
-    const struct kern_noise *each[] = { &n->scores, &n->dprobs, &n->dscores };
-    for (size_t i = 0; i < COUNT_OF(each); i++)
+/* What attn_bwd can make; peaks: it has what attn left of the rows. */
+KERN_FN bool kern_noise_backward(const struct kern_attn_noise *n, bool peaks) {
+    const struct kern_noise *each[] = { &n->dprobs, &n->dscores, &n->scores };
+    for (size_t i = 0; i < (peaks ? 2 : COUNT_OF(each)); i++)
         if (!kern_noise_relative(each[i]) && each[i]->type != KERN_NOISE_ABSOLUTE_GAUSSIAN)
             return false;
-    return kern_noise_relative(&n->probs);
+    return peaks || kern_noise_relative(&n->probs);
 }
 
 /* First three words of a row's counters; the fourth is the site's, plus i / 4. */
@@ -119,10 +124,21 @@ KERN_FN void kern_noise_span(struct kern_noise_lanes *l) {
 KERN_FN float kern_noise_round(float x, bool bf16) {
     return bf16 ? bf16_to_f32(f32_to_bf16(x)) : x;
 }
-/* From it on f32's steps are coarse for an absolute size. */
+/* From it on the arithmetic's steps are coarse for an absolute size. */
 KERN_FN float kern_noise_coarse(const struct kern_noise *n) {
     return n->scale * (n->type == KERN_NOISE_BIAS ? KERN_NOISE_COARSE_BIAS
-                                                  : KERN_NOISE_COARSE_GAUSSIAN);
+                                                  : KERN_NOISE_COARSE_GAUSSIAN) *
+           (n->bf16 ? 0x1p-16f : 1.0f);
+}
+/* E4M3 of kernels/noise.h. With no bit left of the mantissa a carry has made the next exponent: one
+ * step back is 1.875 of the old one. */
+KERN_FN float kern_fp8f(float t) {
+    const float size = fabsf(t), least = size < KNOISE_FP8_LEAST ? KNOISE_FP8_LEAST : size;
+    const uint32_t u = kern_bits(least > KNOISE_FP8_MOST ? KNOISE_FP8_MOST : least),
+                   r = (u + 0x7ffffu + (u >> 20 & 1)) & 0xfff00000u,
+                   back = (r ^ u) >> 3 & 0x100000u;
+    if (!(size > 0.0f && size < INFINITY)) return t;
+    return kern_float((r - back) | (kern_bits(t) & 0x80000000u));
 }
 /* Below it type deadzone flushes; most is the row's largest |t|. */
 KERN_FN float kern_noise_edge(const struct kern_noise *n, float most) {
@@ -134,26 +150,29 @@ KERN_FN float kern_noise_add(const struct kern_noise *n, float t, float z, float
                                    struct kern_noise_lanes *l) {
     t = kern_noise_round(t, n->bf16), z = kern_noise_round(z, n->bf16);
     const bool flat = n->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || n->type == KERN_NOISE_BIAS,
-               flush = n->type == KERN_NOISE_DEADZONE;
+               flush = n->type == KERN_NOISE_DEADZONE, fp8 = n->type == KERN_NOISE_FP8;
     float size = fabsf(t), by = flat ? 1.0f : n->type == KERN_NOISE_SYSTEMATIC ? t : size;
     if (n->type == KERN_NOISE_BIAS) z = t > 0.0f ? 1.0f : t < 0.0f ? -1.0f : 0.0f;
     if (flush) z = size < edge ? -1.0f : 0.0f;
-    float m = flush ? t : by * n->scale, e = z * m;
+    float least = size < KNOISE_FP8_LEAST ? KNOISE_FP8_LEAST : size,
+          m = flush ? t : fp8 ? least : by * n->scale, e = z * m;
     if (n->bf16 && !flush)
         e = kern_noise_round(kern_noise_round(z * by, true) * n->scale, true);
     if (!(fabsf(m) < INFINITY)) e = 0.0f;
-    float y = kern_noise_round(t + e, n->bf16);
+    float y = fp8 ? kern_fp8f(t) : kern_noise_round(t + e, n->bf16);
     if (!l) return y;
     float r = (y - t) / fabsf(m);
     bool changed = y < t || y > t, some = n->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || t != 0.0f,
-         measured = some && fabsf(r) < KNOISE_R_MOST;
+         measured = some && fabsf(r) < KNOISE_R_MOST,
+         coarse = flat ? !(size < kern_noise_coarse(n))
+                       : fp8 && (size < KNOISE_FP8_LEAST || size > KNOISE_FP8_MOST);
     if (measured) {
         l->r[i & 15] += r;
         l->r2[i & 15] = fmaf(r, r, l->r2[i & 15]);
     }
     l->sum[KERN_NOISE_ELEMENTS]++;
     l->sum[KERN_NOISE_MEASURED] += measured;
-    l->sum[KERN_NOISE_COARSE] += flat && measured && !(size < kern_noise_coarse(n));
+    l->sum[KERN_NOISE_COARSE] += measured && coarse;
     l->sum[KERN_NOISE_CHANGED] += changed;
     l->sum[KERN_NOISE_CHANGED_BF16] += changed && f32_to_bf16(y) != f32_to_bf16(t);
     return y;

@@ -123,6 +123,9 @@ static void attn_one(struct one *b) {
     float inv = 1.0f / l;
     for (int i = 0; i < dim; i++) cpu_put(a->y, a->y_type, query * ld + (size_t)i, o[i] * inv);
     if (a->lse.p) ((float *)a->lse.p)[query] = m + kern_logf(l);
+    if (!a->noise || !a->peaks.p) return;
+    ((float *)a->peaks.p)[2 * query] = b->edge;
+    ((float *)a->peaks.p)[2 * query + 1] = m;
 }
 
 void ref_attn(struct kern *k, const struct kern_attn *a) {
@@ -182,6 +185,10 @@ static void query_page(struct bwd *b, int i, int at) {
     const int row = b->first + i / b->group, head = b->head + i % b->group,
               seen = i / b->group - at + 1, n = seen < 0 ? 0 : seen < KERN_PAGE ? seen : KERN_PAGE;
     const float lse = ((const float *)a->lse.p)[query_at(b, i)];
+    const bool peaks = noise && a->peaks.p;
+    const float edge = peaks ? ((const float *)a->peaks.p)[2 * query_at(b, i)] : 0.0f;
+    const bool own = peaks && !kern_noise_relative(&noise->probs);
+    const float from = own ? ((const float *)a->peaks.p)[2 * query_at(b, i) + 1] : lse;
     size_t dim = (size_t)a->kv.head_dim;
     const float *q = b->q + (size_t)i * dim, *dy = b->dy + (size_t)i * dim;
     float *p = b->p + i * KERN_PAGE, *ds = b->ds + i * KERN_PAGE, *dq = b->dq + (size_t)i * dim;
@@ -190,11 +197,13 @@ static void query_page(struct bwd *b, int i, int at) {
         p[j] = kern_dot_tile(0.0f, q, 1, b->key + (size_t)j * dim, 1, dim) * a->scale;
         ds[j] = kern_dot_tile(0.0f, dy, 1, b->val + (size_t)j * dim, 1, dim);
     }
-    if (n && noise) page_noise(&noise->scores, row, head, 0.0f, p, at, n, &b->scores);
-    for (int j = 0; j < n; j++) p[j] = kern_expf(p[j] - lse);
+    if (n && noise) page_noise(&noise->scores, row, head, edge, p, at, n, &b->scores);
+    for (int j = 0; j < n; j++) p[j] = kern_expf(p[j] - from);
     if (n && noise) {
-        page_noise(&noise->probs, row, head, 0.0f, p, at, n, &b->probs);
+        page_noise(&noise->probs, row, head, kern_noise_edge(&noise->probs, 1.0f), p, at, n,
+                   &b->probs);
         above_zero(p, n);
+        for (int j = 0; j < n && own; j++) p[j] *= kern_expf(from - lse);
         page_noise(&noise->dprobs, row, head, 0.0f, ds, at, n, &b->dprobs);
     }
     for (int j = 0; j < n; j++) ds[j] = p[j] * (ds[j] - b->delta[i]) * a->scale;
@@ -235,7 +244,7 @@ static void bwd_one(struct bwd *b) {
 
 void ref_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
     (void)k;
-    assert(!a->noise || kern_noise_backward(a->noise));
+    assert(!a->noise || kern_noise_backward(a->noise, a->peaks.p));
     size_t dim = (size_t)a->kv.head_dim, page = KERN_PAGE * dim;
     int kv_heads = a->kv.kv_heads;
     for (int s = 0; s < a->seqs; s++)

@@ -358,6 +358,9 @@ static void attn_block(struct attn_block *b) {
             v_put_n(a->y.p, a->y_type, head * dim + (size_t)c,
                     v_mul(v_load(b->o + (size_t)i * ld + c), inv), v_left(c, b->dim));
         if (a->lse.p) ((float *)a->lse.p)[head] = b->m[i] + kern_logf(b->l[i]);
+        if (!a->noise || !a->peaks.p) continue;
+        ((float *)a->peaks.p)[2 * head] = b->edge[i];
+        ((float *)a->peaks.p)[2 * head + 1] = b->m[i];
     }
 }
 
@@ -420,6 +423,7 @@ struct bwd {
     float *p, *dp;                       /* [BWD_QUERIES][32]: scores and then p, dp and then ds */
     float *dq, *dk, *dv;                 /* [queries], [32], [32] of panels * 16 */
     float *delta, *lse, *some;           /* [queries] twice; 32 queries' vectors in a row */
+    float *edge, *from, *times;          /* [queries]: of scores; p is exp(score - from) * times */
     struct noise scores, probs, dprobs, dscores;             /* with noise */
 };
 static size_t bwd_plan(struct bwd *b, char *base) {
@@ -445,6 +449,9 @@ static size_t bwd_plan(struct bwd *b, char *base) {
     b->delta = carve(base, &used, queries, sizeof(float));
     b->lse = carve(base, &used, queries, sizeof(float));
     b->some = carve(base, &used, MUL_K * (size_t)b->dim, sizeof(float));
+    b->edge = carve(base, &used, queries, sizeof(float));
+    b->from = carve(base, &used, queries, sizeof(float));
+    b->times = carve(base, &used, queries, sizeof(float));
     return used;
 }
 INLINE size_t bwd_head(const struct bwd *b, int i) {
@@ -479,6 +486,13 @@ static float bwd_delta(const struct bwd *b, size_t at) {
     return v_fold(acc);
 }
 
+/* What query r's noisy probabilities are made from. */
+static void bwd_peaks(struct bwd *b, int r, const float *peaks) {
+    const bool own = peaks && !kern_noise_relative(&b->a->noise->probs);
+    b->edge[r] = peaks ? peaks[0] : 0.0f;
+    b->from[r] = own ? peaks[1] : b->lse[r];
+    b->times[r] = own ? kern_expf(peaks[1] - b->lse[r]) : 1.0f;
+}
 static void bwd_queries(struct bwd *b) {
     const struct kern_attn_bwd *a = b->a;
     const size_t dim = (size_t)b->dim, q_bytes = dim * (a->q_type == KERN_F32 ? 4 : 2),
@@ -497,6 +511,8 @@ static void bwd_queries(struct bwd *b) {
             const size_t head = bwd_head(b, r);
             b->delta[r] = bwd_delta(b, head * dim);
             b->lse[r] = ((const float *)a->lse.p)[head];
+            if (a->noise)
+                bwd_peaks(b, r, a->peaks.p ? (const float *)a->peaks.p + 2 * head : NULL);
         }
     }
     memset(b->dq, 0, (size_t)b->queries * (size_t)b->panels * 16 * sizeof *b->dq);
@@ -587,14 +603,18 @@ static void bwd_noisy_softmax(struct bwd *b, float *p, float *ds, int at, int q,
     for (int i = 0; i < rows; i++) {
         const int row = (q + i) / b->group, seen = row - at + 1;
         page[i] = (struct noise_page){ b->first + row, b->kvh * b->group + (q + i) % b->group,
-                                       seen < 0 ? 0 : seen < KERN_PAGE ? seen : KERN_PAGE, 0.0f };
+                                       seen < 0 ? 0 : seen < KERN_PAGE ? seen : KERN_PAGE,
+                                       b->edge[q + i] };
     }
     for (int i = 0; i < rows * KERN_PAGE; i += 16) v_store(p + i, v_mul(v_load(p + i), scale));
     noise_pages(&b->scores, p, page, rows, at);
     for (int i = 0; i < rows * KERN_PAGE; i += 16)
-        v_store(p + i, v_exp(v_sub(v_load(p + i), v_set(b->lse[q + i / KERN_PAGE]))));
+        v_store(p + i, v_exp(v_sub(v_load(p + i), v_set(b->from[q + i / KERN_PAGE]))));
+    for (int i = 0; i < rows; i++) page[i].edge = kern_noise_edge(b->probs.n, 1.0f);
     noise_pages(&b->probs, p, page, rows, at);
     above_zero(p, rows * KERN_PAGE);
+    for (int i = 0; i < rows * KERN_PAGE; i += 16)
+        v_store(p + i, v_mul(v_load(p + i), v_set(b->times[q + i / KERN_PAGE])));
     noise_pages(&b->dprobs, ds, page, rows, at);
     for (int i = 0; i < rows * KERN_PAGE; i += 16) {
         const vf d = v_sub(v_load(ds + i), v_set(b->delta[q + i / KERN_PAGE]));
@@ -693,7 +713,7 @@ static void attn_bwd_part(void *arg, int part, int parts) {
 }
 
 static void simd_attn_bwd(struct kern *k, const struct kern_attn_bwd *a) {
-    assert(!a->noise || kern_noise_backward(a->noise));
+    assert(!a->noise || kern_noise_backward(a->noise, a->peaks.p));
     if (a->heads % a->kv.kv_heads) {
         ref_attn_bwd(k, a);
         return;

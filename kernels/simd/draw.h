@@ -89,6 +89,20 @@ INLINE __m512i v_rounding(vf x) {
                   odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     return _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff));
 }
+INLINE vf v_fp8(vf t) {                                                       /* kern_fp8f */
+    const vf size = v_abs(t);
+    const __m512i u = _mm512_castps_si512(v_min(v_max(size, v_set(KNOISE_FP8_LEAST)),
+                                                v_set(KNOISE_FP8_MOST))),
+                  odd = _mm512_and_si512(_mm512_srli_epi32(u, 20), _mm512_set1_epi32(1)),
+                  up = _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7ffff)),
+                  r = _mm512_and_si512(up, _mm512_set1_epi32(-0x100000)),
+                  back = _mm512_and_si512(_mm512_srli_epi32(_mm512_xor_si512(r, u), 3),
+                                          _mm512_set1_epi32(0x100000)),
+                  sign = _mm512_and_si512(_mm512_castps_si512(t), _mm512_set1_epi32(INT32_MIN)),
+                  y = _mm512_or_si512(_mm512_sub_epi32(r, back), sign);
+    const vm some = m_and(v_less(v_zero(), size), v_less(size, v_set(INFINITY)));
+    return _mm512_mask_mov_ps(t, some, _mm512_castsi512_ps(y));
+}
 /* no NaN in a or b */
 INLINE vm v_differ_bf16(vf a, vf b) {
     return _mm512_test_epi32_mask(_mm512_xor_si512(v_rounding(a), v_rounding(b)),
@@ -204,6 +218,23 @@ INLINE int m_count(vm m) {
     return __builtin_popcount((unsigned)(_mm256_movemask_ps(m.a) | _mm256_movemask_ps(m.b) << 8));
 }
 INLINE vf v_keep(vm m, vf x) { return m_and(m, x); }                        /* 0 elsewhere */
+INLINE __m256 v_fp8_8(__m256 t, __m256 limited, __m256 some) {
+    const __m256i u = _mm256_castps_si256(limited),
+                  odd = _mm256_and_si256(_mm256_srli_epi32(u, 20), _mm256_set1_epi32(1)),
+                  up = _mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7ffff)),
+                  r = _mm256_and_si256(up, _mm256_set1_epi32(-0x100000)),
+                  back = _mm256_and_si256(_mm256_srli_epi32(_mm256_xor_si256(r, u), 3),
+                                          _mm256_set1_epi32(0x100000)),
+                  sign = _mm256_and_si256(_mm256_castps_si256(t), _mm256_set1_epi32(INT32_MIN)),
+                  y = _mm256_or_si256(_mm256_sub_epi32(r, back), sign);
+    return _mm256_blendv_ps(t, _mm256_castsi256_ps(y), some);
+}
+INLINE vf v_fp8(vf t) {                                                       /* kern_fp8f */
+    const vf size = v_abs(t),
+             x = v_min(v_max(size, v_set(KNOISE_FP8_LEAST)), v_set(KNOISE_FP8_MOST));
+    const vm some = m_and(v_less(v_zero(), size), v_less(size, v_set(INFINITY)));
+    return (vf){ v_fp8_8(t.a, x.a, some.a), v_fp8_8(t.b, x.b, some.b) };
+}
 INLINE __m256i v_rounding8(__m256 x) {
     const __m256i u = _mm256_castps_si256(x),
                   odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));

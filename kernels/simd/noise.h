@@ -27,7 +27,7 @@ INLINE void noise_draw(vf z[4], const struct noise *s, const enum kern_noise_typ
                        vu c1, vu c2, vu c3) {
     vu w[4];
     for (int i = 0; i < 4; i++) z[i] = v_zero();
-    if (type == KERN_NOISE_DEADZONE || type == KERN_NOISE_BIAS) return;
+    if (!kern_noise_draws(type)) return;
     draw_words(w, &s->key, c0, c1, c2, c3);
     if (type == KERN_NOISE_RELATIVE_UNIFORM)
         for (int i = 0; i < 4; i++) z[i] = draw_uniform(w[i]);
@@ -53,19 +53,21 @@ INLINE vf noise_add(const struct noise *s, const enum kern_noise_type type, cons
                     vf z, vf edge, int lanes, struct noise_lanes *l) {
     const vf one = v_set(1.0f), scale = v_set(s->n->scale);
     const bool flat = type == KERN_NOISE_ABSOLUTE_GAUSSIAN || type == KERN_NOISE_BIAS,
-               flush = type == KERN_NOISE_DEADZONE;
+               flush = type == KERN_NOISE_DEADZONE, fp8 = type == KERN_NOISE_FP8;
     if (bf16) t = v_round(t);
     const vf size = v_abs(t), by = flat ? one : type == KERN_NOISE_SYSTEMATIC ? t : size;
     if (bf16) z = v_round(z);
     if (type == KERN_NOISE_BIAS)
         z = v_sub(v_keep(v_less(v_zero(), t), one), v_keep(v_less(t, v_zero()), one));
     if (flush) z = v_keep(v_less(size, edge), v_set(-1.0f));
-    const vf m = flush ? t : v_mul(by, scale), unit = v_abs(m);
+    const vf least = v_set(KNOISE_FP8_LEAST),
+             m = flush ? t : fp8 ? v_max(least, size) : v_mul(by, scale), unit = v_abs(m);
     vf e = v_mul(z, m);
     if (bf16 && !flush) e = v_round(v_mul(v_round(v_mul(z, by)), scale));
     e = v_keep(v_less(unit, v_set(INFINITY)), e);
     vf y = v_add(t, e);
     if (bf16) y = v_round(y);
+    if (fp8) y = v_fp8(t);
     if (!s->n->sums.p) return y;
     const vm some = m_first(lanes), changed = m_and(some, v_differ(y, t));
     const vf r = v_div(v_sub(y, t), unit);
@@ -81,6 +83,9 @@ INLINE vf noise_add(const struct noise *s, const enum kern_noise_type type, cons
         const vm fine = v_less(size, v_set(kern_noise_coarse(s->n)));
         l->coarse += m_count(measured) - m_count(m_and(measured, fine));
     }
+    if (fp8)
+        l->coarse += m_count(m_and(measured, v_less(size, least))) +
+                     m_count(m_and(measured, v_less(v_set(KNOISE_FP8_MOST), size)));
     l->changed += m_count(changed);
     l->changed_bf16 += m_count(m_and(changed, v_differ_bf16(y, t)));
     return y;

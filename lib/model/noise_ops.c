@@ -14,7 +14,7 @@ const char *const noise_op_name[] = { "matmul", "bmm",  "softmax", "silu",
                                       "gelu",   "norm", "rope",    "head" };
 const char *const noise_type_name[] = { "off",        "relative_gaussian", "relative_uniform",
                                         "systematic", "sparse",            "deadzone",
-                                        "absolute_gaussian", "systematic_bias" };
+                                        "absolute_gaussian", "systematic_bias", "fp8" };
 const char *const noise_module_name[] = {
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     "input_layernorm", "post_attention_layernorm", "norm", "lm_head",

@@ -67,7 +67,7 @@ static struct kern_attn attn_of(const struct bench *b, void *y, float *lse) {
                                LAYER,      kt_p(b->slots), kt_p(b->pos),
                                kt_p(y),    b->type,        kt_p(lse),
                                ROWS,       b->heads,       1.0f / sqrtf((float)b->kv.head_dim),
-                               NULL };
+                               NULL,       { NULL } };
 }
 
 Test(kv_put, same_pages_and_nothing_else) {
@@ -356,7 +356,7 @@ static struct kern_attn_bwd bwd_of(const struct bench *b, const void *y, const f
                                    kt_p(b->slots), kt_p(y),    b->type,    kt_p(lse),
                                    kt_p(b->dy),    kt_p(g.dq), kt_p(g.dk), kt_p(g.dv),
                                    seq_start,      SEQS,       b->heads,   attn_of(b, NULL, NULL).scale,
-                                   NULL };
+                                   NULL,           { NULL } };
 }
 
 Test(attn_bwd, same_bits_for_any_threads_and_split) {

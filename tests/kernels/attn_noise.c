@@ -55,7 +55,7 @@ static struct kern_attn attn_of(const struct bench *b, void *y, float *lse,
                                 const struct kern_attn_noise *noise) {
     return (struct kern_attn){ kt_p(b->q), b->type, b->kv, LAYER, kt_p(b->slots), kt_p(b->pos),
                                kt_p(y), b->type, kt_p(lse), ROWS, b->heads,
-                               1.0f / sqrtf((float)b->kv.head_dim), noise };
+                               1.0f / sqrtf((float)b->kv.head_dim), noise, { NULL } };
 }
 struct grads { float *dq, *dk, *dv; };
 static struct kern_attn_bwd bwd_of(const struct bench *b, const void *y, const float *lse,
@@ -63,14 +63,17 @@ static struct kern_attn_bwd bwd_of(const struct bench *b, const void *y, const f
     return (struct kern_attn_bwd){ kt_p(b->q), b->type, b->kv, LAYER, kt_p(b->slots), kt_p(y),
                                    b->type, kt_p(lse), kt_p(b->dy), kt_p(g.dq), kt_p(g.dk),
                                    kt_p(g.dv), seq_start, SEQS, b->heads,
-                                   attn_of(b, NULL, NULL, NULL).scale, noise };
+                                   attn_of(b, NULL, NULL, NULL).scale, noise, { NULL } };
 }
 
-/* Scores and probabilities of types s and p, sums at 4 places of SUMS. */
+/* Scores and probabilities of types s and p, gradients too where the types are offered there; sums at
+ * 4 places of SUMS. */
 static struct kern_attn_noise noise_of(const struct bench *b, enum kern_noise_type s,
                                        enum kern_noise_type p, bool bf16, int64_t *sums) {
     struct kern_noise n[4];
-    const enum kern_noise_type type[4] = { s, p, p, s };
+    enum kern_noise_type type[4] = { s, p, p, s };
+    for (int i = 2; i < 4; i++)
+        if (type[i] >= KERN_NOISE_DEADZONE) type[i] = KERN_NOISE_RELATIVE_UNIFORM;
     for (uint32_t i = 0; i < 4; i++)
         n[i] = (struct kern_noise){ .type = type[i], .scale = 0.2f, .rate = 0.3f, .bf16 = bf16,
                                     .key = { 5, 6 }, .site = KERN_NOISE_SITE(LAYER, 11 + i),
@@ -115,8 +118,10 @@ static void forward_case(struct kt *t, const struct bench *b, enum kern_noise_ty
     int64_t want_sums[4 * SUMS] = { 0 }, sums[4 * SUMS];
     struct kern_attn_noise noise = noise_of(b, s, p, bf16, want_sums);
     char *want = kt_new(t, bytes), *got = kt_new(t, bytes);
-    float *lse = kt_new(t, lse_bytes), *l = kt_new(t, lse_bytes);
+    float *lse = kt_new(t, lse_bytes), *l = kt_new(t, lse_bytes),
+          *peaks = kt_new(t, 2 * lse_bytes), *top = kt_new(t, 2 * lse_bytes);
     struct kern_attn a = attn_of(b, want, lse, &noise);
+    a.peaks = kt_p(peaks);
     t->ref.attn(&t->ref, &a);
     cr_assert(!s || want_sums[KERN_NOISE_ELEMENTS] == (1 + 34 * 35 / 2 + 77 * 78 / 2) * b->heads);
     cr_assert(!p || want_sums[SUMS] == (1 + 34 * 35 / 2 + 77 * 78 / 2) * b->heads);
@@ -126,7 +131,9 @@ static void forward_case(struct kt *t, const struct bench *b, enum kern_noise_ty
     EACH_ONCE(t, k) {
         memset(sums, 0, sizeof sums);
         a = attn_of(b, got, l, &noise);
+        a.peaks = kt_p(top);
         k->attn(k, &a);
+        KT_SAME(k, top, peaks, 2 * lse_bytes, "peaks %d %d, heads of %d", s, p, b->kv.head_dim);
         KT_SAME(k, got, want, bytes, "noisy attn %d %d, heads of %d", s, p, b->kv.head_dim);
         KT_SAME(k, l, lse, lse_bytes, "noisy lse %d %d, heads of %d", s, p, b->kv.head_dim);
         same_sums(k, sums, want_sums, "attn", (int)s);
@@ -165,18 +172,28 @@ static void backward_case(struct kt *t, const struct bench *b, enum kern_noise_t
     int64_t want_sums[4 * SUMS] = { 0 }, sums[4 * SUMS];
     struct kern_attn_noise noise = noise_of(b, s, p, bf16, want_sums);
     void *y = kt_new(t, kt_bytes(b->type, b->q_size));
-    float *lse = kt_new(t, (size_t)(ROWS * b->heads) * 4);
+    float *lse = kt_new(t, (size_t)(ROWS * b->heads) * 4),
+          *peaks = kt_new(t, (size_t)(ROWS * b->heads) * 8);
     struct grads want = { kt_new(t, b->q_size * 4), kt_new(t, b->kv_size * 4),
                           kt_new(t, b->kv_size * 4) },
                  got = { kt_new(t, b->q_size * 4), kt_new(t, b->kv_size * 4),
                          kt_new(t, b->kv_size * 4) };
     struct kern_attn f = attn_of(b, y, lse, &noise);
+    f.peaks = kt_p(peaks);
     t->ref.attn(&t->ref, &f);
+    int64_t forward[2 * SUMS];
+    memcpy(forward, want_sums, sizeof forward);
     memset(want_sums, 0, sizeof want_sums);
     struct kern_attn_bwd a = bwd_of(b, y, lse, want, &noise);
+    if (!kern_noise_backward(&noise, false)) a.peaks = kt_p(peaks);
     t->ref.attn_bwd(&t->ref, &a);
+    for (int i = 0; i < 2 * SUMS; i += SUMS)                 /* of relative probabilities the sizes differ */
+        cr_assert(want_sums[i + KERN_NOISE_CHANGED] == forward[i + KERN_NOISE_CHANGED] ||
+                  (i && !a.peaks.p), "types %d %d: the backward hit others than the forward", s, p);
     noise = noise_of(b, s, p, bf16, sums);
+    const kptr kept = a.peaks;
     a = bwd_of(b, y, lse, got, &noise);
+    a.peaks = kept;
     EACH_ONCE(t, k) {
         memset(sums, 0, sizeof sums);
         for (int from = 0; from < SEQS; from += a.seqs) {                /* 1 and 2 of them */
@@ -197,7 +214,7 @@ Test(attn_noise, backward_has_the_same_bits_and_sums) {
     struct kt t;
     kt_open(&t);
     for (size_t s = 0; s < COUNT_OF(shape); s++)
-        for (enum kern_noise_type type = 1; type < KERN_NOISE_DEADZONE; type++) {
+        for (enum kern_noise_type type = 1; type < KERN_NOISE_TYPE_COUNT; type++) {
             if (skipped(s, type)) continue;
             struct bench b = bench_make(&t, shape[s].heads, shape[s].kv_heads, shape[s].dim,
                                         (s + type) % 2 ? KERN_BF16 : KERN_F32);
@@ -260,6 +277,12 @@ Test(attn_noise, a_noisy_score_is_what_perturb_gives) {
     kt_close(&t);
 }
 
+/* E4M3 as the earlier system made it. */
+static double e4m3(double t) {
+    const double size = fmin(fmax(fabs(t), 0x1p-6), 448.0), e = fmin(floor(log2(size)), 7.0);
+    const double eighths = fmin(nearbyint((size / exp2(e) - 1.0) * 8.0), 7.0);
+    return t == 0.0 ? t : copysign(exp2(e) * (1.0 + eighths / 8.0), t);
+}
 /* e of one element in double, by a text of its own. most: the row's largest |t|. */
 static double term(const struct kern_noise *n, double t, double most, uint32_t prompt,
                    uint32_t sample, uint32_t head, uint32_t pos, uint32_t i) {
@@ -282,6 +305,7 @@ static double term(const struct kern_noise *n, double t, double most, uint32_t p
     case KERN_NOISE_DEADZONE: return fabs(t) < scale * most ? -t : 0.0;
     case KERN_NOISE_ABSOLUTE_GAUSSIAN: return scale * z;
     case KERN_NOISE_BIAS: return t > 0.0 ? scale : t < 0.0 ? -scale : 0.0;
+    case KERN_NOISE_FP8: return e4m3(t) - t;
     default: return 0.0;
     }
 }
@@ -375,16 +399,19 @@ static void backward_double(const struct bench *b, const struct kern_attn_noise 
 Test(attn_noise, backward_near_double) {
     struct kt t;
     kt_open(&t);
-    for (enum kern_noise_type type = 1; type < KERN_NOISE_DEADZONE; type++) {
+    for (enum kern_noise_type type = 1; type < KERN_NOISE_TYPE_COUNT; type++) {
         struct bench b = bench_make(&t, 5, 2, 10, KERN_F32);
         int64_t sums[4 * SUMS] = { 0 };
         struct kern_attn_noise noise = noise_of(&b, type, type, false, sums);
-        float *y = kt_new(&t, b.q_size * 4), *lse = kt_new(&t, (size_t)(ROWS * b.heads) * 4);
+        float *y = kt_new(&t, b.q_size * 4), *lse = kt_new(&t, (size_t)(ROWS * b.heads) * 4),
+              *peaks = kt_new(&t, (size_t)(ROWS * b.heads) * 8);
         struct kern_attn f = attn_of(&b, y, lse, &noise);
+        f.peaks = kt_p(peaks);
         t.ref.attn(&t.ref, &f);
         struct grads g = { kt_new(&t, b.q_size * 4), kt_new(&t, b.kv_size * 4),
                            kt_new(&t, b.kv_size * 4) };
         struct kern_attn_bwd a = bwd_of(&b, y, lse, g, &noise);
+        a.peaks = kt_p(peaks);
         double *dq = kt_new(&t, b.q_size * 8), *dk = kt_new(&t, b.kv_size * 8),
                *dv = kt_new(&t, b.kv_size * 8);
         for (size_t i = 0; i < b.q_size; i++) dq[i] = 0.0;

@@ -40,7 +40,7 @@ Test(draws, known_answers) {
     kt_open(&t);
     for (enum kern_noise_type type = 1; type < KERN_NOISE_TYPE_COUNT; type++) {
         bool flat = type == KERN_NOISE_ABSOLUTE_GAUSSIAN;
-        if (type == KERN_NOISE_DEADZONE || type == KERN_NOISE_BIAS) continue;
+        if (!kern_noise_draws(type)) continue;
         for (int i = 0; i < 8; i++) x[i] = flat ? 0.0f : 2.0f;
         struct kern_perturb a = wide(type, flat ? 1.0f : 0.5f, x, y, 1, NULL);
         a.noise.id = kt_p(id), a.noise.pos = kt_p(&pos), a.dim = 8;
@@ -153,6 +153,68 @@ Test(draws, deadzone_flushes_what_is_below_the_edge) {
     }
     cr_assert(flushed > WIDE / 50 && sums[KERN_NOISE_CHANGED] == flushed);
     cr_assert(sums[KERN_NOISE_R2] == flushed << 20, "the share flushed is the mean of r^2");
+    kt_close(&t);
+}
+
+/* E4M3 worked out by hand from the rules: no scale, 2^-6 at least, no carry, 240 at most. */
+Test(draws, fp8_known_answers) {
+    static const float in_out[][2] = {
+        { 0.0f, 0.0f }, { -0.0f, -0.0f }, { 1.0f, 1.0f }, { -1.0f, -1.0f },
+        { 1.0625f, 1.0f }, { 1.1875f, 1.25f },                /* halves go to even */
+        { 1.0626f, 1.125f }, { 1.1874f, 1.125f }, { 1.9374f, 1.875f },
+        { 1.9375f, 1.875f }, { 1.99f, 1.875f }, { -3.99f, -3.75f },       /* no carry */
+        { 2.0f, 2.0f }, { 0x1p-6f, 0x1p-6f }, { 1e-30f, 0x1p-6f }, { -1e-45f, -0x1p-6f },
+        { 0.0155f, 0x1p-6f }, { 0x1.1p-6f, 0x1p-6f }, { 0x1.3p-6f, 0x1.4p-6f },
+        { 239.0f, 240.0f }, { 240.0f, 240.0f }, { 255.0f, 240.0f }, { 256.0f, 240.0f },
+        { 448.0f, 240.0f }, { -1e30f, -240.0f }, { INFINITY, INFINITY },
+    };
+    enum { N = COUNT_OF(in_out) };
+    struct kt t;
+    float x[N], y[N];
+    kt_open(&t);
+    for (int i = 0; i < N; i++) x[i] = in_out[i][0];
+    KT_EACH(&t, k)
+        for (int bf16 = 0; bf16 < 2; bf16++) {
+            int64_t sums[KERN_NOISE_SUMS] = { 0 };
+            struct kern_perturb a = wide(KERN_NOISE_FP8, 0.0f, x, y, 1, sums);
+            a.dim = N, a.noise.bf16 = bf16;
+            k->perturb(k, &a);
+            for (int i = 0; i < N; i++) {
+                /* 255 and what lies just beside a half are the neighbours' in bf16 */
+                const float near = kern_fp8f(cpu_round(x[i], bf16)), want = bf16 ? near : in_out[i][1];
+                cr_assert(!memcmp(&y[i], &want, 4), "%s: fp8 of %a: %a, not %a", k->name,
+                          (double)x[i], (double)y[i], (double)want);
+            }
+            cr_assert(sums[KERN_NOISE_ELEMENTS] == N);
+            if (!bf16) {
+                cr_assert(sums[KERN_NOISE_MEASURED] == N - 3);           /* zeros, infinity */
+                cr_assert(sums[KERN_NOISE_COARSE] == 3 + 4, "%lld", (long long)sums[KERN_NOISE_COARSE]);
+                cr_assert(sums[KERN_NOISE_CHANGED] == N - 3 - 5);
+            }
+        }
+    kt_close(&t);
+}
+
+/* Every f32 between the ends of the range and a step beyond, against a text in double; what is measured is
+ * bounded by half a step where the range reaches. */
+Test(draws, fp8_of_all_magnitudes) {
+    struct kt t;
+    kt_open(&t);
+    float *x = kt_new(&t, WIDE * 4), *y = kt_new(&t, WIDE * 4);
+    for (uint32_t i = 0; i < WIDE; i++)
+        x[i] = kern_float((i & 1) << 31 | (0x3b800000u + i * (0x08000000u / WIDE)));     /* 2^-8 .. 2^8 */
+    int64_t sums[KERN_NOISE_SUMS] = { 0 };
+    struct kern_perturb a = wide(KERN_NOISE_FP8, 0.0f, x, y, 1, sums);
+    best(&t)->perturb(best(&t), &a);
+    for (int i = 0; i < WIDE; i++) {
+        const double v = (double)x[i], size = fmin(fmax(fabs(v), 0x1p-6), 448.0),
+                     e = fmin(floor(log2(size)), 7.0),
+                     eighths = fmin(nearbyint((size / exp2(e) - 1.0) * 8.0), 7.0);
+        cr_assert((double)y[i] == copysign(exp2(e) * (1.0 + eighths / 8.0), v), "fp8 of %a: %a", v,
+                  (double)y[i]);
+        cr_assert(fabs((double)y[i] - v) <= fmax(fabs(v), 0x1p-6) * (fabs(v) < 0x1p-6 || fabs(v) > 240.0 ? 1.0 : 0x1p-4));
+    }
+    cr_assert(sums[KERN_NOISE_MEASURED] == WIDE && sums[KERN_NOISE_COARSE] > WIDE / 8);
     kt_close(&t);
 }
 
