@@ -28,7 +28,7 @@ PROGRAMS := qerl-rollout qerl-reward qerl-learner qerl-eval qerl-model qerl-benc
 folder   = $(if $(filter qerl-pipe,$1),pipe,$(if $(filter qerl-model qerl-bench,$1),tools,stages)/$(1:qerl-%=%))
 
 .PHONY: all
-all: $(if $(PKG_LIBS),$(PROGRAMS:%=$(BIN)/%),without-libraries)
+all: $(if $(PKG_LIBS),$(PROGRAMS:%=$(BIN)/%),without-libraries) $(if $(CUDA),$(BIN)/qerl-cuda.so)
 
 .PHONY: without-libraries
 without-libraries:
@@ -37,6 +37,7 @@ without-libraries:
 .PHONY: help
 help:
 	@echo "make            build the programs into bin/"
+	@echo "make CUDA=1     also the plugin for NVIDIA GPUs, bin/qerl-cuda.so; NVCC= or CUDA_HOME= say where CUDA is"
 	@echo "make demo       install what is missing, build, run the quickstart on the embedded model (minutes)"
 	@echo "make check      the same set-up, then lint and every test; SAN=1 with ASan and UBSan"
 	@echo "make tests      build the tests only; then obj/tests/unit/run --list, --filter, ..."
@@ -70,14 +71,14 @@ bench: all
 .PHONY: install
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/qerl-pipe
-	install -m 755 $(PROGRAMS:%=bin/%) $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(PROGRAMS:%=bin/%) $(if $(CUDA),bin/qerl-cuda.so) $(DESTDIR)$(PREFIX)/bin
 	cp -r pipelines $(DESTDIR)$(PREFIX)/share/qerl-pipe/
 	install -d $(DESTDIR)$(PREFIX)/share/qerl-pipe/models
 	cp -r models/tiny $(DESTDIR)$(PREFIX)/share/qerl-pipe/models/
 
 .PHONY: clean
 clean:
-	rm -rf obj obj-san bin-san $(PROGRAMS:%=bin/%)
+	rm -rf obj obj-san bin-san $(PROGRAMS:%=bin/%) bin/qerl-cuda.so
 
 # Elsewhere these files are empty.
 ifneq ($(findstring x86_64,$(shell $(CC) -dumpmachine)),)
@@ -125,6 +126,33 @@ $(BIN)/$1: $(patsubst %.c,$(O)/%.o,$(wildcard $(call folder,$1)/*.c)) $(O)/libqe
 	$$(Q)$$(CC) $$(ALL_CFLAGS) $$^ $$(LIBS) -o $$@
 endef
 $(foreach p,$(PROGRAMS),$(if $(wildcard $(call folder,$p)/*.c),$(eval $(call program,$p))))
+
+# The plugin for NVIDIA GPUs is asked for (CUDA=1), never probed. -fmad=false: as -ffp-contract=off above.
+CUDA_HOME ?= /usr/local/cuda
+NVCC      ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc))
+CUDA_ARCH ?= 80 90 100 120
+# Machine code for these, and PTX of the oldest, which a driver compiles for any other.
+NVCCFLAGS = -std=c++17 -O3 -fmad=false -prec-div=true -prec-sqrt=true -ftz=false -I. -Werror all-warnings -Xptxas -v \
+    -Xcompiler -fPIC,-fvisibility=hidden,-ffp-contract=off,-Wall,-Wextra -cudart static \
+    $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a$(comma)code=sm_$a) \
+    -gencode arch=compute_$(firstword $(CUDA_ARCH))$(comma)code=compute_$(firstword $(CUDA_ARCH))
+CUDA_OBJ := $(patsubst kernels/cuda/%.cu,$(O)/cuda/%.o,$(wildcard kernels/cuda/*.cu))
+
+.PHONY: nvcc
+nvcc:
+	@test -n "$(NVCC)" || { echo "make CUDA=1 needs nvcc, which is neither in $(CUDA_HOME)/bin nor in PATH: name it with" \
+	    "NVCC=FILE or CUDA_HOME=FOLDER; docs/gpu.md says how to get it" >&2; exit 4; }
+
+# What ptxas says (registers, spills) is kept beside the object: tests/pipes/cuda_build.test prints it as a table.
+$(O)/cuda/%.o: kernels/cuda/%.cu Makefile | nvcc
+	$(if $(V),,@echo "  NVCC  $<")
+	$(Q)mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@ > $(@:.o=.ptxas) 2>&1 || { cat $(@:.o=.ptxas) >&2; exit 1; }
+
+$(BIN)/qerl-cuda.so: $(CUDA_OBJ) | nvcc
+	$(if $(V),,@echo "  LINK  $@")
+	$(Q)mkdir -p $(@D)
+	$(Q)$(NVCC) -shared -cudart static -Xlinker -rpath,'$$ORIGIN' -Xlinker -z,defs $(CUDA_OBJ) -o $@
 
 # Tests: every folder tests/NAME is one Criterion program; tests/stages also links the stages' files but their main.c.
 TEST_DIRS := unit kernels stages pipes

@@ -16,6 +16,9 @@ void kern_avx512bf16_fill(struct kern *k);
 void kern_amx_fill(struct kern *k);
 void kern_amx_emulated_fill(struct kern *k);
 
+/* kernels/cuda/load.c: kern_open of "cuda" (cuda:0) and "cuda:N". */
+int cuda_open(struct kern *k, const char *name, struct pool *pool, struct err *e);
+
 size_t kern_record_bytes(enum kern_format format);
 /* This thread's scratch, at least `bytes`, 64-byte aligned; valid until its next call on this
  * thread. Grows, never shrinks. */

@@ -284,7 +284,9 @@ struct kern {
 };
 
 /* Fills the table. path: NULL or "auto" = the best this CPU has; a name forces one. -1 (EXIT_ENV)
- * when the machine lacks it, naming what it has. "amx-emulated" is the text of "amx" with its tile
+ * when the machine lacks it, naming what it has. "cuda" is cuda:0, "cuda:N" the N-th device that
+ * CUDA_VISIBLE_DEVICES shows (kernels/cuda/plugin.h); auto never takes a device, and where one is
+ * asked for nothing else stands in. "amx-emulated" is the text of "amx" with its tile
  * instructions done in C, for tests where there is no AMX; never chosen by itself. The table lends
  * `pool`. */
 int kern_open(struct kern *k, const char *path, struct pool *pool, struct err *e);

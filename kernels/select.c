@@ -8,6 +8,7 @@
 
 #include "kernels/amx/amx.h"
 #include "lib/base/log.h"
+#include "lib/base/str.h"
 
 struct path {
     const char *name;
@@ -82,6 +83,7 @@ int kern_paths(const char *names[8]) {
 
 int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e) {
     const struct path *best = NULL;
+    if (name && str_starts(name, "cuda")) return cuda_open(k, name, pool, e);
     bool any = !name || !strcmp(name, "auto");
     const char *why = trouble(any ? "auto" : name);
     for (size_t i = 0; i < COUNT_OF(path); i++) {

@@ -315,7 +315,7 @@ static int start(struct kern *k, struct cuda_state *s, int index, struct err *e)
     static char name[CUDA_DEVICES_MAX][16];
     cudaFuncAttributes has;
     cudaError_t rc = make_current(index);
-    if (rc == cudaSuccess && cudaFuncGetAttributes(&has, pack_kernel) != cudaSuccess)
+    if (rc == cudaSuccess && cudaFuncGetAttributes(&has, (const void *)pack_kernel) != cudaSuccess)
         return fail(e, "qerl-cuda.so has no code for the architecture of cuda:%d: %s", index,
                     cudaGetErrorName(cudaGetLastError()));
     if (rc == cudaSuccess) rc = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
