@@ -14,13 +14,7 @@
 
 #include "lib/base/fs.h"
 #include "pipe/proc.h"
-
-static volatile sig_atomic_t child_pid, signal_came;
-
-static void pass_on(int number) {
-    signal_came = number;
-    if (child_pid > 0) kill((pid_t)child_pid, SIGTERM);
-}
+#include "pipe/stop.h"
 
 static void in_child(const char *const *argv, int said, pid_t parent) {
     const int null = open("/dev/null", O_RDWR);
@@ -52,12 +46,9 @@ static void read_talk(int fd, const char *name, struct str *talk) {
     if (f) fclose(f);
 }
 
-int child_run(const char *const *argv, const char *name, struct str *talk, bool *stopped,
-              struct err *e) {
-    struct sigaction pass = { .sa_handler = pass_on }, old_int, old_term;
+int child_run(const char *const *argv, const char *name, struct str *talk, struct err *e) {
     int pipe_fd[2], w = 0;
     if (pipe2(pipe_fd, O_CLOEXEC) < 0) return err_code(e, EXIT_ENV, "pipe: %s", strerror(errno));
-    signal_came = 0;
     fflush(NULL);
     const pid_t parent = getpid(), pid = fork();
     if (pid == 0) in_child(argv, pipe_fd[1], parent);
@@ -66,15 +57,10 @@ int child_run(const char *const *argv, const char *name, struct str *talk, bool 
         close(pipe_fd[0]);
         return err_code(e, EXIT_ENV, "fork: %s", strerror(errno));
     }
-    child_pid = pid;
-    sigaction(SIGINT, &pass, &old_int);
-    sigaction(SIGTERM, &pass, &old_term);
+    stop_pass_to(pid);
     str_add(talk, "", 0);
     read_talk(pipe_fd[0], name, talk);
     while (waitpid(pid, &w, 0) < 0 && errno == EINTR) continue;
-    child_pid = 0;
-    sigaction(SIGINT, &old_int, NULL);
-    sigaction(SIGTERM, &old_term, NULL);
-    if (signal_came) *stopped = true;
+    stop_pass_to(0);
     return proc_status(w);
 }

@@ -5,6 +5,7 @@
 #include "pipe/compare.h"
 
 #include "pipe/commands.h"
+#include "pipe/stop.h"
 
 double look_alpha(const struct contrast *c) {
     return CONTRAST_ALPHA / (c->looks > 1 ? c->looks : 1);
@@ -81,6 +82,9 @@ static int read_runs(struct comparison *c, const struct command_line *l, struct 
             continue;
         }
         struct result *r = &c->run[c->runs++];
+        if (stop_came())
+            return err_code(e, EXIT_FAILED, "stopped; compare only reads: nothing was changed, "
+                                            "and the same command compares");
         if (result_read(r, l->runs_dir, l->word[i], e) < 0) return -1;
         if (l->noisy && result_use_noisy(r, e) < 0) return -1;
         if (place_run(c, r, own, e) < 0) return -1;
@@ -233,6 +237,7 @@ int command_compare(const struct command_line *l) {
     struct comparison *c = mem_alloc(sizeof *c);
     struct err e = { 0 };
     int code = EXIT_DONE;
+    stop_catch();
     if (find(c, l, &e) < 0) {
         code = complain_once(&e, EXIT_FAILED);
     } else if (c->reasons.len && !l->force) {

@@ -10,6 +10,7 @@
 
 #include "lib/base/fs.h"
 #include "pipe/proc.h"
+#include "pipe/stop.h"
 
 enum { CELL_SECONDS_MAX = 7 * 24 * 3600 };
 
@@ -167,7 +168,7 @@ static int ask_cell(const struct grid *g, const struct asked *a, const struct gr
                     struct err *e) {
     struct options o = { 0 };
     struct str out, talk;
-    char conf[FS_PATH_MAX], number[32];
+    char conf[FS_PATH_MAX], score[FS_PATH_MAX], number[32];
     int status = 0;
     fs_join(conf, sizeof conf, g->f.dir, "conf/eval.conf");
     snprintf(number, sizeof number, "%lld", (long long)seed);
@@ -186,6 +187,9 @@ static int ask_cell(const struct grid *g, const struct asked *a, const struct gr
     str_init(&out);
     str_init(&talk);
     int rc = proc_capture(o.argv, &out, &talk, CELL_SECONDS_MAX, &status, e);
+    fs_join(score, sizeof score, dir, "score.json");
+    /* asked to stop the evaluator ends well, without a score */
+    if (stop_came() && !fs_exists(score)) rc = err_code(e, EXIT_FAILED, "stopped");
     if (rc == 0 && status != 0)
         rc = err_code(e, status == EXIT_CONFIG || status == EXIT_ENV ? status : EXIT_FAILED,
                       "the evaluator says:\n%s", talk.s);
@@ -271,6 +275,7 @@ static int work_row(struct grid *g, const struct asked *a, struct grid_row *row,
         cell_dir(dir, g, a, row, (int)seed);
         fs_join(score, sizeof score, dir, "score.json");
         const bool kept = fs_exists(score);
+        if (stop_came()) return err_code(e, EXIT_FAILED, "stopped");
         if (!kept && ask_cell(g, a, row, exec, adapter, seed, dir, e) < 0) return -1;
         if (read_cell(g, row, dir, e) < 0) return -1;
         char text[600];
@@ -300,6 +305,14 @@ static int work(struct grid *g, const struct asked *a, const struct result *r, s
     return 0;
 }
 
+static int say_stopped(const struct grid *g) {
+    int kept = 0;
+    for (int i = 0; i < g->rows; i++) kept += g->row[i].cells;
+    fprintf(stderr, "qerl-pipe: stopped; scores kept in %s/eval: %d, each with its answers; the "
+                    "one in the making is not. The same command goes on\n", g->f.dir, kept);
+    return EXIT_FAILED;
+}
+
 int command_eval(const struct command_line *l) {
     struct asked a = { 0 };
     struct grid g = { 0 };
@@ -319,10 +332,13 @@ int command_eval(const struct command_line *l) {
         g.seeds = a.seeds;
         g.row = mem_alloc(GRID_ROWS_MAX * sizeof *g.row);
         g.state = r.state;
+        stop_catch();
         rc = work(&g, &a, &r, &e);
         if (g.rows && g.row[0].cells) grid_print(&g, stdout);
     }
-    const int code = rc < 0 ? complain_once(&e, EXIT_FAILED) : EXIT_DONE;
+    int code = EXIT_DONE;
+    if (rc < 0 && stop_came()) code = say_stopped(&g);
+    else if (rc < 0) code = complain_once(&e, EXIT_FAILED);
     for (int i = 0; i < g.rows; i++)
         for (int k = 0; k < g.row[i].cells; k++) free(g.row[i].mark[k]);
     free(g.row);

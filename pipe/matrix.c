@@ -8,6 +8,7 @@
 #include <math.h>
 
 #include "lib/base/fs.h"
+#include "pipe/stop.h"
 #include "pipe/tiny.h"
 
 /* ---- the sweep ---- */
@@ -179,10 +180,10 @@ static void run_cell(struct matrix *m, struct cell *c, struct pipeline *p, const
         argv[n++] = s->set[i];
     }
     str_init(&talk);
-    const int code = child_run(argv, m->line->tiny ? NULL : c->name, &talk, &m->stopped, &e);
+    const int code = child_run(argv, m->line->tiny ? NULL : c->name, &talk, &e);
     if (code == EXIT_DONE && folder_find(&c->f, p->runs_dir, c->name, &e) == 0)
         c->state = CELL_DONE;
-    else if (!m->stopped) explain(c, p->runs_dir, code < 0 ? e.text : talk.s, code);
+    else if (!stop_came()) explain(c, p->runs_dir, code < 0 ? e.text : talk.s, code);
     else if (folder_find(&c->f, p->runs_dir, c->name, NULL) == 0)
         fail(c, CELL_WAITS, "begun; the same command goes on");
     str_release(&talk);
@@ -224,11 +225,22 @@ static int make_cells(struct matrix *m, struct err *e) {
     return 0;
 }
 
+static void say_stopped(const struct matrix *m) {
+    int done = 0, wait = 0;
+    for (int i = 0; i < m->cells; i++) {
+        done += m->cell[i].state == CELL_DONE || m->cell[i].state == CELL_WAS_DONE;
+        wait += m->cell[i].state == CELL_WAITS;
+    }
+    fprintf(stderr, "qerl-pipe: stopped; %d of %d runs are done, %d wait; the run folders are "
+                    "kept: the same command goes on\n", done, m->cells, wait);
+}
+
 int command_matrix(const struct command_line *l) {
     struct matrix m = { .line = l };
     struct err e = { 0 };
+    stop_catch();
     int code = make_cells(&m, &e) < 0 ? complain_once(&e, EXIT_USAGE) : EXIT_DONE;
-    for (int i = 0; i < m.cells && !code && !m.stopped; i++) {
+    for (int i = 0; i < m.cells && !code && !stop_came(); i++) {
         struct cell *c = &m.cell[i];
         if (c->state == CELL_WAITS) work_cell(&m, c, i + 1);
         else fprintf(stderr, "%d of %d: %s %s: %s\n", i + 1, m.cells, c->name,
@@ -237,7 +249,7 @@ int command_matrix(const struct command_line *l) {
     if (!code) matrix_print(&m, stdout);
     for (int i = 0; i < m.cells && !code; i++)
         if (m.cell[i].state == CELL_FAILED || m.cell[i].state == CELL_WAITS) code = EXIT_FAILED;
-    if (m.stopped) fprintf(stderr, "qerl-pipe: stopped; the same command goes on\n");
+    if (stop_came()) say_stopped(&m);
     free(m.cell);
     free(m.key);
     return code;

@@ -26,7 +26,6 @@ struct matrix {
     struct cell *cell; int cells;
     char *key, *value[VALUES_MAX]; int values;       /* --sweep; values 0 = none */
     int seeds;
-    bool stopped;                            /* by a signal: what waits stays */
 };
 /* One table of all cells; with a sweep a dose-response table for each file. */
 void matrix_print(const struct matrix *m, FILE *to);
@@ -35,8 +34,7 @@ void matrix_print(const struct matrix *m, FILE *to);
 bool settings_are(const struct lang *old, struct pipeline *p);
 
 /* child.c: runs this program with argv (NULL-terminated, argv[0] ignored); its stdout is dropped,
- * the lines of its stderr go to `talk` and, with a name, to our stderr as "name: line". SIGINT and
- * SIGTERM are passed on; *stopped says that one came. Returns its exit code, or -1. */
-int child_run(const char *const *argv, const char *name, struct str *talk, bool *stopped,
-              struct err *e);
+ * the lines of its stderr go to `talk` and, with a name, to our stderr as "name: line". Signals
+ * are passed on (stop.h). Returns its exit code, or -1. */
+int child_run(const char *const *argv, const char *name, struct str *talk, struct err *e);
 #endif

@@ -14,6 +14,7 @@
 
 #include "lib/base/clock.h"
 #include "lib/base/fs.h"
+#include "pipe/stop.h"
 
 int proc_status(int w) {
     return WIFEXITED(w) ? WEXITSTATUS(w) : WIFSIGNALED(w) ? 128 + WTERMSIG(w) : 255;
@@ -110,12 +111,14 @@ int proc_capture(const char *const *argv, struct str *out, struct str *talk, int
     int rc = pid < 0 ? err_code(e, EXIT_ENV, "fork: %s", strerror(failed))
                      : exec_verdict(x[0], pid, argv[0], e);
     if (rc == 0) {
+        stop_pass_to(pid);
         rc = drain(o[0], t[0], out, talk, clock_seconds() + timeout_s, e);
         if (rc < 0) {
             kill(pid, SIGKILL);
             err_wrap(e, "'%s'", argv[0]);
         }
         while (waitpid(pid, &w, 0) < 0 && errno == EINTR) continue;
+        stop_pass_to(0);
         *status = proc_status(w);
     }
     close(o[0]);

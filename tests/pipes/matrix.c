@@ -48,7 +48,8 @@ Test(matrix, what_was_killed_goes_on) {
     box_expect(EXIT_FAILED,
                "qerl-pipe matrix a.pipe --seeds 2 & p=$!; i=0; while ! test -e begun; do sleep 0.05; "
                "i=$((i+1)); test $i -lt 400 || exit 99; done; kill -TERM $p; wait $p");
-    box_has(box_talk.s, "the same command goes on");
+    box_has(box_talk.s, "stopped; 0 of 2 runs are done, 2 wait; the run folders are kept: the same "
+                        "command goes on");
     box_has(box_out.s, "not run");
     box_has(box_read("runs/a-s1-0001/state"), "stopped");
     cr_assert(!fs_exists("runs/a-s2-0001"));
