@@ -1,4 +1,5 @@
-/* matrix.c - the command matrix: which cells, what became of each before, one run after another.
+/* matrix.c - the command matrix: which cells, what became of each before, one run after another
+ * once all of them can start (matrix_check.c).
  *
  * Order: the sweep, cells, one cell, the command.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -9,7 +10,6 @@
 
 #include "lib/base/fs.h"
 #include "pipe/stop.h"
-#include "pipe/tiny.h"
 
 /* ---- the sweep ---- */
 
@@ -52,8 +52,6 @@ static void fail(struct cell *c, enum cell_state state, const char *why) {
     snprintf(c->why, sizeof c->why, "%.*s", (int)strcspn(why, "\n"), why);
 }
 
-struct sets { const char *set[SETS_MAX + TINY_SETS_MAX + 8]; int n; char own[5][300]; };
-
 /* noise.ops.scale = 0 and the like: a size of 0 is no noise of any type, the sweep's control. */
 static bool is_control(const struct matrix *m, const struct cell *c) {
     double v;
@@ -62,31 +60,41 @@ static bool is_control(const struct matrix *m, const struct cell *c) {
 }
 
 /* What a cell is told besides its file; later ones win. */
-static void collect_sets(struct sets *s, const struct matrix *m, const struct cell *c,
-                         struct pipeline *p) {
-    s->n = 0;
-    if (m->line->tiny) s->n = tiny_sets(p, s->set);
-    for (int i = 0; i < m->line->sets; i++) s->set[s->n++] = m->line->set[i];
+static void collect_sets(struct cell_told *s, const struct matrix *m, const struct cell *c) {
+    s->sets = 0;
+    if (m->line->tiny) s->sets = tiny_sets(&s->plain, s->set);
+    for (int i = 0; i < m->line->sets; i++) s->set[s->sets++] = m->line->set[i];
     int64_t seed = 1;
-    const char *text = pipeline_text(p, "run.seed", "1");
+    const char *text = pipeline_text(&s->plain, "run.seed", "1");
     if (!str_to_i64(text, &seed)) seed = 1;
     snprintf(s->own[0], sizeof s->own[0], "run.name=%s", c->name);
     snprintf(s->own[1], sizeof s->own[1], "run.seed=%lld", (long long)seed + c->seed);
-    s->set[s->n++] = s->own[0];
-    s->set[s->n++] = s->own[1];
+    s->set[s->sets++] = s->own[0];
+    s->set[s->sets++] = s->own[1];
     if (c->value) {
         snprintf(s->own[2], sizeof s->own[2], "%.100s=%.180s", m->key, c->value);
-        s->set[s->n++] = s->own[2];
+        s->set[s->sets++] = s->own[2];
     }
     if (c->value && is_control(m, c)) {
         snprintf(s->own[4], sizeof s->own[4], "%.*s.type=off",
                  (int)(strrchr(m->key, '.') - m->key), m->key);
-        s->set[s->n++] = s->own[4];
+        s->set[s->sets++] = s->own[4];
     }
     if (strcmp(m->line->runs_dir, "runs") != 0) {
         snprintf(s->own[3], sizeof s->own[3], "run.runs_dir=%.250s", m->line->runs_dir);
-        s->set[s->n++] = s->own[3];
+        s->set[s->sets++] = s->own[3];
     }
+}
+
+void cell_load(struct cell_told *t, const struct matrix *m, const struct cell *c) {
+    pipeline_load(&t->plain, c->file, m->line->set, m->line->sets);
+    collect_sets(t, m, c);
+    pipeline_load(&t->p, c->file, t->set, t->sets);
+}
+
+void cell_unload(struct cell_told *t) {
+    pipeline_release(&t->p);
+    pipeline_release(&t->plain);
 }
 
 static bool trains(struct pipeline *p) {
@@ -123,7 +131,11 @@ static int add_file(struct matrix *m, const char *file, struct err *e) {
     pipeline_load(&p, file, m->line->set, m->line->sets);
     const char *text = pipeline_text(&p, "run.seed", "1");
     if (!str_to_i64(text, &seed)) seed = 1;
-    if (p.code) first_error(add_cell(m, file), &p);
+    if (p.code) {
+        lang_print_errors(&p.lang, &m->wrong);
+        worse_code(&m->wrong_code, p.code);
+        first_error(add_cell(m, file), &p);
+    }
     else if (!trains(&p)) fail(add_cell(m, file), CELL_SKIPPED, "does not train: no stage learner");
     for (int v = 0; v < (m->values ? m->values : 1) && !p.code && trains(&p); v++)
         for (int k = 0; k < m->seeds; k++) {
@@ -135,8 +147,10 @@ static int add_file(struct matrix *m, const char *file, struct err *e) {
             c->seed = k;
             c->value = m->values ? m->value[v] : NULL;
             name_cell(c, m, p.name, seed + k);
-            if (name_taken(m, c))
-                fail(c, CELL_FAILED, "another run of this matrix has the same name: set run.name");
+            if (!name_taken(m, c)) continue;
+            fail(c, CELL_FAILED, "another run of this matrix has the same name: set run.name");
+            str_printf(&m->wrong, "%s: '%s': %s\n", file, c->name, c->why);
+            worse_code(&m->wrong_code, EXIT_USAGE);
         }
     pipeline_release(&p);
     return 0;
@@ -144,8 +158,7 @@ static int add_file(struct matrix *m, const char *file, struct err *e) {
 
 /* ---- one cell ---- */
 
-/* The run of that name with these settings, if there is one; 0 = a new run is needed. */
-static bool find_run(struct cell *c, struct pipeline *p) {
+bool cell_find_run(struct cell *c, struct pipeline *p) {
     char path[FS_PATH_MAX];
     struct lang old;
     if (folder_find(&c->f, p->runs_dir, c->name, NULL) < 0) return false;
@@ -167,48 +180,40 @@ static void explain(struct cell *c, const char *runs_dir, const char *talk, int 
     fail(c, CELL_FAILED, why);
 }
 
-static void run_cell(struct matrix *m, struct cell *c, struct pipeline *p, const struct sets *s,
-                     bool resume) {
+static void run_cell(struct cell *c, const struct cell_told *t, bool resume, bool quiet) {
     const char *argv[2 * (SETS_MAX + TINY_SETS_MAX + 8) + 8] = { "qerl-pipe" };
     struct str talk;
     struct err e = { 0 };
     int n = 1;
     argv[n++] = resume ? "resume" : "run";
     argv[n++] = resume ? c->f.dir : c->file;
-    for (int i = 0; i < s->n && !resume; i++) {
+    for (int i = 0; i < t->sets && !resume; i++) {
         argv[n++] = "--set";
-        argv[n++] = s->set[i];
+        argv[n++] = t->set[i];
     }
     str_init(&talk);
-    const int code = child_run(argv, m->line->tiny ? NULL : c->name, &talk, &e);
-    if (code == EXIT_DONE && folder_find(&c->f, p->runs_dir, c->name, &e) == 0)
+    const int code = child_run(argv, quiet ? NULL : c->name, &talk, &e);
+    if (code == EXIT_DONE && folder_find(&c->f, t->p.runs_dir, c->name, &e) == 0)
         c->state = CELL_DONE;
-    else if (!stop_came()) explain(c, p->runs_dir, code < 0 ? e.text : talk.s, code);
-    else if (folder_find(&c->f, p->runs_dir, c->name, NULL) == 0)
+    else if (!stop_came()) explain(c, t->p.runs_dir, code < 0 ? e.text : talk.s, code);
+    else if (folder_find(&c->f, t->p.runs_dir, c->name, NULL) == 0)
         fail(c, CELL_WAITS, "begun; the same command goes on");
     str_release(&talk);
 }
 
-static void work_cell(struct matrix *m, struct cell *c, int number) {
-    struct pipeline plain, p;
-    struct sets s;
-    pipeline_load(&plain, c->file, m->line->set, m->line->sets);
-    collect_sets(&s, m, c, &plain);
-    pipeline_load(&p, c->file, s.set, s.n);
-    if (p.code) {
-        first_error(c, &p);
+static void work_cell(struct matrix *m, struct cell *c) {
+    struct cell_told t;
+    cell_load(&t, m, c);
+    if (t.p.code) {
+        first_error(c, &t.p);
     } else {
-        const bool known = find_run(c, &p);
+        const bool known = cell_find_run(c, &t.p);
         if (known && folder_state(&c->f, NULL, 0) == RUN_STATE_DONE) c->state = CELL_WAS_DONE;
         else if (known && folder_holder(&c->f) > 1)
             fail(c, CELL_FAILED, "another process works on it");
-        else run_cell(m, c, &p, &s, known);
+        else run_cell(c, &t, known, m->line->tiny);
     }
-    static const char *const word[] = { "stopped", "skipped", "FAILED", "done", "done before" };
-    fprintf(stderr, "%d of %d: %s %s%s%s\n", number, m->cells, c->name, word[c->state],
-            *c->why ? ": " : "", c->why);
-    pipeline_release(&p);
-    pipeline_release(&plain);
+    cell_unload(&t);
 }
 
 /* ---- the command ---- */
@@ -235,21 +240,30 @@ static void say_stopped(const struct matrix *m) {
                     "kept: the same command goes on\n", done, m->cells, wait);
 }
 
+static void work(struct matrix *m) {
+    static const char *const word[] = { "stopped", "skipped", "FAILED", "done", "done before" };
+    for (int i = 0; i < m->cells && !stop_came(); i++) {
+        struct cell *c = &m->cell[i];
+        if (c->state == CELL_WAITS) work_cell(m, c);
+        fprintf(stderr, "%d of %d: %s %s%s%s\n", i + 1, m->cells, c->name, word[c->state],
+                *c->why ? ": " : "", c->why);
+    }
+}
+
 int command_matrix(const struct command_line *l) {
     struct matrix m = { .line = l };
     struct err e = { 0 };
     stop_catch();
-    int code = make_cells(&m, &e) < 0 ? complain_once(&e, EXIT_USAGE) : EXIT_DONE;
-    for (int i = 0; i < m.cells && !code && !stop_came(); i++) {
-        struct cell *c = &m.cell[i];
-        if (c->state == CELL_WAITS) work_cell(&m, c, i + 1);
-        else fprintf(stderr, "%d of %d: %s %s: %s\n", i + 1, m.cells, c->name,
-                     c->state == CELL_SKIPPED ? "skipped" : "FAILED", c->why);
+    str_init(&m.wrong);
+    int code = make_cells(&m, &e) < 0 ? complain_once(&e, EXIT_USAGE) : matrix_check(&m);
+    if (!code) {
+        work(&m);
+        matrix_print(&m, stdout);
+        if (stop_came()) say_stopped(&m);
     }
-    if (!code) matrix_print(&m, stdout);
     for (int i = 0; i < m.cells && !code; i++)
         if (m.cell[i].state == CELL_FAILED || m.cell[i].state == CELL_WAITS) code = EXIT_FAILED;
-    if (stop_came()) say_stopped(&m);
+    str_release(&m.wrong);
     free(m.cell);
     free(m.key);
     return code;

@@ -9,6 +9,7 @@
 #include "pipe/commands.h"
 #include "pipe/contrast.h"
 #include "pipe/resolve.h"
+#include "pipe/tiny.h"
 
 enum { CELLS_MAX = 4096, VALUES_MAX = 64 };
 enum cell_state { CELL_WAITS, CELL_SKIPPED, CELL_FAILED, CELL_DONE, CELL_WAS_DONE };
@@ -26,7 +27,27 @@ struct matrix {
     struct cell *cell; int cells;
     char *key, *value[VALUES_MAX]; int values;       /* --sweep; values 0 = none */
     int seeds;
+    struct str wrong; int wrong_code;        /* problems found while making cells, as lines */
 };
+/* A cell as its run will be told: the file, the command line, --tiny, the cell's own name, seed and
+ * value. Lent until cell_unload. */
+struct cell_told {
+    struct pipeline plain, p;                /* as the file says it; with all options */
+    const char *set[SETS_MAX + TINY_SETS_MAX + 8]; int sets;
+    char own[5][300];
+};
+void cell_load(struct cell_told *t, const struct matrix *m, const struct cell *c);
+void cell_unload(struct cell_told *t);
+/* The run of that name with these settings, if there is one: c->f. */
+bool cell_find_run(struct cell *c, struct pipeline *p);
+
+/* matrix_check.c: everything that `run` would refuse, of all cells that wait, before one starts;
+ * cells whose run is done are marked so. Prints each problem once, with the runs that have it.
+ * Returns 0, or the exit code: then nothing may start. */
+int matrix_check(struct matrix *m);
+/* Of several reasons the exit code says what the user can mend at once: a wrong word before what
+ * the machine lacks. */
+void worse_code(int *code, int other);
 /* One table of all cells; with a sweep a dose-response table for each file. */
 void matrix_print(const struct matrix *m, FILE *to);
 

@@ -169,6 +169,16 @@ void plan_release(struct plan *pl) {
     *pl = (struct plan){ 0 };
 }
 
+int plan_disk(const struct plan *pl, const struct pipeline *p, struct err *e) {
+    const int64_t have = fs_free_bytes(fs_is_dir(p->runs_dir) ? p->runs_dir : ".");
+    char need[32], is[32];
+    if (have < 0 || pl->disk_bytes <= have) return 0;
+    bytes_text(need, sizeof need, (double)pl->disk_bytes);
+    bytes_text(is, sizeof is, (double)have);
+    return err_code(e, EXIT_ENV, "the disk of '%s' has %s free, the run needs about %s: make room, "
+                    "or set run.runs_dir", p->runs_dir, is, need);
+}
+
 bool plan_absent(const struct plan *pl) {
     for (int i = 0; i < pl->files; i++)
         if (pl->file[i].absent) return true;

@@ -29,6 +29,8 @@ int plan_ask(struct plan *pl, struct pipeline *p, const char *run_dir, const cha
              struct str *talk, struct err *e);
 void plan_release(struct plan *pl);
 bool plan_absent(const struct plan *pl);
+/* -1 where the disk of the run folders has not the room that the run needs. */
+int plan_disk(const struct plan *pl, const struct pipeline *p, struct err *e);
 /* The readable plan of `check`. */
 void plan_print(const struct plan *pl, const struct pipeline *p, FILE *to);
 /* Two lines: what is missing, and the command that gets it. */

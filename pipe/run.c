@@ -51,19 +51,6 @@ int command_check(const struct command_line *c) {
     return code;
 }
 
-static int enough_disk(const struct pipeline *p, const struct plan *pl) {
-    int64_t have = fs_free_bytes(fs_is_dir(p->runs_dir) ? p->runs_dir : ".");
-    char need[32], is[32];
-    if (have < 0 || pl->disk_bytes <= have) return 0;
-    bytes_text(need, sizeof need, (double)pl->disk_bytes);
-    bytes_text(is, sizeof is, (double)have);
-    fprintf(stderr,
-            "qerl-pipe: the disk of '%s' has %s free, the run needs about %s: make room, or set "
-            "run.runs_dir\n",
-            p->runs_dir, is, need);
-    return EXIT_ENV;
-}
-
 static void tell_state(const struct folder *f, const struct outcome *o) {
     fprintf(stderr, "run %s is %s%s%s\n", f->dir, run_state_name[o->state], *o->reason ? ": " : "",
             o->reason);
@@ -109,7 +96,7 @@ int command_run(const struct command_line *c) {
         plan_print_absent(&pl, stderr);
         code = EXIT_ENV;
     }
-    if (!code) code = enough_disk(&p, &pl);
+    if (!code && plan_disk(&pl, &p, &e) < 0) code = complain_once(&e, EXIT_ENV);
     if (!code && folder_create(&f, p.runs_dir, p.name, &e) < 0) code = complain_once(&e, EXIT_ENV);
     if (!code) {
         fprintf(stderr, "run %s: %lld steps, %d stages; stop with Ctrl-C or: qerl-pipe stop %s\n",
@@ -169,6 +156,7 @@ static int resume_locked(const struct command_line *c, struct folder *f) {
     char path[FS_PATH_MAX], runs[600];
     struct pipeline p;
     struct plan pl = { 0 };
+    struct err e = { 0 };
     fs_join(path, sizeof path, f->dir, "resolved.pipe");
     int code = load(&p, path, NULL, 0);
     if (!code) code = ask(&pl, &p, f);
@@ -177,7 +165,7 @@ static int resume_locked(const struct command_line *c, struct folder *f) {
         code = EXIT_ENV;
     }
     if (!code) code = same_things(c, f, &p, &pl);
-    if (!code) code = enough_disk(&p, &pl);
+    if (!code && plan_disk(&pl, &p, &e) < 0) code = complain_once(&e, EXIT_ENV);
     snprintf(runs, sizeof runs, "%s", f->dir);
     char *slash = strrchr(runs, '/');
     if (slash) *slash = 0;
