@@ -37,7 +37,8 @@ static bool same(const json_t *a, const json_t *b, const char *key) {
 static bool one_line(const json_t *a, const json_t *b) {
     return same(a, b, "phase") && same(a, b, "kind") && same(a, b, "direction") &&
            same(a, b, "type") && same(a, b, "layers") &&
-           number_of(a, "intended") == number_of(b, "intended");
+           number_of(a, "intended") == number_of(b, "intended") &&
+           number_of(a, "threshold") == number_of(b, "threshold");
 }
 
 /* "noise/rollout/op/matmul/forward/realised" */
@@ -62,6 +63,15 @@ static void print_name(const json_t *row, const json_t *metrics, FILE *to) {
     } else fprintf(to, " x %.0f", number_of(row, "sites"));
 }
 
+/* What was asked for: a size that should be measured, a threshold, or neither. */
+static void print_size(const json_t *row, FILE *to) {
+    fprintf(to, "%s", text_of(row, "type"));
+    if (json_object_get(row, "intended")) fprintf(to, " %.4g", number_of(row, "intended"));
+    else if (json_object_get(row, "threshold"))
+        fprintf(to, ", threshold %.4g, no intended size", number_of(row, "threshold"));
+    else fprintf(to, ", no intended size");
+}
+
 void treatment_print(const json_t *rows, const json_t *metrics, const char *indent, FILE *to) {
     const size_t n = json_array_size(rows);
     for (size_t i = 0; i < n; i++) {
@@ -71,10 +81,10 @@ void treatment_print(const json_t *rows, const json_t *metrics, const char *inde
         if (begun) continue;
         const bool op = strcmp(text_of(row, "kind"), "op") == 0;
         const char *layers = text_of(row, "layers");
-        fprintf(to, "%s%-8s %-8s %-8s  %s %.4g%s%s: ", indent, text_of(row, "phase"),
-                op ? "operator" : text_of(row, "kind"), text_of(row, "direction"),
-                text_of(row, "type"), number_of(row, "intended"), *layers ? " in layers " : "",
-                layers);
+        fprintf(to, "%s%-8s %-8s %-8s  ", indent, text_of(row, "phase"),
+                op ? "operator" : text_of(row, "kind"), text_of(row, "direction"));
+        print_size(row, to);
+        fprintf(to, "%s%s: ", *layers ? " in layers " : "", layers);
         for (size_t j = i, k = 0; j < n; j++) {
             const json_t *other = json_array_get(rows, j);
             if (!one_line(row, other)) continue;

@@ -2,8 +2,8 @@
  * measured in a step.
  *
  * Knows: the rows that stages print with --plan ("phase", "kind", "name", "direction", "type",
- * "intended", "sites", "layers", "note") and the names of their metrics. Does not know what any of
- * it means.
+ * "intended" or "threshold" or neither, "sites", "layers", "note") and the names of their metrics.
+ * Does not know what any of it means.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_TREATMENT_H
 #define QERL_TREATMENT_H

@@ -129,11 +129,15 @@ enum { PASSES_BYTES = offsetof(struct noise_evidence, weights_draw) };
 
 static double share(int64_t part, int64_t n) { return n ? (double)part / (double)n : 0; }
 
-/* deadzone's r is relative to t, not to the threshold */
-static double unit_of(const struct noise_text *t) {
-    return t->type == KERN_NOISE_DEADZONE ? 1 : t->scale;
+/* Types that have no size to hold the realised one against: their r is relative to t. */
+static bool no_size(const struct noise_text *t) {
+    return t->type == KERN_NOISE_DEADZONE || t->type == KERN_NOISE_FP8;
 }
+static double unit_of(const struct noise_text *t) { return no_size(t) ? 1 : t->scale; }
 
+static bool absolute(const struct noise_text *t) {
+    return t->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || t->type == KERN_NOISE_BIAS;
+}
 /* Of an absolute type: the share of elements at which f32 may lose it. */
 static double coarse_share(const struct noise_tally *t) { return share(t->coarse, t->measured); }
 
@@ -142,7 +146,7 @@ static void add_warning(json_t *o, const struct entry *x) {
     char text[160];
     if (x->text->bf16 && t->elements && !t->changed)
         snprintf(text, sizeof text, "bf16 arithmetic realises 0 here: not one element changed");
-    else if (!x->text->bf16 && coarse_share(t) > .05)
+    else if (!x->text->bf16 && absolute(x->text) && coarse_share(t) > .05)
         snprintf(text, sizeof text, "f32's steps are coarse for this size at %.0f %% of the "
                  "elements: what it realises there is not checked", 100 * coarse_share(t));
     else return;
@@ -159,7 +163,8 @@ json_t *noise_evidence_json(const struct noise_plan *p, enum noise_phase phase,
         const struct noise_tally *t = x->tally;
         if (!x->intended) continue;
         json_t *o = json_object();
-        json_object_set_new(o, "intended", json_real(noise_intended(x->text)));
+        if (noise_size_name(x->text))
+            json_object_set_new(o, noise_size_name(x->text), json_real(noise_intended(x->text)));
         json_object_set_new(o, "realised", json_real(noise_tally_rms(t, unit_of(x->text))));
         json_object_set_new(o, "mean", json_real(noise_tally_mean(t, unit_of(x->text))));
         json_object_set_new(o, "sites", json_integer(t->sites));
@@ -182,8 +187,9 @@ int noise_evidence_read(struct noise_evidence *to, const struct noise_plan *p,
     bool any = false;
     for (int i = 0; i < n; i++) {
         const json_t *said = json_object_get(o, list[i].key);
+        const char *size = noise_size_name(list[i].text);
         const double intended = noise_intended(list[i].text),
-                     theirs = json_number_value(json_object_get(said, "intended"));
+                     theirs = size ? json_number_value(json_object_get(said, size)) : intended;
         any |= list[i].intended;
         if (!list[i].intended && said)
             return err_set(e, "noise on %s was not intended while %s, its evidence has some",
@@ -226,10 +232,6 @@ static double draw_variance(const struct noise_text *text, double share_hit) {
     }
 }
 
-static bool absolute(const struct noise_text *t) {
-    return t->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || t->type == KERN_NOISE_BIAS;
-}
-
 static struct bounds bounds_of(const struct entry *x) {
     const struct noise_text *text = x->text;
     const struct noise_tally *t = x->tally;
@@ -259,7 +261,7 @@ static bool zero_mean(const struct noise_text *t) {
 static int check_size(const struct entry *x, const char *phase, struct err *e) {
     const struct noise_tally *t = x->tally;
     const double scale = x->text->scale;
-    if (x->text->type == KERN_NOISE_DEADZONE) return 0;      /* its size depends on the data */
+    if (no_size(x->text)) return 0;
     if (!t->measured)
         return err_set(e, "noise %s in phase %s: none of %lld elements could be measured", x->key,
                        phase, (long long)t->elements);

@@ -52,9 +52,12 @@ static bool type_relative(int type) {
            type != KERN_NOISE_DEADZONE;
 }
 
-/* What holds for both sections. */
-static int check_text(const struct noise_text *t, const char *where, struct err *e) {
+static int check_scale(const struct noise_text *t, const char *where, struct err *e) {
     int rc = 0;
+    if (t->type == KERN_NOISE_FP8)
+        return t->scale == 0 ? 0
+               : err_more(e, EXIT_CONFIG, "%s.scale is %g: fp8 has no size of its own, its steps are "
+                          "the format's; leave %s.scale out", where, t->scale, where);
     if (!(t->scale > 0) || !isfinite(t->scale))
         rc = err_more(e, EXIT_CONFIG, "%s.scale is %g: %s of that size is nothing; give a scale "
                       "above 0, or type = off", where, t->scale, noise_type_name[t->type]);
@@ -66,6 +69,12 @@ static int check_text(const struct noise_text *t, const char *where, struct err 
     else if (!type_relative(t->type) && t->scale > 0 && t->scale < 0x1p-40)
         rc = err_more(e, EXIT_CONFIG, "%s.scale is %g: %s noise below %.3g changes nothing", where,
                       t->scale, noise_type_name[t->type], 0x1p-40);
+    return rc;
+}
+
+/* What holds for both sections. */
+static int check_text(const struct noise_text *t, const char *where, struct err *e) {
+    int rc = check_scale(t, where, e);
     /* the draw that decides has 24 bits */
     if (t->type == KERN_NOISE_SPARSE && t->rate > 0 && t->rate < 0x1p-24)
         rc = err_more(e, EXIT_CONFIG, "%s.rate is %g: below %.3g no element is ever hit", where,
@@ -81,7 +90,7 @@ static int check_text(const struct noise_text *t, const char *where, struct err 
 
 static int check_ops(struct noise_text *t, struct err *e) {
     int rc = check_text(t, "noise.ops", e);
-    if (t->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || t->type == KERN_NOISE_BIAS)
+    if (t->type >= KERN_NOISE_ABSOLUTE_GAUSSIAN)
         rc = err_more(e, EXIT_CONFIG, "noise.ops.type = %s is for modules; operations take "
                       "relative_gaussian, relative_uniform, systematic, sparse or deadzone",
                       noise_type_name[t->type]);
@@ -104,13 +113,15 @@ static int check_ops(struct noise_text *t, struct err *e) {
 
 static int check_modules(const struct noise_text *t, struct err *e) {
     int rc = check_text(t, "noise.modules", e);
-    if (t->type != KERN_NOISE_RELATIVE_GAUSSIAN && t->type != KERN_NOISE_ABSOLUTE_GAUSSIAN &&
-        t->type != KERN_NOISE_BIAS && t->type != KERN_NOISE_DEADZONE)
+    if (t->type > KERN_NOISE_RELATIVE_GAUSSIAN && t->type < KERN_NOISE_DEADZONE)
         rc = err_more(e, EXIT_CONFIG, "noise.modules.type = %s is for operations; modules take "
-                      "relative_gaussian, absolute_gaussian, systematic_bias or deadzone",
+                      "relative_gaussian, absolute_gaussian, systematic_bias, deadzone or fp8",
                       noise_type_name[t->type]);
     if (t->point != NOISE_POINT_WEIGHT) return rc;
-    if (t->type != KERN_NOISE_RELATIVE_GAUSSIAN)
+    if (t->type == KERN_NOISE_FP8)
+        rc = err_more(e, EXIT_CONFIG, "noise.modules: fp8 on weights is not offered; set at = input "
+                      "or output, or round weights with quant.weights");
+    else if (t->type != KERN_NOISE_RELATIVE_GAUSSIAN)
         rc = err_more(e, EXIT_CONFIG, "noise.modules: %s on weights is not offered; at = weight "
                       "takes relative_gaussian", noise_type_name[t->type]);
     if (t->bf16)
@@ -311,6 +322,11 @@ bool noise_plan_op_on(const struct noise_plan *p, enum noise_op op, enum noise_d
            (d == NOISE_FORWARD || phase == NOISE_PHASE_UPDATE);
 }
 
+const char *noise_size_name(const struct noise_text *t) {
+    return t->type == KERN_NOISE_FP8 ? NULL : t->type == KERN_NOISE_DEADZONE ? "threshold"
+                                                                             : "intended";
+}
+
 double noise_intended(const struct noise_text *t) {
     return t->type == KERN_NOISE_SPARSE ? t->scale * sqrt(t->rate) : t->scale;
 }
@@ -327,7 +343,8 @@ static void text_phases(const struct noise_text *t, struct str *out) {
 }
 
 static void text_head(const char *kind, const struct noise_text *t, struct str *out) {
-    str_printf(out, "%s %s %.9g", kind, noise_type_name[t->type], t->scale);
+    str_printf(out, "%s %s", kind, noise_type_name[t->type]);
+    if (noise_size_name(t)) str_printf(out, " %.9g", t->scale);
     if (t->type == KERN_NOISE_SPARSE) str_printf(out, " rate %.9g", t->rate);
     if (t->bf16) str_puts(out, " bf16");
 }
@@ -399,7 +416,8 @@ static void row(json_t *table, int phase, const char *kind, const char *name, in
     json_object_set_new(o, "name", json_string(name));
     json_object_set_new(o, "direction", json_string(direction_name[direction]));
     json_object_set_new(o, "type", json_string(noise_type_name[t->type]));
-    json_object_set_new(o, "intended", json_real(noise_intended(t)));
+    if (noise_size_name(t))
+        json_object_set_new(o, noise_size_name(t), json_real(noise_intended(t)));
     json_object_set_new(o, "sites", json_integer(count));
     if (*layers) json_object_set_new(o, "layers", json_string(layers));
     if (!count) json_object_set_new(o, "note", json_string("not in this model"));

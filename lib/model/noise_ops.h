@@ -89,14 +89,18 @@ static inline bool noise_plan_on(const struct noise_plan *p, enum noise_phase ph
 /* Whether an operation's noise acts in a phase and direction; the backward exists in the update. */
 bool noise_plan_op_on(const struct noise_plan *p, enum noise_op op, enum noise_direction d,
                       enum noise_phase phase);
-/* Size of noise as it should be measured: scale, for sparse scale * sqrt(rate). */
+/* What the configured size is called beside what came of it: "intended", the size that should be
+ * measured; "threshold" of deadzone, where the data decide what it causes; NULL of fp8, which has
+ * none. */
+const char *noise_size_name(const struct noise_text *t);
+/* That size: scale, for sparse scale * sqrt(rate). */
 double noise_intended(const struct noise_text *t);
 /* Canonical text for records and hashes, "none" when off: "ops relative_gaussian 0.05 matmul,head
  * forward+backward rollout,logprob,update; modules ..."; one form for one treatment. Appends. */
 void noise_plan_text(const struct noise_plan *p, struct str *out);
 /* The table of `check`: array of {"phase","kind":"op"|"module","name","direction","type",
- * "intended","sites"}, the adapter's gradient as "lora_grad", "layers" where only some are hit, and
- * for absent ones "note". */
+ * noise_size_name,"sites"}, the adapter's gradient as "lora_grad", "layers" where only some are hit,
+ * and for absent ones "note". */
 json_t *noise_plan_json(const struct noise_plan *p);
 
 /* What was measured since the last take; relative sizes are of |t| (absolute types: of 1). */
@@ -122,7 +126,7 @@ struct noise_evidence noise_evidence_since(const struct noise_evidence *e,
                                            const struct noise_evidence *before);
 double noise_tally_mean(const struct noise_tally *t, double scale);      /* of e / |t| */
 double noise_tally_rms(const struct noise_tally *t, double scale);
-/* Object "op/matmul/forward" -> {"intended","realised","mean","sites","elements","changed",
+/* Object "op/matmul/forward" -> {noise_size_name,"realised","mean","sites","elements","changed",
  * "changed_bf16","sums"} (changed: shares; sums: the tally's members in their order), the same in
  * metrics, records and scores; also "op/lora_grad/backward", and "passes": the members before the
  * tallies. {} when nothing was intended. "warning" where bf16 arithmetic realised nothing, and

@@ -131,10 +131,11 @@ const struct stage_key shared_ops_keys[] = {
 };
 const struct stage_key shared_modules_keys[] = {
     { "noise.modules.type", KEY_CHOICE, AT(modules.type), "off", 0, 0,
-      "off|relative_gaussian|absolute_gaussian|systematic_bias|deadzone",
+      "off|relative_gaussian|absolute_gaussian|systematic_bias|deadzone|fp8",
       "noise on whole modules, forward only" },
     { "noise.modules.scale", KEY_NUM, AT(modules.scale), "0", 0, 10, NULL,
-      "size, relative to each element or absolute as the type says" },
+      "size, relative to each element or absolute as the type says; deadzone: share of the row's "
+      "largest below which is 0; fp8 has none" },
     { "noise.modules.targets", KEY_TEXT, AT(modules.targets), "", 0, 0, NULL,
       "linear, rmsnorm, or names like \"q_proj, down_proj, input_layernorm, lm_head\"" },
     { "noise.modules.exclude", KEY_TEXT, AT(modules.exclude), "lm_head", 0, 0, NULL,

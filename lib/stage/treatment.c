@@ -21,7 +21,7 @@ int treatment_view(struct noise_view *v, const struct model *m, const struct sha
 /* Types of noise.modules.type, in the order of its choices. */
 static const int module_type[] = { KERN_NOISE_OFF, KERN_NOISE_RELATIVE_GAUSSIAN,
                                    KERN_NOISE_ABSOLUTE_GAUSSIAN, KERN_NOISE_BIAS,
-                                   KERN_NOISE_DEADZONE };
+                                   KERN_NOISE_DEADZONE, KERN_NOISE_FP8 };
 
 int treatment_plan(struct noise_plan *p, const struct shared *c, const struct model_conf *m,
                    bool in_eval, struct err *e) {

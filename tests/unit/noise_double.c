@@ -2,8 +2,8 @@
  * log-probs, and gradients by differences with the noise held fixed.
  *
  * The other network knows the sites by number and the counters by kernels/noise.h, nothing of lib/model/net.
- * Held fixed: e = scale z |t| of each result; of a probability, which is divided by its row's sum afterwards, the
- * factor 1 + scale z.
+ * Held fixed: e of each result, for most types scale z |t|; of a probability, which is divided by its row's sum
+ * afterwards, the factor 1 + e / t.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/unit/net_fixture.h"
 
@@ -52,20 +52,42 @@ static double normal(const struct other *o, uint32_t site, int head, int i) {
                                              site + (uint32_t)(i / 4) }, key));
     return z[i % 4];
 }
+static double e4m3(double t) {
+    const double size = fmin(fmax(fabs(t), 0x1p-6), 448), power = exp2(fmin(floor(log2(size)), 7)),
+                 steps = fmin(nearbyint((size / power - 1) * 8), 7);
+    return t == 0 ? t : copysign(power * (1 + steps / 8), t);
+}
+/* e of t with draw z, in a row whose largest |t| is most */
+static double term(const struct noise_text *x, double z, double t, double most) {
+    switch (x->type) {
+    case KERN_NOISE_ABSOLUTE_GAUSSIAN: return x->scale * z;
+    case KERN_NOISE_BIAS: return t > 0 ? x->scale : t < 0 ? -x->scale : 0;
+    case KERN_NOISE_DEADZONE: return fabs(t) < x->scale * most ? -t : 0;
+    case KERN_NOISE_FP8: return e4m3(t) - t;
+    default: return x->scale * z * fabs(t);
+    }
+}
+static double most_of(const double *t, int n) {
+    double most = 0;
+    for (int i = 0; i < n; i++) most = fmax(most, fabs(t[i]));
+    return most;
+}
 /* t += e, or times a factor */
-static void hit(struct other *o, double scale, int layer, int number, int head, double *t, int n, bool factor) {
+static void hit(struct other *o, const struct noise_text *x, int layer, int number, int head, double *t, int n,
+                bool factor) {
+    const double most = most_of(t, n);
     for (int i = 0; i < n; i++, o->draws++) {
         cr_assert(o->draws < DRAWS_MAX);
         if (!o->again)
-            o->draw[o->draws] = scale * normal(o, (uint32_t)layer << 24 | (uint32_t)number << 16, head, i) *
-                                (factor ? 1 : fabs(t[i]));
+            o->draw[o->draws] = term(x, normal(o, (uint32_t)layer << 24 | (uint32_t)number << 16, head, i), t[i],
+                                     most) / (factor ? t[i] : 1);
         t[i] = factor ? t[i] * (1 + o->draw[o->draws]) : t[i] + o->draw[o->draws];
     }
 }
 static void hit_op(struct other *o, enum noise_op op, int layer, int number, int head, double *t, int n) {
     if (!o->p || !o->p->op[op] || !o->p->op_text.forward || !(layer < 0 ? o->p->op_whole : o->p->op_layer[layer]))
         return;
-    hit(o, o->p->op_text.scale, layer < 0 ? 0 : layer, number, head, t, n, op == NOISE_OP_SOFTMAX);
+    hit(o, &o->p->op_text, layer < 0 ? 0 : layer, number, head, t, n, op == NOISE_OP_SOFTMAX);
 }
 /* w + e of row `row` of a module's weights, column i: the counter has the row for a position */
 static double heavy(const struct other *o, enum noise_module m, int layer, int row, int i, double w) {
@@ -76,7 +98,7 @@ static double heavy(const struct other *o, enum noise_module m, int layer, int r
 }
 static void hit_module(struct other *o, enum noise_module m, int layer, enum noise_point at, double *t, int n) {
     if (!o->p || !o->p->module_text.type || o->p->module_text.point != at || !o->p->module[layer][m]) return;
-    hit(o, o->p->module_text.scale, layer, (at == NOISE_POINT_INPUT ? 32 : 48) + (int)m, 0, t, n, false);
+    hit(o, &o->p->module_text, layer, (at == NOISE_POINT_INPUT ? 32 : 48) + (int)m, 0, t, n, false);
 }
 
 /* The model's values, looked up once: making one costs a hash of its name. */
@@ -266,13 +288,20 @@ static void net_run(const struct noise_plan *plan, const struct lora *l, float *
     fix_close(&f);
 }
 
-struct case_ { const char *ops, *op_layers, *targets, *exclude, *layers; enum noise_point at; };
+struct case_ {
+    const char *ops, *op_layers, *targets, *exclude, *layers;
+    enum noise_point at;
+    int type;                                        /* 0 = relative_gaussian of .05 */
+    double scale;
+};
 
 static void plan_of(struct noise_plan *p, const struct case_ *c) {
     struct err e = { 0 };
-    const struct noise_text o = { .type = c->ops ? KERN_NOISE_RELATIVE_GAUSSIAN : 0, .scale = .05, .names = c->ops,
+    const int type = c->type ? c->type : KERN_NOISE_RELATIVE_GAUSSIAN;
+    const double scale = c->type ? c->scale : .05;
+    const struct noise_text o = { .type = c->ops ? type : 0, .scale = scale, .names = c->ops,
                                   .layers = c->op_layers, .forward = true, .phase = { [NOISE_PHASE_UPDATE] = true } },
-                            m = { .type = c->targets ? KERN_NOISE_RELATIVE_GAUSSIAN : 0, .scale = .05,
+                            m = { .type = c->targets ? type : 0, .scale = scale,
                                   .names = c->targets, .exclude = c->exclude, .layers = c->layers,
                                   .phase = { [NOISE_PHASE_UPDATE] = true }, .point = c->at };
     cr_assert_eq(noise_plan_make(p, c->ops ? &o : NULL, c->targets ? &m : NULL, &conf, &e), 0, "%s", e.text);
@@ -359,6 +388,18 @@ Test(noise_double, module_weights) {
     agree_module("rmsnorm", "", "all", NOISE_POINT_WEIGHT);
     agree_module("lm_head", "", "all", NOISE_POINT_WEIGHT);
     agree_module("linear, rmsnorm", "layers.1.k_proj, layers.0.mlp, norm", "all", NOISE_POINT_WEIGHT);
+}
+/* Values of the small net that lie on a step of these types are the same in f32 and double: the seed has none that
+ * falls to another side. */
+Test(noise_double, other_types_on_inputs_and_outputs) {
+    static const struct { int type; double scale; } types[] = {
+        { KERN_NOISE_ABSOLUTE_GAUSSIAN, .02 }, { KERN_NOISE_BIAS, .02 }, { KERN_NOISE_DEADZONE, .2 },
+        { KERN_NOISE_FP8, 0 },
+    };
+    for (size_t i = 0; i < COUNT_OF(types); i++)
+        for (int at = NOISE_POINT_INPUT; at <= NOISE_POINT_OUTPUT; at++)
+            agree(&(struct case_){ .targets = "linear, rmsnorm, lm_head", .exclude = "", .layers = "all",
+                                   .at = (enum noise_point)at, .type = types[i].type, .scale = types[i].scale });
 }
 Test(noise_double, chosen_modules_only) {
     agree_module("linear, rmsnorm", "layers.1.k_proj, layers.0.mlp, norm", "all", NOISE_POINT_INPUT);

@@ -222,6 +222,46 @@ Test(noise_ops, combinations_that_mean_nothing_are_refused) {
     expect_refused(&x, &m, "noise.ops.scale", "'liner'");
 }
 
+/* What deadzone and fp8 cause depends on the data: nobody may take a threshold for a size. */
+Test(noise_ops, types_without_a_size_say_so) {
+    struct noise_plan p;
+    struct err e = { 0 };
+    struct noise_text o = text_ops("matmul", "all"), m = text_modules("q_proj", "", "all");
+    o.type = KERN_NOISE_DEADZONE;
+    m.type = KERN_NOISE_FP8;
+    refused_modules(m, "noise.modules.scale is 0.05", "leave noise.modules.scale out");
+    m.scale = 0;
+    expect_text(&o, &m, "ops deadzone 0.05 matmul forward rollout,logprob,update; modules fp8 q_proj output rollout");
+    cr_assert_eq(noise_plan_make(&p, &o, &m, &qwen, &e), 0, "%s", e.text);
+    json_t *table = noise_plan_json(&p);
+    for (size_t i = 0; i < json_array_size(table); i++) {
+        const json_t *row = json_array_get(table, i), *threshold = json_object_get(row, "threshold");
+        const bool op = !strcmp(json_string_value(json_object_get(row, "kind")), "op");
+        cr_expect_null(json_object_get(row, "intended"));
+        cr_expect_eq(threshold != NULL, op);
+        cr_expect(!op || json_number_value(threshold) == .05);
+    }
+    json_decref(table);
+    /* evidence: the same names, and a threshold that is another's is refused */
+    struct noise_evidence ev = { 0 };
+    table = noise_evidence_json(&p, NOISE_PHASE_ROLLOUT, &ev);
+    json_t *flushed = json_object_get(table, "op/matmul/forward"),
+           *rounded = json_object_get(table, "module/q_proj/forward");
+    cr_expect_float_eq(json_number_value(json_object_get(flushed, "threshold")), .05, 1e-12);
+    cr_expect(!json_object_get(flushed, "intended") && !json_object_get(rounded, "intended"));
+    cr_expect(json_object_get(rounded, "realised") && !json_object_get(rounded, "threshold"));
+    cr_expect_eq(noise_evidence_read(&ev, &p, NOISE_PHASE_ROLLOUT, table, &e), 0, "%s", e.text);
+    json_object_set_new(flushed, "threshold", json_real(.06));
+    cr_expect_eq(noise_evidence_read(&ev, &p, NOISE_PHASE_ROLLOUT, table, &e), -1);
+    cr_expect(strstr(e.text, "0.06"), "%s", e.text);
+    json_decref(table);
+    m.point = NOISE_POINT_WEIGHT;
+    refused_modules(m, "fp8 on weights", "at = input or output");
+    o.type = KERN_NOISE_FP8;
+    o.scale = 0;
+    refused_ops(o, "noise.ops.type = fp8 is for modules", NULL);
+}
+
 Test(noise_ops, sites_are_counted_from_the_model) {
     struct noise_plan p;
     struct err e = { 0 };

@@ -231,7 +231,7 @@ int noise_of_token(const struct origin *s, const struct ask *a, struct err *e) {
         (s->run ? kind_of_run(&n, s, a, &site, module, e) : kind_asked(&n, a, e)) < 0 ||
         grad_params(&params, s, a, &site, e) < 0)
         return -1;
-    if (n.type == KERN_NOISE_DEADZONE || n.type == KERN_NOISE_BIAS)
+    if (!kern_noise_draws(n.type))
         return err_code(e, EXIT_USAGE, "%s draws nothing: its effect follows from the values alone",
                         noise_type_name[n.type]);
     const bool fixed = n.type == KERN_NOISE_SYSTEMATIC;
