@@ -144,6 +144,7 @@ static void format_options(struct options *o, const char *quant) {
     snprintf(weights, sizeof weights, "%.*s", (int)strcspn(quant, "-"), quant);
     option(o, "quant.weights", weights);
     option(o, "quant.activations", strchr(quant, '-') ? weights : "none");
+    option(o, "quant.adapter", "none");
     /* nothing is quantised that could be left out */
     if (strcmp(quant, "bf16") == 0) option(o, "quant.exclude", "");
 }

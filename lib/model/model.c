@@ -38,25 +38,28 @@ const char *model_quant_label(enum model_quant q, enum model_rounding r) {
     return QUANT[q][r == MODEL_ROUNDING_SEED];
 }
 
-/* [weights][activations][rounding][excluded] */
+/* [weights][activations][adapter][rounding][excluded] */
 #define EACH_ROUNDING(before, after)                                                               \
     { { before after, before after "-x" }, { before "-seed" after, before "-seed" after "-x" } }
-#define EACH_SAME(text) { { text, text }, { text, text } }
-static const char *const FORMAT[4][3][2][2] = {
-    [MODEL_QUANT_BF16] = { EACH_SAME("bf16"), EACH_ROUNDING("mxfp4", "-w16a4"),
-                           EACH_ROUNDING("nvfp4", "-w16a4") },
-    [MODEL_QUANT_MXFP4] = { EACH_ROUNDING("mxfp4", ""), EACH_ROUNDING("mxfp4", "-w4a4"),
-                            EACH_ROUNDING("mxfp4-nvfp4", "-w4a4") },
-    [MODEL_QUANT_NVFP4] = { EACH_ROUNDING("nvfp4", ""), EACH_ROUNDING("nvfp4-mxfp4", "-w4a4"),
-                            EACH_ROUNDING("nvfp4", "-w4a4") },
-    [MODEL_QUANT_F32] = { EACH_SAME("f32"), EACH_ROUNDING("mxfp4", "-w32a4"),
-                          EACH_ROUNDING("nvfp4", "-w32a4") }
+#define WITH_ADAPTER(before, after)                                                                \
+    EACH_ROUNDING(before, after "-lora-mxfp4"), EACH_ROUNDING(before, after "-lora-nvfp4")
+#define EACH_ADAPTER(before, after) { EACH_ROUNDING(before, after), WITH_ADAPTER(before, after) }
+#define UNROUNDED(text) { { { text, text }, { text, text } }, WITH_ADAPTER(text, "") }
+static const char *const FORMAT[4][3][3][2][2] = {
+    [MODEL_QUANT_BF16] = { UNROUNDED("bf16"), EACH_ADAPTER("mxfp4", "-w16a4"),
+                           EACH_ADAPTER("nvfp4", "-w16a4") },
+    [MODEL_QUANT_MXFP4] = { EACH_ADAPTER("mxfp4", ""), EACH_ADAPTER("mxfp4", "-w4a4"),
+                            EACH_ADAPTER("mxfp4-nvfp4", "-w4a4") },
+    [MODEL_QUANT_NVFP4] = { EACH_ADAPTER("nvfp4", ""), EACH_ADAPTER("nvfp4-mxfp4", "-w4a4"),
+                            EACH_ADAPTER("nvfp4", "-w4a4") },
+    [MODEL_QUANT_F32] = { UNROUNDED("f32"), EACH_ADAPTER("mxfp4", "-w32a4"),
+                          EACH_ADAPTER("nvfp4", "-w32a4") }
 };
 
 const char *model_format_label(enum model_quant weights, enum model_quant activations,
-                               enum model_rounding r, bool excluded) {
-    assert(activations <= MODEL_QUANT_NVFP4);
-    return FORMAT[weights][activations][r == MODEL_ROUNDING_SEED][excluded];
+                               enum model_quant adapter, enum model_rounding r, bool excluded) {
+    assert(activations <= MODEL_QUANT_NVFP4 && adapter <= MODEL_QUANT_NVFP4);
+    return FORMAT[weights][activations][adapter][r == MODEL_ROUNDING_SEED][excluded];
 }
 
 int model_quant_parse(const char *text) {
@@ -255,6 +258,7 @@ static void point_at(struct model *m, const struct packed_plan *p, const struct 
         case SOURCE_KIND_PROJ:
             l->w[x->proj] = w;
             l->quant_in[x->proj] = m->activations && !ex->on[x->layer][x->proj];
+            l->quant_adapter[x->proj] = m->adapter && !ex->on[x->layer][x->proj];
             break;
         }
     }
@@ -272,6 +276,7 @@ int model_open(struct model **out, struct kern *k, const struct model_opts *o, s
     m->quant = o->quant;
     m->rounding = o->rounding;
     m->activations = o->activations;
+    m->adapter = o->adapter;
     int rc = model_conf_load(&m->conf, o->path, e);
     if (rc == 0 && (rc = model_exclude_make(&x, o->exclude, &m->conf, e)) < 0)
         err_wrap(e, "quant.exclude");

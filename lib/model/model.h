@@ -39,6 +39,7 @@ struct model_layer {
     kptr bias[3];                                    /* q, k, v; f32; absent in Llama */
     kptr norm_in, norm_post;                         /* f32 [dim] */
     bool quant_in[PROJ_COUNT];                       /* reads its input in model.activations */
+    bool quant_adapter[PROJ_COUNT];                  /* its adapter is read in model.adapter */
 };
 
 struct model {
@@ -51,6 +52,7 @@ struct model {
     enum model_rounding rounding;                    /* of weights and activations */
     /* MXFP4 or NVFP4: what the projections read, by row; BF16: their input as it is */
     enum model_quant activations;
+    enum model_quant adapter;                        /* MXFP4 or NVFP4: of A and B; BF16: as is */
     int excluded;                                    /* projections left alone by exclude.h */
     /* of the source weights: names the base in manifests and records */
     char sha256[SHA256_HEX];
@@ -64,6 +66,7 @@ struct model_opts {
     enum model_rounding rounding;
     const char *packed_dir; /* where packed files live, "models/.packed"; NULL = pack in memory */
     enum model_quant activations;                    /* MXFP4 or NVFP4, else as they are */
+    enum model_quant adapter;                        /* the same of A and B: see net_adopt */
     const char *exclude;                             /* patterns of exclude.h; NULL = none */
 };
 
@@ -95,8 +98,8 @@ const char *model_quant_name(enum model_quant q);
 bool model_quant_rounds(enum model_quant q);
 /* "mxfp4", "mxfp4-seed", "bf16", ...: names packed files */
 const char *model_quant_label(enum model_quant q, enum model_rounding r);
-/* The same for scores: "mxfp4", "mxfp4-seed-w4a4", "nvfp4-w16a4" (weights bf16), "mxfp4-w4a4-x"
- * (some modules excluded), ... */
+/* The same for scores: "mxfp4", "mxfp4-seed-w4a4", "nvfp4-w16a4" (weights bf16),
+ * "mxfp4-w4a4-lora-mxfp4" (the adapter too), "mxfp4-w4a4-x" (some modules excluded), ... */
 const char *model_format_label(enum model_quant weights, enum model_quant activations,
-                               enum model_rounding r, bool excluded);
+                               enum model_quant adapter, enum model_rounding r, bool excluded);
 #endif

@@ -1,7 +1,7 @@
-/* net.c - a net's memory, its adapter, its life. Slots and pages: net_slots.c. The maths:
- * net_forward.c, net_backward.c. Scoring and training over sequences: net_train.c.
+/* net.c - a net's memory, its life. Slots and pages: net_slots.c. Its adapter: net_adapter.c. The
+ * maths: net_forward.c, net_backward.c. Scoring and training over sequences: net_train.c.
  *
- * Order: layout (also counts), rope tables, create, adopt.
+ * Order: layout (also counts), rope tables, create.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/net_int.h"
 
@@ -84,7 +84,7 @@ static void carve_backward(struct net *n, const struct model_conf *m, struct car
     n->grad = carve(c, n->lora.params * sizeof(float));
 }
 
-static int widest_input(const struct net *n, const struct model_conf *m) {
+int net_widest_input(const struct net *n, const struct model_conf *m) {
     const int widest = m->dim > n->q_dim ? m->dim : n->q_dim;
     return m->ffn_dim > widest ? m->ffn_dim : widest;
 }
@@ -102,7 +102,7 @@ static void carve_noise(struct net *n, const struct model_conf *m, struct carve 
     x->sums = carve(c, (size_t)NET_TALLIES * KERN_NOISE_SUMS * sizeof(int64_t));
     x->wide = carve_f32(c, R, wide);
     x->norm_in = carve_f32(c, R, m->dim);
-    x->in = carve_t(n, c, R, widest_input(n, m));
+    x->in = carve_t(n, c, R, net_widest_input(n, m));
     x->u = carve_t(n, c, R, rank);
 }
 
@@ -130,7 +130,7 @@ static size_t net_carve(struct net *n, const struct model_conf *m, kptr base) {
     n->hid = carve_f32(&c, R, m->dim);
     n->hid_t = carve_t(n, &c, R, m->dim);
     n->hid_rstd = carve_f32(&c, R, 1);
-    if (model_quant_rounds(n->o.activations)) n->xq = carve_t(n, &c, R, widest_input(n, m));
+    if (model_quant_rounds(n->o.activations)) n->xq = carve_t(n, &c, R, net_widest_input(n, m));
     n->logits = carve_f32(&c, H, m->vocab);
     kptr *heads[] = { &n->lp, &n->lse, &n->entropy, &n->coef };
     for (size_t i = 0; i < COUNT_OF(heads); i++) *heads[i] = carve_f32(&c, H, 1);
@@ -296,48 +296,4 @@ void net_destroy(struct net **np) {
     free(n->host.lp);
     free(n);
     *np = NULL;
-}
-
-/* ---- adopt ---- */
-
-/* A of the projections that share an input are stacked in enum order: rows of one matrix. */
-static void pack_layer(struct net *n, const struct lora *l, int layer, float *stack) {
-    struct net_lora_layer *to = &n->lora_layer[layer];
-    const size_t rank = (size_t)l->shape.rank;
-    for (enum net_site s = 0; s < NET_SITE_COUNT; s++) {
-        size_t used = 0;
-        for (enum proj p = 0; p < PROJ_COUNT; p++) {
-            if (!l->shape.on[p] || net_site_of(p) != s) continue;
-            size_t a, b;
-            lora_offsets(l, layer, p, &a, &b);
-            memcpy(stack + used, l->value + a, rank * (size_t)to->a[s].in * sizeof(float));
-            used += rank * (size_t)to->a[s].in;
-            n->k->pack(n->k, &to->b[p], l->value + b);
-        }
-        if (used) n->k->pack(n->k, &to->a[s], stack);
-    }
-}
-
-int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, struct err *e) {
-    assert(!v || !(v->dw.p || v->linear) || v->kern == n->k);
-    n->noise = v;
-    n->op_noise.weights.norms_ready = false;         /* they hold AQN's noise too */
-    n->adapted = false;
-    if (!l) return 0;
-    if (l->shape.rank != n->lora.shape.rank ||
-        memcmp(l->shape.on, n->lora.shape.on, sizeof l->shape.on) != 0)
-        return err_set(e, "cannot adopt an adapter of rank %d: this net was made for rank %d%s",
-                       l->shape.rank, n->lora.shape.rank,
-                       l->shape.rank == n->lora.shape.rank ? " with other targets" : "");
-    if (l->params != n->lora.params)
-        return err_set(e, "cannot adopt an adapter of %zu values, %zu needed", l->params,
-                       n->lora.params);
-    const int widest = widest_input(n, &n->model->conf);
-    float *stack = mem_alloc(3 * (size_t)l->shape.rank * (size_t)widest * sizeof *stack);
-    for (int layer = 0; layer < n->model->conf.layers; layer++) pack_layer(n, l, layer, stack);
-    free(stack);
-    if (n->k->sync(n->k, e) < 0) return err_wrap(e, "cannot adopt the adapter");
-    n->lora.shape.alpha = l->shape.alpha;
-    n->adapted = true;
-    return 0;
 }

@@ -32,8 +32,19 @@ int net_create(struct net **out, const struct model *m, const struct net_opts *o
 void net_destroy(struct net **n);
 
 /* From now on: base + lora (NULL = none) with noise (NULL = clean). lora is packed (copied); noise
- * is lent until the next adopt. */
+ * is lent until the next adopt.
+ *
+ * Where model.adapter says so, A and B of a projection are read as MXFP4 or NVFP4 holds them: each
+ * matrix by itself, blocks along its inputs, then bf16 as always (exact but for NVFP4's tensor
+ * scale). Where the projection also reads its input in model.activations, so do both: A the same
+ * rounded input as the weights, B its rows of rank values rounded alike. lora itself stays f32, and
+ * its gradient is that of the rounded values: straight through. All adapted projections that share
+ * an input must then agree (policy_plan). */
 int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, struct err *e);
+/* What rounding did to all A and to all B of the adapter in use; elements 0 where they are as they
+ * were. */
+struct quant_stats;
+void net_adapter_stats(const struct net *n, struct quant_stats *a, struct quant_stats *b);
 
 /* From now on passes add the plan's noise of `phase`: the same draws for the same seed, token and
  * place, in every phase. fixed_seed is that of type systematic, whose draws should not change from

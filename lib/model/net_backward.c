@@ -1,8 +1,9 @@
 /* net_backward.c - gradients of the LoRA matrices, layers in reverse.
  *
  * The base is frozen, so a projection gives: dB += g (x) u, du = B'g, dA += (s du) (x) x, dx += W'g
- * + s A'du. Sums over tokens run inside `outer`, per sequence and in tiles, so micro-batches change
- * nothing. Below the first layer nothing is trained: its inputs' gradient is not made.
+ * + s A'du, with A, B, x and u as the forward read them (net_adopt). Sums over tokens run inside
+ * `outer`, per sequence and in tiles, so micro-batches change nothing. Below the first layer
+ * nothing is trained: its inputs' gradient is not made.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/model/net_int.h"
 
@@ -58,6 +59,14 @@ static void adapter_grad(const struct pass *t, enum proj p, const struct net_act
                                             .n = in,
                                             .seq_start = t->seq_start,
                                             .seqs = t->seqs });
+}
+
+/* What A of these projections read of x. */
+static kptr adapter_x(const struct pass *t, enum proj p, int count, kptr x) {
+    struct net *n = t->n;
+    if (!net_adapter_rounds_in(n, t->layer, p, count)) return x;
+    net_round_rows(n, x, n->xq, t->rows, n->model->layer[t->layer].w[p].in);
+    return n->xq;
 }
 
 static void weight_dx(const struct pass *t, const struct kern_weight *w, kptr g, kptr dx,
@@ -119,7 +128,7 @@ static void noise_back(const struct pass *t, enum noise_op op, enum noise_site s
 static void mlp_bwd(const struct pass *t, struct net_act *a) {
     struct net *n = t->n;
     const int ffn = n->model->conf.ffn_dim;
-    adapter_grad(t, PROJ_DOWN, a, n->dx, a->act);
+    adapter_grad(t, PROJ_DOWN, a, n->dx, adapter_x(t, PROJ_DOWN, 1, a->act));
     base_dx(t, PROJ_DOWN, n->dx, n->dact, false);
     adapter_dx(t, NET_SITE_DOWN, n->dact);
     noise_back(t, NOISE_OP_MATMUL, NOISE_SITE_DX_DOWN, n->dact, ffn);
@@ -133,8 +142,9 @@ static void mlp_bwd(const struct pass *t, struct net_act *a) {
                                             .dim = ffn };
     n->k->swiglu_bwd(n->k, &swiglu);
     net_noise_swiglu_bwd(n, t->layer, &swiglu);
-    adapter_grad(t, PROJ_GATE, a, n->gate, a->h_post);
-    adapter_grad(t, PROJ_UP, a, n->up, a->h_post);
+    const kptr x = adapter_x(t, PROJ_GATE, 2, a->h_post);
+    adapter_grad(t, PROJ_GATE, a, n->gate, x);
+    adapter_grad(t, PROJ_UP, a, n->up, x);
     base_dx(t, PROJ_GATE, n->gate, n->dh, false);
     base_dx(t, PROJ_UP, n->up, n->dh, true);
     adapter_dx(t, NET_SITE_MLP, n->dh);
@@ -158,7 +168,7 @@ static void rope_bwd(const struct pass *t, kptr x, int heads) {
 static void attention_bwd(const struct pass *t, struct net_act *a) {
     struct net *n = t->n;
     const struct model_conf *c = &n->model->conf;
-    adapter_grad(t, PROJ_O, a, n->dx, a->attn);
+    adapter_grad(t, PROJ_O, a, n->dx, adapter_x(t, PROJ_O, 1, a->attn));
     base_dx(t, PROJ_O, n->dx, n->dh, false);
     adapter_dx(t, NET_SITE_O, n->dh);
     noise_back(t, NOISE_OP_MATMUL, NOISE_SITE_DX_O, n->dh, n->q_dim);
@@ -183,9 +193,10 @@ static void attention_bwd(const struct pass *t, struct net_act *a) {
     rope_bwd(t, n->dk, c->kv_heads);
     noise_back(t, NOISE_OP_ROPE, NOISE_SITE_ROPE_DQ, n->dq, n->q_dim);
     noise_back(t, NOISE_OP_ROPE, NOISE_SITE_ROPE_DK, n->dk, n->kv_dim);
-    adapter_grad(t, PROJ_Q, a, n->dq, a->h_in);
-    adapter_grad(t, PROJ_K, a, n->dk, a->h_in);
-    adapter_grad(t, PROJ_V, a, n->dv, a->h_in);
+    const kptr x = adapter_x(t, PROJ_Q, 3, a->h_in);
+    adapter_grad(t, PROJ_Q, a, n->dq, x);
+    adapter_grad(t, PROJ_K, a, n->dk, x);
+    adapter_grad(t, PROJ_V, a, n->dv, x);
     if (t->layer == 0) return;
     base_dx(t, PROJ_Q, n->dq, n->dh, false);
     base_dx(t, PROJ_K, n->dk, n->dh, true);

@@ -23,27 +23,13 @@ static void adapter_in(struct net *n, int layer, enum net_site site, kptr x, int
                                               .rows = rows }, 1);
 }
 
-/* What the weights of projections p .. p + count - 1 read of x: x itself, or x as a 4-bit unit
- * would. The adapter and the backward have x (gradients pass straight through). */
-static void weight_inputs(struct net *n, int layer, enum proj p, int count, kptr x, int rows,
-                          kptr in[KERN_LINEARS_MAX]) {
-    const struct model *m = n->model;
+/* n->xq becomes x as a 4-bit unit would read it, where a projection of p .. p + count - 1 does. The
+ * backward has x (gradients pass straight through), and so has an adapter in full precision. */
+static void round_input(struct net *n, int layer, enum proj p, int count, kptr x, int in,
+                        int rows) {
     bool any = false;
-    for (int i = 0; i < count; i++) {
-        const bool quant = m->layer[layer].quant_in[p + (enum proj)i];
-        in[i] = quant ? n->xq : x;
-        any |= quant;
-    }
-    if (!any) return;
-    n->k->quant_rows(n->k, &(struct kern_quant_rows){
-                               .x = x,
-                               .y = n->xq,
-                               .type = n->type,
-                               .format = m->activations == MODEL_QUANT_MXFP4 ? KERN_FORMAT_MXFP4
-                                                                             : KERN_FORMAT_NVFP4,
-                               .seed = m->rounding == MODEL_ROUNDING_SEED,
-                               .rows = rows,
-                               .dim = m->layer[layer].w[p].in });
+    for (int i = 0; i < count; i++) any |= n->model->layer[layer].quant_in[p + (enum proj)i];
+    if (any) net_round_rows(n, x, n->xq, rows, in);
 }
 
 /* y += dW x of those projections whose weights carry noise: (W + dW) x in two products. */
@@ -96,12 +82,10 @@ static void project(struct net *n, int layer, enum proj p, int count, kptr x,
     const struct model_layer *l = &n->model->layer[layer];
     struct kern_linear a[KERN_LINEARS_MAX];
     const enum proj first = p;
-    kptr in[KERN_LINEARS_MAX];
     assert(count <= KERN_LINEARS_MAX);
-    weight_inputs(n, layer, p, count, x, rows, in);
     for (int i = 0; i < count; i++, p++) {
         const struct kern_weight *w = &l->w[p];
-        a[i] = (struct kern_linear){ .x = in[i],
+        a[i] = (struct kern_linear){ .x = l->quant_in[p] ? n->xq : x,
                                      .x_type = n->type,
                                      .x_ld = w->in,
                                      .w = *w,
@@ -130,7 +114,13 @@ static void project(struct net *n, int layer, enum proj p, int count, kptr x,
 static void linears(struct net *n, int layer, enum proj p, int count, kptr x, int in,
                     const struct net_act *act, const kptr *y, bool add, int rows) {
     const enum net_site site = net_site_of(p);
-    adapter_in(n, layer, site, x, in, act->u[site], rows);
+    const bool rounds = net_adapter_rounds_in(n, layer, p, count);
+    round_input(n, layer, p, count, x, in, rows);
+    adapter_in(n, layer, site, rounds ? n->xq : x, in, act->u[site], rows);
+    if (rounds) {                                    /* u of each projection is a row of its own */
+        const int rank = n->lora.shape.rank;
+        net_round_rows(n, act->u[site], act->u[site], rows * (n->site_rank[site] / rank), rank);
+    }
     project(n, layer, p, count, x, act, y, add, rows);
     if (!n->o.train || !net_noise_at_input(n, layer, p, count)) return;
     for (int i = 0; i < count; i++, p++) {

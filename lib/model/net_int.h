@@ -10,6 +10,7 @@
 #include <math.h>
 
 #include "lib/model/net.h"
+#include "lib/model/quant.h"
 
 enum { NET_HEAD_ROWS = 64 };                      /* rows whose logits exist at once */
 
@@ -129,6 +130,7 @@ struct net {
     struct net_lora_layer *lora_layer;
     int site_rank[NET_SITE_COUNT];
     bool adapted;                                 /* an adapter is in use */
+    struct quant_stats adapter_stats[2];          /* what rounding did to A, to B */
     const struct noise_view *noise;
     struct net_noise op_noise;
 
@@ -164,6 +166,12 @@ static inline float net_attn_scale(const struct net *n) {
     return 1.f / sqrtf((float)n->model->conf.head_dim);
 }
 
+/* net_adapter.c. Whether the adapters of projections p .. p + count - 1 read their input as the
+ * weights do, in model.activations. */
+bool net_adapter_rounds_in(const struct net *n, int layer, enum proj p, int count);
+/* x rounded row by row to model.activations, into y; y may be x. */
+void net_round_rows(struct net *n, kptr x, kptr y, int rows, int dim);
+int net_widest_input(const struct net *n, const struct model_conf *m);
 /* net_forward.c: layers over `rows` rows already uploaded (net_upload_rows); x ends as the last
  * residual. */
 void net_upload_rows(struct net *n, const struct net_row *rows, int count);

@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+#include "lib/base/str.h"
+
 static float largest(const float *x, int n) {
     float amax = 0;
     for (int i = 0; i < n; i++) amax = fabsf(x[i]) > amax ? fabsf(x[i]) : amax;
@@ -111,6 +113,36 @@ void quant_nvfp4_back(const uint8_t *codes, const uint8_t *scales, float tensor_
             uint8_t scale = scales[(size_t)o * (size_t)blocks + (size_t)(i / QUANT_BLOCK_NVFP4)];
             values[at] = pack_e2m1[codes[at] & 15] * pack_e4m3(scale) * tensor_scale;
         }
+}
+
+static int round_row(float *x, int in, enum model_quant q, enum model_rounding r, float tensor,
+                     uint8_t *codes, uint8_t *scales, struct quant_stats *stats, struct err *e) {
+    if (q == MODEL_QUANT_MXFP4) {
+        if (quant_mxfp4(x, 1, in, r, codes, scales, stats, e) < 0) return -1;
+        quant_mxfp4_back(codes, scales, 1, in, x);
+        return 0;
+    }
+    if (quant_nvfp4(x, 1, in, r, tensor, codes, scales, stats, e) < 0) return -1;
+    quant_nvfp4_back(codes, scales, tensor, 1, in, x);
+    return 0;
+}
+
+int quant_round(float *values, int out, int in, enum model_quant q, enum model_rounding r,
+                struct quant_stats *stats, struct err *e) {
+    assert(model_quant_rounds(q));
+    if (check_finite(values, out, in, e) < 0) return -1;
+    float amax = 0;
+    for (int o = 0; o < out; o++)
+        amax = fmaxf(amax, largest(values + (size_t)o * (size_t)in, in));
+    const float tensor = quant_nvfp4_tensor_scale(amax, r);
+    const size_t scales = ((size_t)in + QUANT_BLOCK_NVFP4 - 1) / QUANT_BLOCK_NVFP4;
+    uint8_t *codes = mem_alloc((size_t)in + scales);
+    int rc = 0;
+    for (int o = 0; o < out && rc == 0; o++)
+        rc = round_row(values + (size_t)o * (size_t)in, in, q, r, tensor, codes, codes + in, stats,
+                       e);
+    free(codes);
+    return rc;
 }
 
 /* --- what was lost --- */

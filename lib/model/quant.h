@@ -45,6 +45,10 @@ int quant_nvfp4(const float *values, int out, int in, enum model_rounding r, flo
                 uint8_t *codes, uint8_t *scales, struct quant_stats *stats, struct err *e);
 void quant_nvfp4_back(const uint8_t *codes, const uint8_t *scales, float tensor_scale, int out,
                       int in, float *values);
+/* The values as MXFP4 or NVFP4 holds them, in place: a matrix f32 [out, in] with the scales it
+ * would have alone. stats is added to, or NULL. -1 as quant_mxfp4 and quant_nvfp4. */
+int quant_round(float *values, int out, int in, enum model_quant q, enum model_rounding r,
+                struct quant_stats *stats, struct err *e);
 /* Index of the first value that is not finite, or -1. */
 int64_t quant_not_finite(const float *values, int64_t n);
 #endif

@@ -35,13 +35,68 @@ int policy_lora_shape(struct lora_shape *s, const struct shared *c, struct err *
     return rc;
 }
 
-static bool quantises(const struct shared *c) {
+/* Projections that share an input have one product A x: first and last of each. */
+static const enum proj sharing[][2] = { { PROJ_Q, PROJ_V }, { PROJ_O, PROJ_O },
+                                        { PROJ_GATE, PROJ_UP }, { PROJ_DOWN, PROJ_DOWN } };
+
+/* Adapters read in quant.adapter; -1 where some of one product would be and some would not. */
+static int rounded_adapters(const struct lora_shape *s, const struct model_exclude *x,
+                            const struct model_conf *m) {
+    int all = 0;
+    bool mixed = false;
+    for (int l = 0; l < m->layers; l++)
+        for (size_t i = 0; i < COUNT_OF(sharing); i++) {
+            int on = 0, rounded = 0;
+            for (enum proj p = sharing[i][0]; p <= sharing[i][1]; p++) {
+                on += s->on[p];
+                rounded += s->on[p] && !x->on[l][p];
+            }
+            mixed |= rounded && rounded < on;
+            all += rounded;
+        }
+    return mixed ? -1 : all;
+}
+
+/* What quant.adapter cannot do, or would not. */
+static int check_adapter(const struct shared *c, const struct lora_shape *s,
+                         const struct model_conf *m, struct err *e) {
+    struct model_exclude x;
+    int rc = 0;
+    if (!c->quant.adapter || model_exclude_make(&x, c->quant.exclude, m, NULL) < 0) return 0;
+    const int rounded = rounded_adapters(s, &x, m);
+    if (rounded == 0)
+        rc = err_more(e, EXIT_CONFIG, "quant.adapter would do nothing: quant.exclude = %s leaves "
+                      "out every projection that lora.targets adapts; unset one of them",
+                      c->quant.exclude);
+    if (rounded < 0 && c->quant.activations)
+        rc = err_more(e, EXIT_CONFIG, "quant.exclude parts projections that share an input (%s): "
+                      "with quant.adapter and quant.activations their adapters read it in one "
+                      "product, so leave out all of q, k, v (all of gate, up) of a layer or none",
+                      c->quant.exclude);
+    if (c->quant.activations && c->modules.type && c->modules.at == NOISE_POINT_INPUT)
+        rc = err_more(e, EXIT_CONFIG, "noise.modules.at = input is not offered together with "
+                      "quant.adapter and quant.activations: set noise.modules.at = output, or "
+                      "quant.adapter = none");
+    if (c->quant.adapter == MODEL_QUANT_MXFP4 && c->quant.parity == MODEL_ROUNDING_SEED &&
+        s->rank % 32)
+        rc = err_more(e, EXIT_CONFIG, "quant.adapter = mxfp4 with quant.parity = seed needs a "
+                      "lora.rank that is a multiple of 32, not %d: its blocks would run over row "
+                      "ends", s->rank);
+    return rc;
+}
+
+static bool rounds_projections(const struct shared *c) {
     return model_quant_rounds((enum model_quant)c->quant.weights) || c->quant.activations;
+}
+
+static bool quantises(const struct shared *c) {
+    return rounds_projections(c) || c->quant.adapter;
 }
 
 const char *policy_quant_label(const struct shared *c) {
     return model_format_label((enum model_quant)c->quant.weights,
                               (enum model_quant)c->quant.activations,
+                              (enum model_quant)c->quant.adapter,
                               (enum model_rounding)c->quant.parity, *c->quant.exclude != 0);
 }
 
@@ -85,6 +140,7 @@ struct model_opts policy_model_opts(const struct shared *c) {
                                 .rounding = (enum model_rounding)c->quant.parity,
                                 .packed_dir = *c->model.packed_dir ? c->model.packed_dir : NULL,
                                 .activations = (enum model_quant)c->quant.activations,
+                                .adapter = (enum model_quant)c->quant.adapter,
                                 .exclude = c->quant.exclude };
 }
 
@@ -99,7 +155,9 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     p->pool = pool_create(asked > 0 && asked < cores ? asked : cores);
     const struct model_opts o = policy_model_opts(c);
     if (kern_open(&p->kern, shared_kernels(c->run.kernels, path, sizeof path), p->pool, e) < 0 ||
-        model_open(&p->model, &p->kern, &o, e) < 0 || tok_open(&p->tok, c->model.path, e) < 0 ||
+        model_open(&p->model, &p->kern, &o, e) < 0 ||
+        check_adapter(c, &p->shape, &p->model->conf, e) < 0 ||
+        tok_open(&p->tok, c->model.path, e) < 0 ||
         treatment_plan(&p->plan, c, &p->model->conf, false, e) < 0) {
         policy_close(p);
         return -1;
@@ -116,7 +174,7 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     const int all = p->model->conf.layers * PROJ_COUNT;
     log_info("kernels %s, %d threads; model '%s' %s (%d of %d projections quantised), treatment %s",
              p->kern.name, pool_threads(p->pool), c->model.path, policy_quant_label(c),
-             quantises(c) ? all - p->model->excluded : 0, all, p->treatment);
+             rounds_projections(c) ? all - p->model->excluded : 0, all, p->treatment);
     return 0;
 }
 
@@ -188,22 +246,31 @@ static void plan_files(json_t *files, const struct shared *c) {
     plan_shards(files, model, path, get);
 }
 
-/* "182 of 196 projections; embeddings and head bf16" */
+/* "182 of 196 projections; embeddings and head bf16; adapters of 182 read in mxfp4" */
 static json_t *quantised_json(const struct shared *c, const struct model_conf *m,
                               const struct model_exclude *x) {
     const int all = m->layers * PROJ_COUNT;
-    char text[80];
-    if (!quantises(c)) return NULL;
-    snprintf(text, sizeof text, "%d of %d projections; embeddings and head %s", all - x->count, all,
-             c->quant.weights == MODEL_QUANT_F32 ? "f32" : "bf16");
+    const enum model_quant adapter = (enum model_quant)c->quant.adapter;
+    struct lora_shape shape;
+    char text[160];
+    if (!quantises(c) || policy_lora_shape(&shape, c, NULL) < 0) return NULL;
+    const int some = rounds_projections(c) ? all - x->count : 0;
+    int adapters = 0;
+    for (int l = 0; l < m->layers; l++)
+        for (enum proj p = 0; p < PROJ_COUNT; p++) adapters += shape.on[p] && !x->on[l][p];
+    int n = snprintf(text, sizeof text, "%d of %d projections; embeddings and head %s", some, all,
+                     c->quant.weights == MODEL_QUANT_F32 ? "f32" : "bf16");
+    if (adapter)
+        snprintf(text + n, sizeof text - (size_t)n, "; adapters of %d read in %s", adapters,
+                 model_quant_name(adapter));
     return json_string(text);
 }
 
 static int check_quant(const struct shared *c, struct err *e) {
     if (quantises(c) || !*c->quant.exclude) return 0;
     return err_code(e, EXIT_CONFIG,
-                    "quant.exclude = %s, but with quant.weights = %s and quant.activations = none "
-                    "nothing is quantised that could be left out",
+                    "quant.exclude = %s, but with quant.weights = %s and quant.activations and "
+                    "quant.adapter = none nothing is quantised that could be left out",
                     c->quant.exclude, policy_quant_label(c));
 }
 
@@ -216,7 +283,8 @@ int policy_plan(json_t *out, const struct shared *c, bool in_eval, struct lora_s
     if (check_quant(c, e) < 0) return -1;
     if (policy_lora_shape(shape, c, e) < 0 || policy_kernels(c, e) < 0) return -1;
     if (model_conf_load(m, c->model.path, NULL) < 0) return 0;         /* absent: listed above */
-    if (treatment_plan(&noise, c, m, in_eval, e) < 0) return -1;
+    if (check_adapter(c, shape, m, e) < 0 || treatment_plan(&noise, c, m, in_eval, e) < 0)
+        return -1;
     json_object_set_new(out, "treatment", noise_plan_json(&noise));
     return 1;
 }

@@ -51,8 +51,11 @@ const struct stage_key shared_quant_keys[] = {
       "rounding: OCP standard, or the earlier system's" },
     { "quant.activations", KEY_CHOICE, AT(quant.activations), "none", 0, 0, "none|mxfp4|nvfp4",
       "what the seven projections read, quantised by token; gradients pass straight through" },
+    { "quant.adapter", KEY_CHOICE, AT(quant.adapter), "none", 0, 0, "none|mxfp4|nvfp4",
+      "A and B of the adapter, and what they read where quant.activations is on; the trained "
+      "values stay f32, gradients pass straight through" },
     { "quant.exclude", KEY_TEXT, AT(quant.exclude), "", 0, 0, NULL,
-      "stay bf16, weights and activations: \"layers.0, layers.14-17, down_proj, "
+      "stay bf16, weights, activations and adapters: \"layers.0, layers.14-17, down_proj, "
       "layers.27.q_proj\"" },
     { 0 },
 };

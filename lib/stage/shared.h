@@ -21,7 +21,7 @@ struct shared {
     } run;
     struct { char *path, *packed_dir, *chat; } model;
     /* enum model_quant (bf16 | mxfp4 | nvfp4 | f32), enum model_rounding; none | mxfp4 | nvfp4 */
-    struct { int weights, parity, activations; char *exclude; } quant;
+    struct { int weights, parity, activations, adapter; char *exclude; } quant;
     struct { int64_t rank; double alpha; char *targets; } lora;
     struct {
         double sigma_start, sigma_end;

@@ -4,7 +4,8 @@
 
 #include "lib/base/log.h"
 
-static const double growth_most = 1.5, entropy_least = .15, entropy_most = 2, sigma_most = .1;
+static const double growth_most = 1.5, entropy_least = .15, entropy_most = 2, sigma_most = .1,
+                    zeroed_most = .5;
 
 /* True where the bound is crossed now. */
 static bool crossed(bool *outside, bool now) {
@@ -28,4 +29,8 @@ void alarm_look(struct alarm *a, const struct alarm_signs *s) {
     if (crossed(&a->sigma, s->sigma_share > sigma_most))
         log_warn("step %lld: AQN's noise is %.2g of the weights it is added to, more than %g", step,
                  s->sigma_share, sigma_most);
+    if (crossed(&a->zeroed, s->b_zeroed > zeroed_most))
+        log_warn("step %lld: quant.adapter reads %.0f %% of B as 0: what was learnt there is not "
+                 "seen by any stage",
+                 step, 100 * s->b_zeroed);
 }

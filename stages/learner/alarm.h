@@ -7,12 +7,13 @@
 
 struct alarm {
     double length_first;             /* mean tokens of an answer in the first update; 0 = none */
-    bool longer, entropy, sigma;     /* outside its bound at the last look */
+    bool longer, entropy, sigma, zeroed;    /* outside its bound at the last look */
 };
 struct alarm_signs {
     int64_t step;
     double length, entropy;          /* mean tokens of an answer; mean entropy of a token */
     double sigma_share;              /* rms of AQN over that of the weights it hits */
+    double b_zeroed;                 /* share of B that quant.adapter reads as 0 */
 };
 void alarm_look(struct alarm *a, const struct alarm_signs *s);
 #endif

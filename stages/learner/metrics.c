@@ -115,6 +115,16 @@ static void set_groups(json_t *o, const struct rec_group *const *group, int grou
     set(o, "prompt_length/mean", prompt / m);
 }
 
+static void set_adapter(json_t *o, const struct update_metrics *u) {
+    struct quant_stats all = u->adapter_a;
+    quant_stats_add(&all, &u->adapter_b);
+    if (!all.elements) return;
+    set_int(o, "quant/adapter/elements", (int64_t)all.elements);
+    set(o, "quant/adapter/sqnr_db", quant_sqnr_db(&all));
+    set(o, "quant/adapter/a_zeroed", quant_zeroed(&u->adapter_a));
+    set(o, "quant/adapter/b_zeroed", quant_zeroed(&u->adapter_b));
+}
+
 static void set_update(json_t *o, const struct update_metrics *u) {
     const struct dapo_gap *g = &u->gap;
     set(o, "actor/pg_loss", u->loss);
@@ -155,6 +165,7 @@ static void set_update(json_t *o, const struct update_metrics *u) {
     set(o, "rollout_corr/rollout_is_ratio_fraction_high", g->is_fraction_high);
     set(o, "rollout_corr/rollout_is_ratio_fraction_low", g->is_fraction_low);
     set(o, "rollout_corr/tis_mean", u->tis_mean);
+    set_adapter(o, u);
 }
 
 /* "op/matmul/forward" -> "noise/rollout/op/matmul/forward/realised" and so on. */
@@ -192,6 +203,7 @@ static void look_for_alarm(struct metrics *m, const json_t *o, int64_t step) {
                               .step = step,
                               .length = number_at(o, "response_length/mean"),
                               .entropy = number_at(o, "actor/entropy"),
+                              .b_zeroed = number_at(o, "quant/adapter/b_zeroed"),
                               .sigma_share = number_at(o, "noise/sigma_over_weight_rms") });
 }
 

@@ -102,6 +102,7 @@ static int minibatch_grad(struct updater *u, const struct update_state *s, struc
                           const struct update_treatment *t, struct err *e) {
     const struct noise_plan *plan = &u->policy->plan;
     if (net_adopt(u->net, s->lora, NULL, e) < 0) return -1;
+    net_adapter_stats(u->net, &b->metrics->adapter_a, &b->metrics->adapter_b);
     net_set_noise(u->net, plan, NOISE_PHASE_UPDATE, t->seed, t->fixed_seed);
     b->teaches = false;
     if (net_train(u->net, b->seq + b->first_seq, b->mini_seqs,

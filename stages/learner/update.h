@@ -7,6 +7,7 @@
 #ifndef QERL_UPDATE_H
 #define QERL_UPDATE_H
 #include "lib/model/net.h"
+#include "lib/model/quant.h"
 #include "lib/wire/rec.h"
 #include "stages/learner/conf.h"
 
@@ -32,6 +33,8 @@ struct update_metrics {
      * of the update's forward pass, and so is what was done to them. */
     struct noise_evidence logprob, update;
     struct noise_view aqn;           /* under the old log-probs; numbers only */
+    /* what quant.adapter did to the adapter that was trained */
+    struct quant_stats adapter_a, adapter_b;
     bool changed;                    /* the adapter's bytes changed */
     bool nonfinite;                  /* gradient not finite: nothing was touched */
 };

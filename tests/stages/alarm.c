@@ -8,7 +8,7 @@
 #include "lib/base/log.h"
 
 /* What a step looks like, and what must be said of it: "" = nothing. */
-struct look { double length, entropy, sigma; const char *says; };
+struct look { double length, entropy, sigma; const char *says; double zeroed; };
 
 /* Looks at them in turn, steps 1, 2, ...; each line on stderr is the warning of its step. */
 static void expect_warnings(const struct look *look, int n) {
@@ -21,7 +21,7 @@ static void expect_warnings(const struct look *look, int n) {
     log_open("learner", LOG_LEVEL_INFO);
     for (int i = 0; i < n; i++) {
         alarm_look(&a, &(struct alarm_signs){ i + 1, look[i].length, look[i].entropy,
-                                              look[i].sigma });
+                                              look[i].sigma, look[i].zeroed });
         warnings += *look[i].says != 0;
     }
     dup2(saved, STDERR_FILENO);
@@ -46,15 +46,19 @@ static void expect_warnings(const struct look *look, int n) {
     } while (0)
 
 Test(alarm, answers_that_grow_by_half) {
-    EXPECT({ 215, 1, 0, "" }, { 300, 1, 0, "" }, { 322, 1, 0, "" }, { 323, 1, 0, "from 215 to 323" },
-           { 410, 1, 0, "" }, { 200, 1, 0, "" }, { 410, 1, 0, "from 215 to 410" });
+    EXPECT({ 215, 1, 0, "", 0 }, { 300, 1, 0, "", 0 }, { 322, 1, 0, "", 0 }, { 323, 1, 0, "from 215 to 323", 0 },
+           { 410, 1, 0, "", 0 }, { 200, 1, 0, "", 0 }, { 410, 1, 0, "from 215 to 410", 0 });
 }
 
 Test(alarm, entropy_that_vanishes_or_explodes) {
-    EXPECT({ 100, .27, 0, "" }, { 100, .15, 0, "" }, { 100, .11, 0, "stopped exploring" },
-           { 100, .1, 0, "" }, { 100, 1, 0, "" }, { 100, 2.56, 0, "close to guessing" });
+    EXPECT({ 100, .27, 0, "", 0 }, { 100, .15, 0, "", 0 }, { 100, .11, 0, "stopped exploring", 0 },
+           { 100, .1, 0, "", 0 }, { 100, 1, 0, "", 0 }, { 100, 2.56, 0, "close to guessing", 0 });
 }
 
 Test(alarm, noise_that_is_large_beside_its_weights) {
-    EXPECT({ 100, 1, .05, "" }, { 100, 1, .11, "0.11 of the weights" }, { 100, 1, .2, "" });
+    EXPECT({ 100, 1, .05, "", 0 }, { 100, 1, .11, "0.11 of the weights", 0 }, { 100, 1, .2, "", 0 });
+}
+
+Test(alarm, adapters_that_are_read_as_nothing) {
+    EXPECT({ 100, 1, 0, "", .4 }, { 100, 1, 0, "reads 60 % of B as 0", .6 }, { 100, 1, 0, "", .7 });
 }

@@ -151,20 +151,33 @@ Test(model_exclude, files,
 }
 
 Test(model_exclude, labels, .description = "how scores call a format") {
-    static const struct { const char *label; int weights, activations; bool seed, excluded; } v[] = {
-        { "bf16", MODEL_QUANT_BF16, 0, true, true },
-        { "mxfp4", MODEL_QUANT_MXFP4, 0, false, false },
-        { "mxfp4-seed", MODEL_QUANT_MXFP4, 0, true, false },
-        { "mxfp4-w4a4", MODEL_QUANT_MXFP4, MODEL_QUANT_MXFP4, false, false },
-        { "mxfp4-seed-w4a4-x", MODEL_QUANT_MXFP4, MODEL_QUANT_MXFP4, true, true },
-        { "nvfp4-w4a4-x", MODEL_QUANT_NVFP4, MODEL_QUANT_NVFP4, false, true },
-        { "mxfp4-nvfp4-w4a4", MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4, false, false },
-        { "nvfp4-seed-w16a4", MODEL_QUANT_BF16, MODEL_QUANT_NVFP4, true, false },
-        { "f32", MODEL_QUANT_F32, 0, false, false },
+    static const struct {
+        const char *label;
+        int weights, activations;
+        bool seed, excluded;
+        int adapter;
+    } v[] = {
+        { "bf16", MODEL_QUANT_BF16, 0, true, true, 0 },
+        { "mxfp4", MODEL_QUANT_MXFP4, 0, false, false, 0 },
+        { "mxfp4-seed", MODEL_QUANT_MXFP4, 0, true, false, 0 },
+        { "mxfp4-w4a4", MODEL_QUANT_MXFP4, MODEL_QUANT_MXFP4, false, false, 0 },
+        { "mxfp4-seed-w4a4-x", MODEL_QUANT_MXFP4, MODEL_QUANT_MXFP4, true, true, 0 },
+        { "nvfp4-w4a4-x", MODEL_QUANT_NVFP4, MODEL_QUANT_NVFP4, false, true, 0 },
+        { "mxfp4-nvfp4-w4a4", MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4, false, false, 0 },
+        { "nvfp4-seed-w16a4", MODEL_QUANT_BF16, MODEL_QUANT_NVFP4, true, false, 0 },
+        { "f32", MODEL_QUANT_F32, 0, false, false, 0 },
+        { "mxfp4-lora-mxfp4", MODEL_QUANT_MXFP4, 0, false, false, MODEL_QUANT_MXFP4 },
+        { "mxfp4-w4a4-lora-nvfp4-x", MODEL_QUANT_MXFP4, MODEL_QUANT_MXFP4, false, true,
+          MODEL_QUANT_NVFP4 },
+        { "bf16-seed-lora-nvfp4", MODEL_QUANT_BF16, 0, true, false, MODEL_QUANT_NVFP4 },
+        { "f32-lora-mxfp4", MODEL_QUANT_F32, 0, false, false, MODEL_QUANT_MXFP4 },
+        { "nvfp4-seed-w16a4-lora-mxfp4", MODEL_QUANT_BF16, MODEL_QUANT_NVFP4, true, false,
+          MODEL_QUANT_MXFP4 },
     };
     for (size_t i = 0; i < COUNT_OF(v); i++)
         cr_expect_str_eq(model_format_label((enum model_quant)v[i].weights,
                                             (enum model_quant)v[i].activations,
+                                            (enum model_quant)v[i].adapter,
                                             v[i].seed ? MODEL_ROUNDING_SEED : MODEL_ROUNDING_OCP,
                                             v[i].excluded),
                          v[i].label);

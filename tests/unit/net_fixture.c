@@ -89,6 +89,18 @@ void fix_activations(struct fix *f, enum model_quant a, enum model_rounding r, b
             f->model.layer[l].quant_in[p] = model_quant_rounds(a) && !(some && (l + p) % 5 == 3);
 }
 
+void fix_adapter(struct fix *f, enum model_quant a, enum model_rounding r, bool some) {
+    f->model.adapter = a;
+    f->model.rounding = r;
+    for (int l = 0; l < f->model.conf.layers; l++)
+        for (int p = 0; p < PROJ_COUNT; p++) {
+            struct model_layer *x = &f->model.layer[l];
+            const bool left = some && l % 2;
+            x->quant_adapter[p] = model_quant_rounds(a) && !left;
+            x->quant_in[p] = x->quant_in[p] && !left;
+        }
+}
+
 void fix_close(struct fix *f) {
     struct model *m = &f->model;
     for (int l = 0; l < m->conf.layers; l++) {

@@ -19,6 +19,9 @@ void fix_close(struct fix *f);
 /* Projections read their input in this format, but those with (layer + projection) % 5 == 3 where
  * some are to be left alone. */
 void fix_activations(struct fix *f, enum model_quant a, enum model_rounding r, bool some);
+/* Adapters are read in this format, but those of layers with layer % 2 == 1, whose inputs then stay
+ * as they are too, where some are to be left alone. */
+void fix_adapter(struct fix *f, enum model_quant a, enum model_rounding r, bool some);
 
 /* the toy transformer of spec dapo 17.13 */
 struct model_conf fix_toy_conf(void);

@@ -327,10 +327,11 @@ static void hold_quant_rows(struct kern *k, const struct kern_quant_rows *a) {
     const float *x = a->x.p;
     float *y = a->y.p;
     cr_assert(a->type == KERN_F32 && held.n + n <= held.most);
+    for (size_t i = 0; i < n && !held.replay; i++) held.off[held.n + i] = -x[i];     /* y may be x */
     if (!held.replay) real_quant_rows(k, a);
     for (size_t i = 0; i < n; i++, held.n++) {
         if (held.replay) y[i] = x[i] + held.off[held.n];
-        else held.off[held.n] = y[i] - x[i];
+        else held.off[held.n] += y[i];
     }
 }
 
@@ -383,16 +384,20 @@ static void check_differences(struct net *n, struct lora *l, const struct text *
 
 Test(net_quant, gradients_are_those_of_held_rounding,
      .description = "straight-through is exact: with what rounding took off held constant, finite "
-                    "differences agree for the adapter of each projection and layer") {
+                    "differences agree for the adapter of each projection and layer, whether it "
+                    "reads rounded inputs itself or not") {
     const struct model_conf c = fix_small_conf();
-    for (enum model_quant q = MODEL_QUANT_MXFP4; q <= MODEL_QUANT_NVFP4; q++) {
+    for (int i = 0; i < 4; i++) {
+        const enum model_quant q = i % 2 ? MODEL_QUANT_NVFP4 : MODEL_QUANT_MXFP4;
         struct fix f;
         struct text t;
         struct err e = { 0 };
         fix_open(&f, "auto", 1, &c, MODEL_QUANT_F32, calm_value);
         fix_activations(&f, q, MODEL_ROUNDING_OCP, false);
+        if (i >= 2) fix_adapter(&f, q, MODEL_ROUNDING_OCP, false);
+        f.model.adapter = MODEL_QUANT_BF16;          /* only what it reads: its values are moved */
         struct lora *l = fix_lora(&c, 4, 8, .2f, 7);
-        held.most = (size_t)(SEQS * TOKENS) * (size_t)c.layers * 4 * WIDE;
+        held.most = (size_t)(SEQS * TOKENS) * (size_t)c.layers * 12 * WIDE;
         held.off = mem_alloc(held.most * sizeof *held.off);
         held.n = 0;
         held.replay = false;

@@ -20,7 +20,7 @@ static const char base[] =
 /* Another value of each key; a key that is missing here fails the test. */
 static const char *const other[][2] = {
     { "quant.weights", "bf16" }, { "quant.parity", "seed" }, { "quant.activations", "nvfp4" },
-    { "quant.exclude", "layers.1" },
+    { "quant.adapter", "nvfp4" }, { "quant.exclude", "layers.1" },
     { "noise.aqn.sigma_start", "0.02" }, { "noise.aqn.sigma_end", "0.002" },
     { "noise.aqn.stages", "4" }, { "noise.aqn.schedule", "linear" }, { "noise.aqn.epochs", "3" },
     { "noise.aqn.targets", "linears" }, { "noise.aqn.exclude", "norm" },

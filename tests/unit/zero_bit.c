@@ -34,13 +34,20 @@ static const struct format {
     enum model_quant weights, activations;
     enum model_rounding rounding;                    /* of the activations */
     bool some;                                       /* some inputs are left alone */
+    enum model_quant adapter;
 } formats[] = {
-    { "mxfp4", MODEL_QUANT_MXFP4, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false },
-    { "nvfp4", MODEL_QUANT_NVFP4, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false },
-    { "bf16", MODEL_QUANT_BF16, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false },
-    { "f32", MODEL_QUANT_F32, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false },
-    { "mxfp4, inputs too", MODEL_QUANT_MXFP4, MODEL_QUANT_MXFP4, MODEL_ROUNDING_SEED, false },
-    { "nvfp4, most inputs too", MODEL_QUANT_NVFP4, MODEL_QUANT_NVFP4, MODEL_ROUNDING_OCP, true },
+    { "mxfp4", MODEL_QUANT_MXFP4, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false, MODEL_QUANT_BF16 },
+    { "nvfp4", MODEL_QUANT_NVFP4, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false, MODEL_QUANT_BF16 },
+    { "bf16", MODEL_QUANT_BF16, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false, MODEL_QUANT_BF16 },
+    { "f32", MODEL_QUANT_F32, MODEL_QUANT_BF16, MODEL_ROUNDING_OCP, false, MODEL_QUANT_BF16 },
+    { "mxfp4, inputs too", MODEL_QUANT_MXFP4, MODEL_QUANT_MXFP4, MODEL_ROUNDING_SEED, false, MODEL_QUANT_BF16 },
+    { "nvfp4, most inputs too", MODEL_QUANT_NVFP4, MODEL_QUANT_NVFP4, MODEL_ROUNDING_OCP, true, MODEL_QUANT_BF16 },
+    { "mxfp4, adapters in nvfp4", MODEL_QUANT_MXFP4, MODEL_QUANT_BF16, MODEL_ROUNDING_SEED, false,
+      MODEL_QUANT_NVFP4 },
+    { "nvfp4, inputs and adapters in mxfp4", MODEL_QUANT_NVFP4, MODEL_QUANT_MXFP4,
+      MODEL_ROUNDING_OCP, false, MODEL_QUANT_MXFP4 },
+    { "f32, inputs and adapters of a layer in nvfp4", MODEL_QUANT_F32, MODEL_QUANT_NVFP4,
+      MODEL_ROUNDING_OCP, true, MODEL_QUANT_NVFP4 },
 };
 static const struct dress { const char *name; bool lora; double sigma; bool ops; } dresses[] = {
     { "bare", false, 0, false }, { "adapter", true, 0, false }, { "adapter and AQN", true, .02, false },
@@ -308,7 +315,10 @@ static void world_open(struct world *w, const char *path, const struct shape *s,
     /* each shape and format another kind: draws, faults, what depends on a whole row */
     static const int types[] = { KERN_NOISE_RELATIVE_GAUSSIAN, KERN_NOISE_SPARSE, KERN_NOISE_DEADZONE };
     const int type = types[s - shapes];
-    const enum noise_point point = (enum noise_point)((format - formats) % 3);
+    enum noise_point point = (enum noise_point)((format - formats) % 3);
+    /* together they are refused: see policy_plan */
+    if (format->adapter && format->activations && point == NOISE_POINT_INPUT)
+        point = NOISE_POINT_OUTPUT;
     const struct noise_text ops = { .type = type, .scale = .02, .rate = .2, .layers = "all",
                                     /* in an update attention cannot be flushed */
                                     .names = type == KERN_NOISE_DEADZONE ? "matmul, silu, norm, rope, head" : "all",
@@ -321,7 +331,10 @@ static void world_open(struct world *w, const char *path, const struct shape *s,
     cr_assert_eq(noise_plan_make(&w->plan, &ops, &modules, &w->conf, &e), 0, "%s", e.text);
     for (int i = 0; i < 3; i++) {
         fix_open(&w->fix[i], path, i + 1, &w->conf, format->weights, fix_small_value);
-        fix_activations(&w->fix[i], format->activations, format->rounding, format->some);
+        fix_activations(&w->fix[i], format->activations, format->rounding,
+                        format->some && !format->adapter);
+        if (format->adapter)
+            fix_adapter(&w->fix[i], format->adapter, format->rounding, format->some);
         cr_assert_eq(noise_target_make(&target, &everything, 0, 1, &w->conf, &e), 0, "%s", e.text);
         cr_assert_eq(noise_view_open(&w->noise[i], &w->fix[i].model, &target, .02, 1, 2, &e), 0, "%s", e.text);
     }
