@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "kernels/pack.h"
 #include "lib/base/clock.h"
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
@@ -73,6 +74,33 @@ void model_proj_shape(const struct model_conf *c, enum proj p, int *out, int *in
     bool kv = p == PROJ_K || p == PROJ_V, wide = p == PROJ_GATE || p == PROJ_UP;
     *out = p == PROJ_Q ? q_dim : kv ? kv_dim : wide ? c->ffn_dim : c->dim;
     *in = p == PROJ_O ? q_dim : p == PROJ_DOWN ? c->ffn_dim : c->dim;
+}
+
+/* --- values --- */
+
+struct unpacking {
+    const struct kern_weight *w;
+    const void *records;                             /* of w, on the host */
+    float *values;
+};
+
+static void unpack_rows(void *arg, int part, int parts) {
+    const struct unpacking *x = arg;
+    const struct kern_weight *w = x->w;
+    for (int o = part; o < w->out; o += parts)
+        for (int i = 0; i < w->in; i++)
+            x->values[(size_t)o * (size_t)w->in + (size_t)i] =
+                w->scale * pack_get(x->records, w->format, w->out, w->in, o, i);
+}
+
+void model_values(struct kern *k, const struct kern_weight *w, float *values) {
+    const size_t bytes = kern_weight_bytes(w->format, w->out, w->in);
+    void *records = mem_alloc(bytes);
+    struct unpacking x = { w, records, values };
+    k->download(k, records, w->data, bytes);
+    if (k->pool) pool_run(k->pool, pool_threads(k->pool), unpack_rows, &x);
+    else unpack_rows(&x, 0, 1);
+    free(records);
 }
 
 /* --- the sum that names the weights --- */

@@ -90,6 +90,9 @@ void model_close(struct model **m);
 
 /* in and out width of a projection. */
 void model_proj_shape(const struct model_conf *c, enum proj p, int *out, int *in);
+/* A packed weight as it multiplies, scale and all: host values [out, in], row-major. The table's
+ * threads share the rows. */
+void model_values(struct kern *k, const struct kern_weight *w, float *values);
 extern const char *const model_proj_name[PROJ_COUNT];   /* "q_proj", ... "down_proj" */
 /* "bf16", "mxfp4", "nvfp4", "f32"; -1 */
 int model_quant_parse(const char *text);

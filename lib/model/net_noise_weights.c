@@ -7,7 +7,6 @@
  * makes them anew, and them alone.
  * Does not know: when a seed changes.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "kernels/pack.h"
 #include "lib/base/str.h"
 #include "lib/model/net_int.h"
 
@@ -54,21 +53,6 @@ size_t net_plan_weights(const struct model_conf *c, enum model_quant q,
 
 /* ---- one matrix ---- */
 
-struct matrix {
-    const struct kern_weight *w;
-    const void *records;                             /* of w, on the host */
-    float *value;                                    /* [out, in] */
-};
-
-static void matrix_rows(void *arg, int part, int parts) {
-    const struct matrix *x = arg;
-    const int in = x->w->in;
-    for (int o = part; o < x->w->out; o += parts)
-        for (int i = 0; i < in; i++)
-            x->value[(size_t)o * (size_t)in + (size_t)i] =
-                x->w->scale * pack_get(x->records, x->w->format, x->w->out, in, o, i);
-}
-
 /* value [rows, dim] becomes its noise, as the backend draws and counts it. */
 static void draw_rows(struct net *n, struct kern_noise noise, kptr buffer, float *value, int rows,
                       int dim) {
@@ -99,16 +83,11 @@ static void draw_rows(struct net *n, struct kern_noise noise, kptr buffer, float
 
 static void make_matrix(struct net *n, struct kern_noise noise, const struct kern_weight *w,
                         const struct kern_weight *to, kptr buffer) {
-    const size_t bytes = kern_weight_bytes(w->format, w->out, w->in);
-    void *records = mem_alloc(bytes);
-    struct matrix x = { w, records, mem_alloc((size_t)w->out * (size_t)w->in * sizeof *x.value) };
-    n->k->download(n->k, records, w->data, bytes);
-    if (n->k->pool) pool_run(n->k->pool, pool_threads(n->k->pool), matrix_rows, &x);
-    else matrix_rows(&x, 0, 1);
-    draw_rows(n, noise, buffer, x.value, w->out, w->in);
-    n->k->pack(n->k, to, x.value);
-    free(records);
-    free(x.value);
+    float *values = mem_alloc((size_t)w->out * (size_t)w->in * sizeof *values);
+    model_values(n->k, w, values);
+    draw_rows(n, noise, buffer, values, w->out, w->in);
+    n->k->pack(n->k, to, values);
+    free(values);
 }
 
 /* ---- all of them ---- */

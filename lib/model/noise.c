@@ -121,44 +121,40 @@ size_t noise_view_plan(const struct model_conf *c, enum model_quant q,
 struct matrix {
     const struct noise_view *v;
     const struct kern_weight *w;
-    const void *records;                 /* of w, on the host */
-    float *dw;                           /* [out, in] */
+    float *values;                       /* [out, in]: of w, row by row replaced by the noise */
     struct tally *row;                   /* [out]: summed in their order, whoever made them */
     double times;
     int tensor;
 };
 
-static void matrix_rows(void *arg, int part, int parts) {
+static void noise_rows(void *arg, int part, int parts) {
     struct matrix *x = arg;
-    const int in = x->w->in;
+    const size_t in = (size_t)x->w->in;
+    float *dw = mem_alloc(in * sizeof *dw);
     for (int o = part; o < x->w->out; o += parts) {
-        float *dw = x->dw + (size_t)o * (size_t)in;
-        noise_draw(dw, (size_t)o * (size_t)in, (size_t)in, x->times * x->v->sigma, x->v->seed,
-                   x->v->version, x->tensor);
-        for (int i = 0; i < in; i++) {
-            const float w = x->w->scale *
-                            pack_get(x->records, x->w->format, x->w->out, in, o, i);
+        float *w = x->values + (size_t)o * in;
+        noise_draw(dw, (size_t)o * in, in, x->times * x->v->sigma, x->v->seed, x->v->version,
+                   x->tensor);
+        for (size_t i = 0; i < in; i++) {
             dw[i] = bf16_to_f32(f32_to_bf16(dw[i]));
-            tally_element(&x->row[o], w, w + dw[i], (double)dw[i], x->times);
+            tally_element(&x->row[o], w[i], w[i] + dw[i], (double)dw[i], x->times);
         }
+        memcpy(w, dw, in * sizeof *dw);
     }
+    free(dw);
 }
 
 static void make_matrix(struct noise_view *v, struct matrix *x, const struct kern_weight *to,
                         struct tally *t) {
     const int out = x->w->out;
-    void *records = mem_alloc(kern_weight_bytes(x->w->format, out, x->w->in));
-    x->records = records;
-    x->dw = mem_alloc((size_t)out * (size_t)x->w->in * sizeof *x->dw);
+    x->values = mem_alloc((size_t)out * (size_t)x->w->in * sizeof *x->values);
     x->row = mem_alloc((size_t)out * sizeof *x->row);
-    v->kern->download(v->kern, records, x->w->data,
-                      kern_weight_bytes(x->w->format, out, x->w->in));
-    if (v->kern->pool) pool_run(v->kern->pool, pool_threads(v->kern->pool), matrix_rows, x);
-    else matrix_rows(x, 0, 1);
+    model_values(v->kern, x->w, x->values);
+    if (v->kern->pool) pool_run(v->kern->pool, pool_threads(v->kern->pool), noise_rows, x);
+    else noise_rows(x, 0, 1);
     for (int o = 0; o < out; o++) tally_add(t, &x->row[o]);
-    v->kern->pack(v->kern, to, x->dw);
-    free(records);
-    free(x->dw);
+    v->kern->pack(v->kern, to, x->values);
+    free(x->values);
     free(x->row);
 }
 

@@ -56,8 +56,8 @@ static int check_scale(const struct noise_text *t, const char *where, struct err
     int rc = 0;
     if (t->type == KERN_NOISE_FP8)
         return t->scale == 0 ? 0
-               : err_more(e, EXIT_CONFIG, "%s.scale is %g: fp8 has no size of its own, its steps are "
-                          "the format's; leave %s.scale out", where, t->scale, where);
+               : err_more(e, EXIT_CONFIG, "%s.scale is %g: fp8 has no size of its own, its steps "
+                          "are the format's; leave %s.scale out", where, t->scale, where);
     if (!(t->scale > 0) || !isfinite(t->scale))
         rc = err_more(e, EXIT_CONFIG, "%s.scale is %g: %s of that size is nothing; give a scale "
                       "above 0, or type = off", where, t->scale, noise_type_name[t->type]);
@@ -119,8 +119,8 @@ static int check_modules(const struct noise_text *t, struct err *e) {
                       noise_type_name[t->type]);
     if (t->point != NOISE_POINT_WEIGHT) return rc;
     if (t->type == KERN_NOISE_FP8)
-        rc = err_more(e, EXIT_CONFIG, "noise.modules: fp8 on weights is not offered; set at = input "
-                      "or output, or round weights with quant.weights");
+        rc = err_more(e, EXIT_CONFIG, "noise.modules: fp8 on weights is not offered; set at = "
+                      "input or output, or round weights with quant.weights");
     else if (t->type != KERN_NOISE_RELATIVE_GAUSSIAN)
         rc = err_more(e, EXIT_CONFIG, "noise.modules: %s on weights is not offered; at = weight "
                       "takes relative_gaussian", noise_type_name[t->type]);

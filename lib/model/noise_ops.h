@@ -99,8 +99,8 @@ double noise_intended(const struct noise_text *t);
  * forward+backward rollout,logprob,update; modules ..."; one form for one treatment. Appends. */
 void noise_plan_text(const struct noise_plan *p, struct str *out);
 /* The table of `check`: array of {"phase","kind":"op"|"module","name","direction","type",
- * noise_size_name,"sites"}, the adapter's gradient as "lora_grad", "layers" where only some are hit,
- * and for absent ones "note". */
+ * noise_size_name,"sites"}, the adapter's gradient as "lora_grad", "layers" where only some are
+ * hit, and for absent ones "note". */
 json_t *noise_plan_json(const struct noise_plan *p);
 
 /* What was measured since the last take; relative sizes are of |t| (absolute types: of 1). */
