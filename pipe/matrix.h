@@ -48,8 +48,10 @@ int matrix_check(struct matrix *m);
 /* Of several reasons the exit code says what the user can mend at once: a wrong word before what
  * the machine lacks. */
 void worse_code(int *code, int other);
-/* One table of all cells; with a sweep a dose-response table for each file. */
+/* One table of all cells; with a sweep a dose-response table for each file (matrix_doses.c). */
 void matrix_print(const struct matrix *m, FILE *to);
+void matrix_print_doses(const struct matrix *m, const char *file, FILE *to);
+bool cell_is_done(const struct cell *c);
 
 /* likeness.c: would the run told `old` be told the same by p? Names and places aside. */
 bool settings_are(const struct lang *old, struct pipeline *p);

@@ -102,18 +102,23 @@ static int check_marks(const struct result *r, struct err *e) {
     return 0;
 }
 
+/* The answers of the scores that are compared. */
+static int read_marks(struct result *r, const char *tape, struct err *e) {
+    free(r->mark);
+    r->mark = NULL;
+    r->marks = 0;
+    if (!r->score_n) return 0;
+    if (marks_read(&r->mark, &r->marks, tape, r->score, e) < 0) return -1;
+    return check_marks(r, e);
+}
+
 /* The series of scores that begins at `from`, and its answers. */
 static int use_series(struct result *r, int from, struct err *e) {
     char path[FS_PATH_MAX];
     r->score = r->scores.v + from;
     r->score_n = scores_series_end(&r->scores, from) - from;
-    free(r->mark);
-    r->mark = NULL;
-    r->marks = 0;
-    if (!r->score_n) return 0;
     fs_join(path, sizeof path, r->f.dir, "tape/answers.tape");
-    if (marks_read(&r->mark, &r->marks, path, r->score, e) < 0) return -1;
-    return check_marks(r, e);
+    return read_marks(r, path, e);
 }
 
 static int read_run(struct result *r, struct err *e) {
@@ -139,6 +144,27 @@ int result_use_noisy(struct result *r, struct err *e) {
         return err_code(e, EXIT_USAGE, "run '%s' has no score under noise: it needs "
                         "eval.also_noisy = yes, or noise in its scores", r->f.id);
     return use_series(r, i, e);
+}
+
+int result_use_offline(struct result *r, const char *dir, struct err *e) {
+    char path[FS_PATH_MAX];
+    struct score one;
+    struct str text;
+    str_init(&text);
+    fs_join(path, sizeof path, dir, "score.json");
+    int rc = fs_read(&text, path, 1 << 20, e);
+    if (rc == 0 && score_from_json(&one, text.s, text.len) < 0)
+        rc = err_set(e, "'%s' is not a score", path);
+    str_release(&text);
+    if (rc < 0) return -1;
+    scores_release(&r->scores);
+    r->scores.v = mem_alloc(sizeof one);
+    r->scores.v[0] = one;
+    r->scores.n = 1;
+    r->score = r->scores.v;
+    r->score_n = 1;
+    fs_join(path, sizeof path, dir, "answers.tape");
+    return read_marks(r, path, e);
 }
 
 int result_read(struct result *r, const char *runs_dir, const char *word, struct err *e) {

@@ -41,6 +41,8 @@ struct result {
 int result_read(struct result *r, const char *runs_dir, const char *word, struct err *e);
 /* Takes the scores under noise instead (eval.also_noisy, noise.ops.eval). */
 int result_use_noisy(struct result *r, struct err *e);
+/* Takes the one score that `qerl-pipe eval` kept in this folder instead, with its answers. */
+int result_use_offline(struct result *r, const char *dir, struct err *e);
 void result_release(struct result *r);
 const char *result_value(const struct result *r, const char *key);           /* NULL = not set */
 const char *result_file_sha256(const struct result *r, const char *role);    /* "" = not known */

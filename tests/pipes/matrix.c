@@ -99,7 +99,7 @@ Test(matrix, a_sweep_ends_with_the_first_value_that_is_worse) {
                  "1e-4) score 3 88;; *) score 3 30;; esac", EVAL, "");
     box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --sweep noise.aqn.sigma_start=0,1e-4,5e-2,0.5");
     box_has(box_out.s, "a-noise.aqn.sigma_start_1e-4-s1-0001");
-    box_has(box_out.s, "88.0 %  100  [80.2, 93.0]        -2.0   [-13.2, +9.1]  not distinguishable");
+    box_has(box_out.s, "88.0 %  [80.2, 93.0]        -2.0   [-13.2, +9.1]  not distinguishable");
     box_has(box_out.s, "(Bonferroni: 98.33 % each)");
     box_has(box_out.s, "the first value that is worse than 0: 5e-2\n");
     box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --sweep noise.aqn.sigma_start=0,1e-4");
@@ -127,6 +127,46 @@ Test(matrix, a_sweep_of_noise_that_never_was_says_so) {
     box_lacks(box_out.s, "noise.ops.scale = 0: NO NOISE");
     box_has(box_out.s, "a-noise.ops.scale_0-s1-0001 and a-noise.ops.scale_1e-4-s1-0001 ended with the same adapter");
     box_has(box_out.s, "a-noise.ops.scale_0-s1-0001 and a-noise.ops.scale_0.5-s1-0001 ended with the same adapter");
+}
+
+#define BOTH "start; noisy() { score $1 $2 $3; sed -i '$s/\"none\"/\"ops x\"/' $dir/scores.jsonl; }; " \
+             "score 0 90; case $(value noise.ops.type)-$(value noise.ops.scale) in " \
+             "off-*) score 3 90 aa;; *-1e-2) score 3 89 bb; noisy 3 85 bb;; " \
+             "*) score 3 88 cc; noisy 3 30 cc;; esac"
+
+Test(matrix, a_sweep_shows_clean_and_noisy_scores_beside_each_other) {
+    box_pipeline("a.pipe", BOTH, EVAL,
+                 "[noise.ops]\ntype = relative_gaussian\n[stage eval]\nalso_noisy = yes\n");
+    box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --sweep noise.ops.scale=0,1e-2,0.5 --seeds 2");
+    /* the control has no noise that a second score could have */
+    box_has(box_read("runs/a-noise.ops.scale_0-s1-0001/resolved.pipe"), "also_noisy = no");
+    box_has(box_read("runs/a-noise.ops.scale_0.5-s1-0001/resolved.pipe"), "also_noisy = yes");
+    box_has(box_out.s, "   clean          95 %  difference        interval  reading");
+    box_has(box_out.s, "   noisy          95 %  difference        interval  reading");
+    box_has(box_out.s, "  0.5                  2     3  100  88.0 %  [80.2, 93.0]        -2.0   "
+                       "[-13.7, +9.6]  not distinguishable (two adapters)  30.0 %  [21.9, 39.6]"
+                       "       -60.0  [-71.3, -44.1]  worse (two adapters)\n");
+    box_has(box_out.s, "fewer than 3 seeds of a value; the difference is that of seed 1, not of");
+    box_has(box_out.s, "clean score: no value is worse than 0, within these intervals");
+    box_has(box_out.s, "noisy score: the first value that is worse than 0: 0.5\n");
+    box_has(box_out.s, "(Bonferroni: 98.75 % each)");
+}
+
+Test(matrix, a_sweep_takes_noisy_scores_that_eval_kept) {
+    box_pipeline("a.pipe", DOSES, EVAL, "[noise.ops]\ntype = relative_gaussian\n");
+    box_expect(EXIT_DONE, "qerl-pipe matrix a.pipe --sweep noise.ops.scale=0,1e-4");
+    box_lacks(box_out.s, "noisy");
+    /* one of this value, step and seed; others beside it are of other questions */
+    box_expect(EXIT_DONE,
+               "r=runs/a-noise.ops.scale_1e-4-s1-0001; keep() { mkdir -p $r/eval/$1; "
+               "sed -n '$s/\"n\":100,\"right\":[0-9]*/\"n\":100,\"right\":'$2'/; "
+               "$s/\"none\"/\"ops x\"/p' $r/scores.jsonl > $r/eval/$1/score.json; }; "
+               "keep step000003-noise_0.5-trained-n_run-s1 1; keep step000003-noise_1e-4-trained-n_run-s2 2; "
+               "keep step000003-noise_1e-4-bf16-n_run-s1 3; keep step000000-noise_1e-4-trained-n_run-s1 4; "
+               "keep step000003-noise_0.0001-trained-n_run-s1 33; "
+               "qerl-pipe matrix a.pipe --sweep noise.ops.scale=0,1e-4");
+    box_has(box_out.s, "33.0 %");
+    box_has(box_out.s, "noisy score: the first value that is worse than 0: 1e-4\n");
 }
 
 Test(matrix, wrong_words_start_nothing) {
