@@ -1,10 +1,10 @@
 /* net_noise_weights.c - noise on the weights of modules: drawn once for a seed, kept beside the
  * weights, never in them.
  *
- * Knows: e = scale z |W| of a matrix, drawn row by row by the backend, rounded once to a bf16
- * matrix that is the noise (f32 beside f32 weights); the net multiplies by it as a second product.
- * Of norms e is f32, and AQN's dw is added to it, because the norm takes one dw: another AQN draw
- * makes them anew, and them alone.
+ * Knows: e of a matrix, made row by row by the backend (of type deadzone a row, one output's
+ * weights, has its own edge), rounded once to a bf16 matrix that is the noise (f32 beside f32
+ * weights); the net multiplies by it as a second product. Of norms e is f32, and AQN's dw is added
+ * to it, because the norm takes one dw: another AQN draw makes them anew, and them alone.
  * Does not know: when a seed changes.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/str.h"

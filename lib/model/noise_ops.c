@@ -121,11 +121,8 @@ static int check_modules(const struct noise_text *t, struct err *e) {
     if (t->type == KERN_NOISE_FP8)
         rc = err_more(e, EXIT_CONFIG, "noise.modules: fp8 on weights is not offered; set at = "
                       "input or output, or round weights with quant.weights");
-    else if (t->type != KERN_NOISE_RELATIVE_GAUSSIAN)
-        rc = err_more(e, EXIT_CONFIG, "noise.modules: %s on weights is not offered; at = weight "
-                      "takes relative_gaussian", noise_type_name[t->type]);
     if (t->bf16)
-        rc = err_more(e, EXIT_CONFIG, "noise.modules: noise on weights is drawn in f32 and rounded "
+        rc = err_more(e, EXIT_CONFIG, "noise.modules: noise on weights is made in f32 and rounded "
                       "once; at = weight takes dtype = f32");
     return rc;
 }

@@ -89,12 +89,14 @@ static void hit_op(struct other *o, enum noise_op op, int layer, int number, int
         return;
     hit(o, &o->p->op_text, layer < 0 ? 0 : layer, number, head, t, n, op == NOISE_OP_SOFTMAX);
 }
-/* w + e of row `row` of a module's weights, column i: the counter has the row for a position */
-static double heavy(const struct other *o, enum noise_module m, int layer, int row, int i, double w) {
-    if (!o->p || !o->p->module_text.type || o->p->module_text.point != NOISE_POINT_WEIGHT || !o->p->module[layer][m])
-        return w;
+/* w + e of row `row` of a module's weights: the counter has the row for a position */
+static void heavy(const struct other *o, enum noise_module m, int layer, int row, const double *w, int n, double *to) {
+    const struct noise_text *x = o->p ? &o->p->module_text : NULL;
+    const bool on = x && x->type && x->point == NOISE_POINT_WEIGHT && o->p->module[layer][m];
     const struct other at = { .prompt = ~0u, .sample = 0xffff, .pos = row };
-    return w + o->p->module_text.scale * normal(&at, (uint32_t)layer << 24 | (uint32_t)(64 + m) << 16, 0, i) * fabs(w);
+    for (int i = 0; i < n; i++)
+        to[i] = w[i] + (on ? term(x, normal(&at, (uint32_t)layer << 24 | (uint32_t)(64 + m) << 16, 0, i), w[i],
+                                  most_of(w, n)) : 0);
 }
 static void hit_module(struct other *o, enum noise_module m, int layer, enum noise_point at, double *t, int n) {
     if (!o->p || !o->p->module_text.type || o->p->module_text.point != at || !o->p->module[layer][m]) return;
@@ -121,21 +123,22 @@ static const double *weights(const struct other *o, int layer, enum noise_module
     static double kept[LAYERS][NOISE_MODULE_COUNT][WIDE * F];
     static int of[LAYERS][NOISE_MODULE_COUNT];
     if (!o->p || o->p->module_text.point != NOISE_POINT_WEIGHT) return w;
-    for (int i = 0; i < out * in && of[layer][m] != cases; i++)
-        kept[layer][m][i] = heavy(o, m, layer, i / in, i % in, w[i]);
+    for (int row = 0; row < out && of[layer][m] != cases; row++)
+        heavy(o, m, layer, row, w + row * in, in, kept[layer][m] + row * in);
     of[layer][m] = cases;
     return kept[layer][m];
 }
 
 static void norm(struct other *o, enum tensor w, enum noise_module m, int layer, int site, const double *x,
                  double *y) {
-    double in[D], sum = 0;
+    double in[D], weight[D], sum = 0;
     const int l = layer < 0 ? 0 : layer;
     memcpy(in, x, sizeof in);
     hit_module(o, m, l, NOISE_POINT_INPUT, in, D);
     for (int i = 0; i < D; i++) sum += in[i] * in[i];
     const double rstd = 1 / sqrt(sum / D + 1e-6);
-    for (int i = 0; i < D; i++) y[i] = in[i] * rstd * heavy(o, m, l, 0, i, value[l][w][i]);
+    heavy(o, m, l, 0, value[l][w], D, weight);
+    for (int i = 0; i < D; i++) y[i] = in[i] * rstd * weight[i];
     hit_op(o, NOISE_OP_NORM, layer, site, 0, y, D);
     hit_module(o, m, l, NOISE_POINT_OUTPUT, y, D);
 }
@@ -391,13 +394,13 @@ Test(noise_double, module_weights) {
 }
 /* Values of the small net that lie on a step of these types are the same in f32 and double: the seed has none that
  * falls to another side. */
-Test(noise_double, other_types_on_inputs_and_outputs) {
+Test(noise_double, other_types_on_inputs_outputs_and_weights) {
     static const struct { int type; double scale; } types[] = {
         { KERN_NOISE_ABSOLUTE_GAUSSIAN, .02 }, { KERN_NOISE_BIAS, .02 }, { KERN_NOISE_DEADZONE, .2 },
         { KERN_NOISE_FP8, 0 },
     };
     for (size_t i = 0; i < COUNT_OF(types); i++)
-        for (int at = NOISE_POINT_INPUT; at <= NOISE_POINT_OUTPUT; at++)
+        for (int at = NOISE_POINT_INPUT; at <= (types[i].scale > 0 ? NOISE_POINT_WEIGHT : NOISE_POINT_OUTPUT); at++)
             agree(&(struct case_){ .targets = "linear, rmsnorm, lm_head", .exclude = "", .layers = "all",
                                    .at = (enum noise_point)at, .type = types[i].type, .scale = types[i].scale });
 }

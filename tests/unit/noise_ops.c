@@ -215,8 +215,16 @@ Test(noise_ops, combinations_that_mean_nothing_are_refused) {
     refused_ops(text_ops("matmul,head", "14-17"), "head lies in no layer", NULL);
     x = m, x.type = KERN_NOISE_SPARSE;
     refused_modules(x, "is for operations", NULL);
-    x = m, x.type = KERN_NOISE_BIAS, x.point = NOISE_POINT_WEIGHT;
-    refused_modules(x, "at = weight takes relative_gaussian", NULL);
+    x = m, x.bf16 = true, x.point = NOISE_POINT_WEIGHT;
+    refused_modules(x, "at = weight takes dtype = f32", NULL);
+    static const int on_weights[] = { KERN_NOISE_RELATIVE_GAUSSIAN, KERN_NOISE_ABSOLUTE_GAUSSIAN, KERN_NOISE_BIAS,
+                                      KERN_NOISE_DEADZONE };
+    for (size_t i = 0; i < COUNT_OF(on_weights); i++) {
+        struct noise_plan p;
+        struct err e = { 0 };
+        x = m, x.type = on_weights[i], x.point = NOISE_POINT_WEIGHT;
+        cr_expect_eq(noise_plan_make(&p, NULL, &x, &qwen, &e), 0, "%s", e.text);
+    }
     x = t, x.scale = 0;                              /* one message for all of it */
     m.names = "liner";
     expect_refused(&x, &m, "noise.ops.scale", "'liner'");

@@ -533,6 +533,45 @@ Test(noise_sites, absolute_sizes_lie_within_what_f32_can_hold) {
     world_close(&w);
 }
 
+/* Each type that weights take, on each kind of base: it happened, and rollout and learner have the same. */
+Test(noise_sites, every_type_lies_beside_weights) {
+    static const int types[] = { KERN_NOISE_RELATIVE_GAUSSIAN, KERN_NOISE_ABSOLUTE_GAUSSIAN, KERN_NOISE_BIAS,
+                                 KERN_NOISE_DEADZONE };
+    static const enum model_quant quants[] = { MODEL_QUANT_BF16, MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4 };
+    for (size_t q = 0; q < COUNT_OF(quants); q++) {
+        struct world w;
+        float clean[SCORED], lp[SCORED], again[SCORED];
+        world_open(&w, quants[q], 2);
+        score(&w, clean);
+        take(&w);
+        for (size_t i = 0; i < COUNT_OF(types); i++) {
+            const bool flush = types[i] == KERN_NOISE_DEADZONE;      /* the small net's norms lie near 1 */
+            struct noise_text m = text(flush ? "linear, lm_head" : "linear, rmsnorm, lm_head", true, false);
+            m.exclude = "";
+            m.type = types[i];
+            m.point = NOISE_POINT_WEIGHT;
+            m.scale = flush ? .3 : .01;
+            make(&w, NULL, &m);
+            call_count = 0;
+            net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, i + 1, 2);
+            score(&w, lp);
+            struct noise_evidence ev = take(&w);
+            expect_happened(&w, NOISE_PHASE_LOGPROB, &ev);
+            for (int module = 0; module < NOISE_MODULE_COUNT; module++) {
+                const struct noise_tally *t = &ev.module[module];
+                cr_expect_eq(t->changed > 0, w.plan.module_sites[module] > 0, "%s", noise_module_name[module]);
+                cr_expect(!flush || t->r2 == t->changed << 20);
+            }
+            cr_expect(memcmp(lp, clean, sizeof lp) != 0);
+            net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, i + 1, 2);
+            free(train(&w, again));
+            cr_expect_eq(memcmp(lp, again, sizeof lp), 0);
+            take(&w);
+        }
+        world_close(&w);
+    }
+}
+
 static double distance(const float *a, const float *b, size_t n) {
     double d = 0, size = 0;
     for (size_t i = 0; i < n; i++) {

@@ -36,4 +36,7 @@ void origin_close(struct origin *s);
 /* The noise on one token of one result of an operation, on a row of a module's weights, on the
  * gradient of a layer's adapter: prints z and e / |t| of its elements. */
 int noise_of_token(const struct origin *s, const struct ask *a, struct err *e);
+/* Row --position of a module's weights and the noise on it, of a type that draws nothing. */
+int noise_of_row(const struct kern_noise *n, const struct origin *s, const struct ask *a,
+                 enum noise_module module, struct err *e);
 #endif

@@ -231,6 +231,11 @@ int noise_of_token(const struct origin *s, const struct ask *a, struct err *e) {
         (s->run ? kind_of_run(&n, s, a, &site, module, e) : kind_asked(&n, a, e)) < 0 ||
         grad_params(&params, s, a, &site, e) < 0)
         return -1;
+    if (!kern_noise_draws(n.type) && site.flags & ROWS) {
+        printf("noise      %s %.7g, site %s\n", noise_type_name[n.type], (double)n.scale,
+               site.name);
+        return noise_of_row(&n, s, a, (enum noise_module)site.what, e);
+    }
     if (!kern_noise_draws(n.type))
         return err_code(e, EXIT_USAGE, "%s draws nothing: its effect follows from the values alone",
                         noise_type_name[n.type]);
