@@ -57,9 +57,9 @@ KERN_FN float kern_expf(float x) {
     p = fmaf(p, r, KEXP_P5);
     p = fmaf(p, r * r, r) + 1.0f;
     /* 2^n in two steps: n may be -151 or 128 */
-    int32_t half = n >> 1;
-    float a = kern_float((uint32_t)(half + 127) << 23);
-    float b = kern_float(((uint32_t)n - (uint32_t)half + 127u) << 23);
+    int32_t first = n >> 1;
+    float a = kern_float((uint32_t)(first + 127) << 23);
+    float b = kern_float(((uint32_t)n - (uint32_t)first + 127u) << 23);
     return p * a * b;
 }
 
@@ -95,10 +95,10 @@ KERN_FN float kern_logf(float x) {
 
 KERN_FN float kern_sigmoidf(float x) { return 1.0f / (1.0f + kern_expf(-x)); }
 
-/* Lane i += lane i + half, for half = 8, 4, 2, 1. */
+/* Lane i += lane i + step, for step = 8, 4, 2, 1. */
 KERN_FN float kern_fold16(float lane[16]) {
-    for (int half = 8; half > 0; half >>= 1)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    for (int step = 8; step > 0; step >>= 1)
+        for (int i = 0; i < step; i++) lane[i] += lane[i + step];
     return lane[0];
 }
 /* Dot product in the canonical order: lane i takes elements i, i + 16, ... */

@@ -36,10 +36,10 @@ KERN_FN int quant_floor_log2(float x) {
 /* floor(log2f x) of a positive normal x, log2f rounded correctly: the last floats below a power of
  * two, `left` steps of 2^-24 of it away, are rounded up to it. */
 KERN_FN int quant_floor_log2f(float x) {
-    int k = quant_floor_log2(x), size = k < 0 ? ~k : k, half = 1;
+    int k = quant_floor_log2(x), size = k < 0 ? ~k : k, rounds = 1;
     int left = 0x800000 - (int)(kern_bits(x) & 0x7fffff);
-    while (half * 2 <= size) half *= 2;               /* half a step of log2f's result, in 2^-24 */
-    return left < half * 0.69314718 ? k + 1 : k;
+    while (rounds * 2 <= size) rounds *= 2;           /* half a step of log2f's result, in 2^-24 */
+    return left < rounds * 0.69314718 ? k + 1 : k;
 }
 
 /* pack_e4m3 of 0 .. 0x7e, and of 0x7f the 480 that the earlier system made of it */
@@ -121,7 +121,7 @@ KERN_FN void quant_block_nvfp4_seed(struct quant_block *b, float amax) {
     quant_fix(b, QUANT_TIES_DOWN, b->unit, true);
 }
 
-KERN_FN void quant_block(struct quant_block *b, enum kern_format format, bool seed,
+KERN_FN void quant_block_fill(struct quant_block *b, enum kern_format format, bool seed,
                                float amax, float tensor_scale) {
     if (format == KERN_FORMAT_MXFP4) quant_block_mxfp4(b, amax, seed);
     else if (seed) quant_block_nvfp4_seed(b, amax);

@@ -38,6 +38,23 @@ static void print_expected(const struct pipeline *p, FILE *to) {
     fprintf(to, "expected     %s\n", text);
 }
 
+/* The GPU of a stage, which needs room for what the stage makes and for the weights. */
+static void print_device(const json_t *of, int64_t bytes, FILE *to) {
+    const json_t *device = json_object_get(of, "device");
+    if (!device) return;
+    char needs[32], has[32], unused[32];
+    const double needed = (double)bytes + json_number_value(json_object_get(of, "weights_bytes")),
+                 all = json_number_value(json_object_get(device, "memory_bytes")),
+                 left = json_number_value(json_object_get(device, "free_bytes"));
+    bytes_text(needs, sizeof needs, needed);
+    bytes_text(has, sizeof has, all);
+    bytes_text(unused, sizeof unused, left);
+    fprintf(to, "             on %s (%s): needs %s with the weights, has %s, %s free%s\n",
+            json_string_value(json_object_get(device, "name")),
+            json_string_value(json_object_get(device, "arch")), needs, has, unused,
+            needed > left ? ": TOO LITTLE" : "");
+}
+
 static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *to) {
     fprintf(to, "\nstages\n");
     for (int i = 0; i < p->stages; i++) {
@@ -54,6 +71,7 @@ static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *
         bytes_text(pages, sizeof pages, (double)pages_bytes);
         if (pages_bytes) fprintf(to, ", %s of it keys and values", pages);
         fprintf(to, s->replicas > 1 ? "  x %d replicas\n" : "\n", s->replicas);
+        print_device(pl->of[i], bytes, to);
     }
     for (int i = 0; i < p->lang.links; i++) {
         const struct lang_link *k = &p->lang.link[i];
@@ -135,16 +153,17 @@ static void print_noise(const struct plan *pl, const struct pipeline *p, FILE *t
     json_decref(rows);
 }
 
-/* One line for each packed file, however many stages map it; returns the bytes of all. */
+/* One line for each packed file, however many stages on cores map it; returns the bytes of all. */
 static int64_t print_weights(const struct plan *pl, const struct pipeline *p, FILE *to) {
     int64_t all = 0;
     for (int i = 0; i < p->stages; i++) {
         const json_t *label = json_object_get(pl->of[i], "weights");
         const int64_t bytes = json_integer_value(json_object_get(pl->of[i], "weights_bytes"));
         char text[32];
-        bool told = !json_is_string(label);
+        bool told = !json_is_string(label) || json_object_get(pl->of[i], "device");
         for (int j = 0; j < i && !told; j++)
-            told = json_equal(label, json_object_get(pl->of[j], "weights"));
+            told = !json_object_get(pl->of[j], "device") &&
+                   json_equal(label, json_object_get(pl->of[j], "weights"));
         if (told) continue;
         bytes_text(text, sizeof text, (double)bytes);
         const char *count = json_string_value(json_object_get(pl->of[i], "quantised"));

@@ -50,7 +50,7 @@ static json_t *now_text(void) {
     return json_string(text);
 }
 
-static json_t *programs(const struct pipeline *p) {
+static json_t *programs(const struct pipeline *p, const struct plan *pl) {
     json_t *list = json_object();
     for (int i = 0; i < p->stages; i++) {
         const struct pipe_stage *s = &p->stage[i];
@@ -61,6 +61,8 @@ static json_t *programs(const struct pipeline *p) {
         json_object_set_new(o, "exec", json_string(s->exec));
         json_object_set_new(o, "sha256", json_string(sha));
         json_object_set_new(o, "place", json_string(place));
+        json_t *device = json_object_get(pl->of[i], "device");
+        if (device) json_object_set(o, "device", device);
         json_object_set_new(o, "replicas", json_integer(s->replicas));
         json_object_set_new(list, s->name, o);
     }
@@ -124,7 +126,7 @@ static json_t *manifest(const struct folder *f, const struct pipeline *p, const 
     json_object_set_new(o, "cpu_flags", json_string(cpu_flags()));
     json_object_set_new(o, "steps", json_integer(pl->steps));
     json_object_set_new(o, "scored_last", json_integer(pl->scored_last));
-    json_object_set_new(o, "stages", programs(p));
+    json_object_set_new(o, "stages", programs(p, pl));
     json_object_set_new(o, "files", files(pl));
     return o;
 }

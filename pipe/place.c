@@ -5,12 +5,48 @@
 #include <ctype.h>
 #include <dirent.h>
 
-#include "lib/base/str.h"
+#include "lib/base/fs.h"
+#include "lib/base/json.h"
+#include "pipe/proc.h"
 
-void place_machine(struct place_machine *m) {
-    CPU_ZERO(&m->cores);
-    m->gpus = 0;
-    sched_getaffinity(0, sizeof m->cores, &m->cores);
+static const char *own_gpus(void) { return getenv("CUDA_VISIBLE_DEVICES"); }
+
+json_t *place_devices(struct err *e) {
+    char path[FS_PATH_MAX];
+    const char *argv[] = { path, "--devices", NULL };
+    struct str out, talk;
+    int status = 0;
+    json_t *o = NULL;
+    if (proc_find(path, sizeof path, "qerl-rollout") < 0) {
+        err_code(e, EXIT_ENV, "qerl-rollout is not built");
+        return NULL;
+    }
+    str_init(&out);
+    str_init(&talk);
+    if (proc_capture(argv, &out, &talk, 60, &status, e) == 0) {
+        if (status == 0) o = json_parse(out.s, out.len, "qerl-rollout --devices", e);
+        else err_code(e, EXIT_ENV, "qerl-rollout --devices ended with %d: %.300s", status, talk.s);
+    }
+    str_release(&out);
+    str_release(&talk);
+    return o;
+}
+
+static void ask_plugin(struct place_machine *m) {
+    struct err e = { 0 };
+    json_t *o = place_devices(&e), *all = json_object_get(o, "devices");
+    const char *error = json_string_value(json_object_get(o, "error"));
+    for (size_t i = 0; i < json_array_size(all) && i < 64; i++) {
+        const json_t *arch = json_object_get(json_array_get(all, i), "arch");
+        m->gpus |= 1ull << i;
+        m->emulated = json_is_string(arch) && strcmp(json_string_value(arch), "emulated") == 0;
+    }
+    if (!o) error = e.text;
+    if (error) snprintf(m->trouble, sizeof m->trouble, "%.399s", error);
+    json_decref(o);
+}
+
+static void ask_driver(struct place_machine *m) {
     DIR *d = opendir("/dev");
     for (struct dirent *entry; d && (entry = readdir(d));) {
         int64_t n;
@@ -24,6 +60,21 @@ void place_machine(struct place_machine *m) {
     for (struct dirent *entry; d && (entry = readdir(d));)
         if (entry->d_name[0] != '.' && n < 64) m->gpus |= 1ull << n++;
     if (d) closedir(d);
+    const char *own = own_gpus();
+    if (!own) return;
+    int given = *own ? 1 : 0;                  /* those that the launcher was given, renumbered */
+    for (const char *at = own; (at = strchr(at, ',')); at++) given++;
+    const int there = __builtin_popcountll(m->gpus);
+    if (given > there) given = there;
+    m->gpus = given < 64 ? (1ull << given) - 1 : ~0ull;
+}
+
+void place_machine(struct place_machine *m) {
+    const char *plugin = getenv("QERL_CUDA");
+    *m = (struct place_machine){ 0 };
+    sched_getaffinity(0, sizeof m->cores, &m->cores);
+    if (plugin && *plugin) ask_plugin(m);
+    else ask_driver(m);
 }
 
 void place_cores_text(char *out, size_t size, const cpu_set_t *cores) {
@@ -51,7 +102,31 @@ void place_text(char *out, size_t size, const struct place_choice *c) {
     char ids[400];
     if (c->gpu) place_gpus_text(ids, sizeof ids, c->gpus);
     else place_cores_text(ids, sizeof ids, &c->cores);
-    snprintf(out, size, "%s:%s", c->gpu ? "gpu" : "cpu", ids);
+    snprintf(out, size, "%s:%s%s", c->gpu ? "gpu" : "cpu", ids,
+             c->emulated ? " (emulated device: for tests)" : "");
+}
+
+/* The n-th of a list of words between commas. */
+static int word_of(const char *list, int n) {
+    int at = 0;
+    for (; n > 0; n--) at += (int)strcspn(list + at, ",") + 1;
+    return at;
+}
+
+void place_visible(char *out, size_t size, const struct place_choice *c) {
+    const char *own = own_gpus();
+    size_t used = 0;
+    if (!own || !*own) {
+        place_gpus_text(out, size, c->gpus);
+        return;
+    }
+    out[0] = 0;
+    for (int i = 0; i < 64 && used < size; i++) {
+        if (!(c->gpus >> i & 1)) continue;
+        const char *word = own + word_of(own, i);
+        used += (size_t)snprintf(out + used, size - used, "%s%.*s", used ? "," : "",
+                                 (int)strcspn(word, ","), word);
+    }
 }
 
 /* "0,2-3": one number or range at *s; moves on. */
@@ -117,6 +192,7 @@ int place_take(struct place *p, const char *text, const struct place_machine *m,
         bool has = p->choice[i].gpu ? (p->choice[i].gpus & ~m->gpus) == 0
                                     : CPU_EQUAL(&both, &p->choice[i].cores);
         if (!has) continue;
+        p->choice[i].emulated = p->choice[i].gpu && m->emulated;
         p->taken = i;
         return 0;
     }
@@ -124,7 +200,8 @@ int place_take(struct place *p, const char *text, const struct place_machine *m,
     place_cores_text(cores, sizeof cores, &m->cores);
     place_gpus_text(gpus, sizeof gpus, m->gpus);
     return err_code(e, EXIT_ENV,
-                    "place '%s': this machine has cores %s and %s%s; add '| cpu:*' or choose among "
-                    "these",
-                    text, cores, m->gpus ? "GPUs " : "no GPU", gpus);
+                    "place '%s': this machine has cores %s and %s%s%s%s%s; add '| cpu:*' or choose "
+                    "among these",
+                    text, cores, m->gpus ? "GPUs " : "no GPU", gpus, *m->trouble ? " (" : "",
+                    m->trouble, *m->trouble ? ")" : "");
 }

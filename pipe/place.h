@@ -1,21 +1,27 @@
 /* place.h - where a stage runs: `gpu:0,1 | cpu:0-1 | cpu:*`, alternatives in order of preference.
  *
  * The first alternative that the machine has is taken: a GPU that the driver shows, cores that this
- * process may use. Cores may be shared between stages (they take turns), a GPU may not.
+ * process may use. Cores may be shared between stages (they take turns), a GPU may not. Where the
+ * launcher itself was given GPUs (CUDA_VISIBLE_DEVICES), gpu:0 is the first of those. With
+ * QERL_CUDA set, the plugin that it names is asked what there is: the emulated one of the tests
+ * has devices.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_PLACE_H
 #define QERL_PLACE_H
 #include "lib/base/err.h"   /* first: says which system we compile for */
 #include <sched.h>
 
+#include "lib/base/json.h"
 
 enum { PLACE_ALTERNATIVES_MAX = 8, PLACE_IDS_MAX = 1024 };
 struct place_machine {
     cpu_set_t cores;                         /* our affinity */
     uint64_t gpus;                           /* bit i: GPU i is there */
+    bool emulated;                           /* they are a CPU's work, for tests */
+    char trouble[400];                       /* why the plugin of QERL_CUDA shows none, or "" */
 };
 struct place_choice {
-    bool gpu;
+    bool gpu, emulated;
     uint64_t gpus;
     cpu_set_t cores;                         /* of a GPU stage: all of ours */
 };
@@ -25,11 +31,16 @@ struct place {
     int taken;                               /* -1: the machine has none of them */
 };
 void place_machine(struct place_machine *m);
+/* What the plugin says of all GPUs (qerl-rollout --devices); NULL where it cannot be asked. */
+json_t *place_devices(struct err *e);
 /* Text to alternatives; a mistake in it is an error whatever the machine. */
 int place_read(struct place *p, const char *text, const struct place_machine *m, struct err *e);
 /* Sets p->taken; EXIT_ENV and a sentence with what the machine has if nothing fits. */
 int place_take(struct place *p, const char *text, const struct place_machine *m, struct err *e);
 void place_cores_text(char *out, size_t size, const cpu_set_t *cores);   /* "0-1,4" */
 void place_gpus_text(char *out, size_t size, uint64_t gpus);             /* "0,1", "" for none */
-void place_text(char *out, size_t size, const struct place_choice *c);   /* "gpu:0", "cpu:0-1" */
+/* "gpu:0", "cpu:0-1"; an emulated GPU says so */
+void place_text(char *out, size_t size, const struct place_choice *c);
+/* The CUDA_VISIBLE_DEVICES of a stage placed there: "" for none. */
+void place_visible(char *out, size_t size, const struct place_choice *c);
 #endif

@@ -67,7 +67,7 @@ static void add_talk(struct complaints *to, const struct pipe_stage *s, const ch
 static int ask_one(struct plan *pl, struct pipeline *p, int i, const char *dir,
                    struct complaints *talk, struct err *e) {
     struct pipe_stage *s = &p->stage[i];
-    char conf[FS_PATH_MAX], name[200];
+    char conf[FS_PATH_MAX], name[200], gpus[400];
     struct str out, said;
     int status = 0;
     snprintf(name, sizeof name, "%.150s.conf", s->name);
@@ -76,7 +76,8 @@ static int ask_one(struct plan *pl, struct pipeline *p, int i, const char *dir,
     const char *argv[] = { s->exec, "--plan", "-c", conf, NULL };
     str_init(&out);
     str_init(&said);
-    int rc = proc_capture(argv, &out, &said, 600, &status, e);
+    place_visible(gpus, sizeof gpus, &s->place.choice[s->place.taken]);
+    int rc = proc_capture_on(gpus, argv, &out, &said, 600, &status, e);
     if (rc == 0 && status != 0) {
         add_talk(talk, s, conf, &said);
         rc = err_code(e, status == EXIT_CONFIG || status == EXIT_ENV ? status : EXIT_FAILED,
@@ -124,7 +125,7 @@ static void join(struct plan *pl, json_t *o, const struct pipe_stage *s) {
     json_may_int(o, "memory_bytes", &memory, 0, big, s->name, &e);
     json_may_int(o, "disk_bytes", &disk, 0, big, s->name, &e);
     json_may_num(o, "seconds_per_step", &seconds, s->name, &e);
-    pl->memory_bytes += memory * s->replicas;
+    if (!json_object_get(o, "device")) pl->memory_bytes += memory * s->replicas;
     pl->disk_bytes += disk;
     pl->seconds_per_step += seconds;
     json_t *scored = json_object_get(o, "scored"), *sigma = json_object_get(o, "sigma"),

@@ -50,8 +50,8 @@ static void child_common(pid_t parent) {
     if (getppid() != parent) _exit(127);
 }
 
-static void child_exec(const char *const *argv, int said) {
-    execv(argv[0], (char *const *)(uintptr_t)argv);
+static void child_exec(const char *const *argv, char **env, int said) {
+    execve(argv[0], (char *const *)(uintptr_t)argv, env);
     int failed = errno;
     if (write(said, &failed, sizeof failed) < 0) _exit(126);
     _exit(127);
@@ -90,8 +90,23 @@ static int drain(int out_fd, int talk_fd, struct str *out, struct str *talk, dou
     return 0;
 }
 
-int proc_capture(const char *const *argv, struct str *out, struct str *talk, int timeout_s,
-                 int *status, struct err *e) {
+/* Everything that allocates happens before fork: the environment with the visible GPUs. */
+static char **env_with_gpus(const char *gpus) {
+    int n = 0;
+    while (environ[n]) n++;
+    char **env = mem_alloc((size_t)(n + 2) * sizeof *env);
+    int m = 0;
+    for (int i = 0; i < n; i++)
+        if (!str_starts(environ[i], "CUDA_VISIBLE_DEVICES=")) env[m++] = environ[i];
+    struct str s;
+    str_init(&s);
+    str_printf(&s, "CUDA_VISIBLE_DEVICES=%s", gpus);
+    env[m] = s.s;
+    return env;
+}
+
+static int capture(char **env, const char *const *argv, struct str *out, struct str *talk,
+                   int timeout_s, int *status, struct err *e) {
     int o[2], t[2], x[2], w = 0;
     if (pipe2(o, O_CLOEXEC) < 0 || pipe2(t, O_CLOEXEC) < 0 || pipe2(x, O_CLOEXEC) < 0)
         return err_code(e, EXIT_ENV, "pipe: %s", strerror(errno));
@@ -100,7 +115,7 @@ int proc_capture(const char *const *argv, struct str *out, struct str *talk, int
         child_common(parent);
         int null = open("/dev/null", O_RDONLY);
         if (dup2(null, 0) < 0 || dup2(o[1], 1) < 0 || dup2(t[1], 2) < 0) _exit(127);
-        child_exec(argv, x[1]);
+        child_exec(argv, env, x[1]);
     }
     int failed = errno;
     close(o[1]);
@@ -126,6 +141,26 @@ int proc_capture(const char *const *argv, struct str *out, struct str *talk, int
     return rc;
 }
 
+int proc_capture(const char *const *argv, struct str *out, struct str *talk, int timeout_s,
+                 int *status, struct err *e) {
+    return capture(environ, argv, out, talk, timeout_s, status, e);
+}
+
+static void env_free(char **env) {
+    char **last = env;
+    while (last[1]) last++;
+    free(*last);
+    free(env);
+}
+
+int proc_capture_on(const char *gpus, const char *const *argv, struct str *out, struct str *talk,
+                    int timeout_s, int *status, struct err *e) {
+    char **env = env_with_gpus(gpus);
+    const int rc = capture(env, argv, out, talk, timeout_s, status, e);
+    env_free(env);
+    return rc;
+}
+
 int proc_through(const char *const *argv, struct err *e) {
     int x[2], w = 0;
     if (pipe2(x, O_CLOEXEC) < 0) return err_code(e, EXIT_ENV, "pipe: %s", strerror(errno));
@@ -133,7 +168,7 @@ int proc_through(const char *const *argv, struct err *e) {
     pid_t parent = getpid(), pid = fork();
     if (pid == 0) {
         child_common(parent);
-        child_exec(argv, x[1]);
+        child_exec(argv, environ, x[1]);
     }
     close(x[1]);
     if (pid < 0) {
@@ -143,21 +178,6 @@ int proc_through(const char *const *argv, struct err *e) {
     if (exec_verdict(x[0], pid, argv[0], e) < 0) return -1;
     while (waitpid(pid, &w, 0) < 0 && errno == EINTR) continue;
     return proc_status(w);
-}
-
-/* Everything that allocates happens before fork: the environment with the visible GPUs. */
-static char **env_with_gpus(const char *gpus) {
-    int n = 0;
-    while (environ[n]) n++;
-    char **env = mem_alloc((size_t)(n + 2) * sizeof *env);
-    int m = 0;
-    for (int i = 0; i < n; i++)
-        if (!str_starts(environ[i], "CUDA_VISIBLE_DEVICES=")) env[m++] = environ[i];
-    struct str s;
-    str_init(&s);
-    str_printf(&s, "CUDA_VISIBLE_DEVICES=%s", gpus);
-    env[m] = s.s;
-    return env;
 }
 
 static void child_start(const struct proc_spec *s, char **env, int log, pid_t parent, int said) {
@@ -184,15 +204,13 @@ pid_t proc_start(const struct proc_spec *s, int *pidfd, struct err *e) {
         close(log);
         return err_code(e, EXIT_ENV, "pipe: %s", strerror(errno));
     }
-    char **env = env_with_gpus(s->gpus), **last = env;
-    while (last[1]) last++;
+    char **env = env_with_gpus(s->gpus);
     pid_t parent = getpid(), pid = fork();
     if (pid == 0) child_start(s, env, log, parent, x[1]);
     int failed = errno;
     close(log);
     close(x[1]);
-    free(*last);
-    free(env);
+    env_free(env);
     if (pid < 0) {
         close(x[0]);
         return err_code(e, EXIT_ENV, "fork: %s", strerror(failed));

@@ -18,6 +18,9 @@ enum { PROC_ARGS_MAX = 32, PROC_OUT_BYTES_MAX = 8 << 20 };
  * signal. -1 if it cannot be started, says too much, or takes longer than timeout_s. */
 int proc_capture(const char *const *argv, struct str *out, struct str *talk, int timeout_s,
                  int *status, struct err *e);
+/* The same with CUDA_VISIBLE_DEVICES = gpus. */
+int proc_capture_on(const char *gpus, const char *const *argv, struct str *out, struct str *talk,
+                    int timeout_s, int *status, struct err *e);
 /* Runs argv on our own stdin, stdout and stderr; returns its status as above, or -1. */
 int proc_through(const char *const *argv, struct err *e);
 

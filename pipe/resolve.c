@@ -289,6 +289,36 @@ static void check_gpus(struct pipeline *p) {
         }
 }
 
+/* A stage computes where it is placed: kernels of the other kind would take its place without a
+ * word. */
+static void check_kernels(struct pipeline *p) {
+    for (int i = 0; i < p->stages; i++) {
+        const struct pipe_stage *s = &p->stage[i];
+        const struct about_key *k = about_key(&s->about, "run.kernels");
+        if (!k || s->place.taken < 0) continue;
+        const struct place_choice *c = &s->place.choice[s->place.taken];
+        struct origin at;
+        const char *text = pipeline_value(p, s, k, &at);
+        char where[500];
+        place_text(where, sizeof where, c);
+        const bool cuda = str_starts(text, "cuda");
+        if (cuda && !c->gpu)
+            lang_error(&p->lang, at,
+                       "run.kernels = %s, but stage '%s' is placed on %s: write place = gpu:0 in "
+                       "[stage %s], or run.kernels = auto",
+                       text, s->name, where, s->name);
+        else if (c->gpu && !cuda && strcmp(text, "auto") != 0)
+            lang_error(&p->lang, at,
+                       "run.kernels = %s is a path of the CPU, but stage '%s' is placed on %s: "
+                       "write run.kernels = auto, or place = cpu:* in [stage %s]",
+                       text, s->name, where, s->name);
+        else if (c->gpu && __builtin_popcountll(c->gpus) > 1)
+            lang_error(&p->lang, s->at,
+                       "stage '%s' is placed on %s: it computes on one GPU, write place = gpu:%d",
+                       s->name, where, __builtin_ctzll(c->gpus));
+    }
+}
+
 /* ---- values ---- */
 
 static bool checked_before(const struct pipeline *p, int stage, const struct lang_value *v) {
@@ -361,6 +391,7 @@ void pipeline_load(struct pipeline *p, const char *path, const char *const *sets
         if (all) {
             check_names(p);
             check_values(p);
+            check_kernels(p);
             pipeline_wire(p);
         }
     }

@@ -112,7 +112,7 @@ static void member_start(struct super *s, struct member *m) {
         return;
     }
     snprintf(ready, sizeof ready, "%d", fd[1]);
-    place_gpus_text(gpus, sizeof gpus, where->gpus);
+    place_visible(gpus, sizeof gpus, where);
     const char *argv[] = { m->s->exec, "-c",        conf,         "--id", m->id,
                            "--beat",   s->beat_url, "--ready-fd", ready,  NULL };
     const struct proc_spec spec = { argv, log, &where->cores, gpus, fd[1], s->f->lock_fd };

@@ -197,6 +197,11 @@ static void socket_url(char *out, size_t size, const struct pipeline *p, const s
     snprintf(out, size, "zmq+ipc://%s/%s.%s", ipc_dir, stage, port);
 }
 
+/* On a GPU auto means its kernels; check_kernels has refused what does not fit. */
+static const char *place_kernels(const struct pipe_stage *s, const char *text) {
+    return s->place.choice[s->place.taken].gpu && strcmp(text, "auto") == 0 ? "cuda" : text;
+}
+
 static void stage_conf(struct pipeline *p, struct pipe_stage *s, const char *run_dir,
                        const char *run_id, const char *ipc_dir) {
     const struct origin given = { "launcher", 0 };
@@ -211,6 +216,7 @@ static void stage_conf(struct pipeline *p, struct pipe_stage *s, const char *run
             struct str plain;
             struct err e = { 0 };
             const char *text = pipeline_value(p, s, k, &at);
+            if (text && strcmp(k->name, "run.kernels") == 0) text = place_kernels(s, text);
             str_init(&plain);
             if (text && value_check(k, text, &plain, &e) == 0)
                 conf_line(s, at, k->name, plain.s ? plain.s : "");

@@ -238,16 +238,21 @@ static int device_count(struct err *e) {
     return n < CUDA_DEVICES_MAX ? n : (int)CUDA_DEVICES_MAX;
 }
 
-static int describe(struct cuda_device *d, int index, struct err *e) {
+static int describe(struct cuda_device *d, int index, int n, struct err *e) {
     static struct cudaDeviceProp p;
     cudaError_t rc = cudaGetDeviceProperties(&p, index);
     if (rc == cudaSuccess) rc = make_current(index);
     memset(d, 0, sizeof *d);
     if (rc == cudaSuccess) rc = cudaMemGetInfo(&d->free_bytes, &d->memory_bytes);
+    for (int i = 0, can = 0; i < n && rc == cudaSuccess; i++, can = 0)
+        if (i != index && (rc = cudaDeviceCanAccessPeer(&can, index, i)) == cudaSuccess && can)
+            d->peers |= 1ull << i;
     if (rc != cudaSuccess)
         return fail(e, "device cuda:%d: %s: %s", index, cudaGetErrorName(rc),
                     cudaGetErrorString(rc));
     snprintf(d->name, sizeof d->name, "%.255s", p.name);
+    snprintf(d->pci, sizeof d->pci, "%04x:%02x:%02x.0", p.pciDomainID & 0xffff, p.pciBusID & 0xff,
+             p.pciDeviceID & 0xff);
 #ifdef QERL_CUDA_EMU
     snprintf(d->arch, sizeof d->arch, "emulated");
 #else
@@ -259,7 +264,7 @@ static int describe(struct cuda_device *d, int index, struct err *e) {
 static int devices(struct cuda_device out[CUDA_DEVICES_MAX], struct err *e) {
     int n = device_count(e);
     for (int i = 0; i < n; i++)
-        if (describe(&out[i], i, e) < 0) return -1;
+        if (describe(&out[i], i, n, e) < 0) return -1;
     return n;
 }
 
@@ -355,10 +360,12 @@ static int open_device(struct kern *k, int index, struct err *e) {
 #endif
 
 extern "C" __attribute__((visibility("default"))) const struct cuda_plugin *qerl_cuda_plugin(void) {
-    static char versions[64];
+    static char versions[80];
+    int driver = 0;
     static const struct cuda_plugin plugin = { CUDA_PLUGIN_ABI, KERN_ABI, sizeof(struct kern),
                                                versions, devices, open_device };
-    snprintf(versions, sizeof versions, KIND " %d.%d", CUDART_VERSION / 1000,
-             CUDART_VERSION % 1000 / 10);
+    (void)cudaDriverGetVersion(&driver);
+    snprintf(versions, sizeof versions, KIND " %d.%d, driver up to %d.%d", CUDART_VERSION / 1000,
+             CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10);
     return &plugin;
 }

@@ -15,14 +15,16 @@ enum { CUDA_PLUGIN_ABI = 1, CUDA_DEVICES_MAX = 64 };
 struct cuda_device {
     char name[256];
     char arch[16];                                    /* "sm_90"; "emulated" */
+    char pci[16];                                     /* "0000:1b:00.0" */
     size_t memory_bytes, free_bytes;
+    uint64_t peers;                                   /* bit i: reads device i's memory directly */
 };
 
 struct cuda_plugin {
     uint32_t abi;                                     /* CUDA_PLUGIN_ABI: read before all else */
     uint32_t kern_abi;                                /* KERN_ABI that it was built with */
     size_t kern_bytes;                                /* sizeof(struct kern), the same check */
-    const char *versions;                             /* "CUDA 13.0, cuBLAS 13.1, NCCL 2.28" */
+    const char *versions;                             /* "CUDA 13.0, driver up to 13.1" */
     /* Devices that this process may use, in CUDA_VISIBLE_DEVICES' order; how many, or -1
      * (EXIT_ENV) with what is missing: the driver, or a device. */
     int (*devices)(struct cuda_device out[CUDA_DEVICES_MAX], struct err *e);

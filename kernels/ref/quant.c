@@ -20,7 +20,7 @@ static void quant_row(const struct kern_quant_rows *a, size_t at) {
         most = 0;
         for (int i = first; i < end; i++)
             most = fmaxf(most, fabsf(cpu_get(a->x, a->type, at + (size_t)i)));
-        quant_block(&b, a->format, a->seed, finite ? most : 0, tensor);
+        quant_block_fill(&b, a->format, a->seed, finite ? most : 0, tensor);
         for (int i = first; i < end; i++) {
             const float x = cpu_get(a->x, a->type, at + (size_t)i);
             cpu_put(a->y, a->type, at + (size_t)i,

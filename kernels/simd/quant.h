@@ -38,7 +38,7 @@ INLINE void quant_row_of(const struct kern_quant_rows *a, size_t at, enum kern_f
         const vf x = v_get_n(a->x.p, a->type, at, n),
                  z = m ? v_get_n(a->x.p, a->type, at + 16, m) : v_zero();
         struct quant_block b;
-        quant_block(&b, format, a->seed, v_fold_max(v_max(v_abs(x), v_abs(z))), tensor);
+        quant_block_fill(&b, format, a->seed, v_fold_max(v_max(v_abs(x), v_abs(z))), tensor);
         v_put_n(a->y.p, a->type, at, quant_vec(x, &b, tensor), n);
         if (m) v_put_n(a->y.p, a->type, at + 16, quant_vec(z, &b, tensor), m);
     }

@@ -21,7 +21,7 @@ float quant_nvfp4_tensor_scale(float amax, enum model_rounding r) {
 static uint8_t block_codes(const float *x, int n, enum kern_format format, enum model_rounding r,
                            float tensor_scale, uint8_t *code) {
     struct quant_block b;
-    quant_block(&b, format, r == MODEL_ROUNDING_SEED, largest(x, n), tensor_scale);
+    quant_block_fill(&b, format, r == MODEL_ROUNDING_SEED, largest(x, n), tensor_scale);
     for (int i = 0; i < n; i++) code[i] = quant_code(&b, x[i]);
     return b.scale;
 }

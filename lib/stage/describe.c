@@ -124,6 +124,7 @@ void describe_help(FILE *to, const struct stage_about *about) {
           "  --ready-fd N      write \"ready\" and a newline to this descriptor when ready\n"
           "  --beat URL        tell a launcher how it goes\n"
           "  --describe        print keys and ports as JSON, and end\n"
+          "  --devices         print the GPUs that this process may use as JSON, and end\n"
           "  --plan            print what a run would do as JSON, and end; starts nothing\n"
           "  --help, --version\n\n"
           "signals: TERM and INT stop cleanly (a second INT at once); USR1 prints what it waits "

@@ -128,10 +128,11 @@ static int require_files(const struct shared *c, struct err *e) {
                     c->model.path);
 }
 
-int policy_kernels(const struct shared *c, struct err *e) {
+int policy_kernels(json_t *out, const struct shared *c, struct err *e) {
     char name[32];
     struct kern k;
-    return kern_open(&k, shared_kernels(c->run.kernels, name, sizeof name), NULL, e);
+    if (kern_open(&k, shared_kernels(c->run.kernels, name, sizeof name), NULL, e) < 0) return -1;
+    return device_plan(out, &k, e);
 }
 
 struct model_opts policy_model_opts(const struct shared *c) {
@@ -155,6 +156,7 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     p->pool = pool_create(asked > 0 && asked < cores ? asked : cores);
     const struct model_opts o = policy_model_opts(c);
     if (kern_open(&p->kern, shared_kernels(c->run.kernels, path, sizeof path), p->pool, e) < 0 ||
+        device_text(p->device, &p->kern, e) < 0 ||
         model_open(&p->model, &p->kern, &o, e) < 0 ||
         check_adapter(c, &p->shape, &p->model->conf, e) < 0 ||
         tok_open(&p->tok, c->model.path, e) < 0 ||
@@ -172,8 +174,10 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
     noise_plan_text(&p->plan, &p->ops);
     policy_treatment(p->treatment, c, &p->plan, p->model->sha256);
     const int all = p->model->conf.layers * PROJ_COUNT;
-    log_info("kernels %s, %d threads; model '%s' %s (%d of %d projections quantised), treatment %s",
-             p->kern.name, pool_threads(p->pool), c->model.path, policy_quant_label(c),
+    log_info("kernels %s%s%s%s, %d threads; model '%s' %s (%d of %d projections quantised), "
+             "treatment %s",
+             p->kern.name, *p->device ? " (" : "", p->device, *p->device ? ")" : "",
+             pool_threads(p->pool), c->model.path, policy_quant_label(c),
              rounds_projections(c) ? all - p->model->excluded : 0, all, p->treatment);
     return 0;
 }
@@ -281,7 +285,7 @@ int policy_plan(json_t *out, const struct shared *c, bool in_eval, struct lora_s
     if (!files) json_object_set_new(out, "files", files = json_array());
     plan_files(files, c);
     if (check_quant(c, e) < 0) return -1;
-    if (policy_lora_shape(shape, c, e) < 0 || policy_kernels(c, e) < 0) return -1;
+    if (policy_lora_shape(shape, c, e) < 0 || policy_kernels(out, c, e) < 0) return -1;
     if (model_conf_load(m, c->model.path, NULL) < 0) return 0;         /* absent: listed above */
     if (check_adapter(c, shape, m, e) < 0 || treatment_plan(&noise, c, m, in_eval, e) < 0)
         return -1;

@@ -5,11 +5,13 @@
 #define QERL_POLICY_H
 #include "lib/model/lora.h"
 #include "lib/model/tok.h"
+#include "lib/stage/device.h"
 #include "lib/stage/treatment.h"
 
 struct policy {
     struct pool *pool;
     struct kern kern;
+    char device[DEVICE_TEXT_MAX];    /* device_text of the kernels */
     struct model *model;
     struct tok *tok;
     struct lora_shape shape;
@@ -36,8 +38,9 @@ const char *policy_quant_label(const struct shared *c);
  * template. */
 int policy_prompt(const struct policy *p, const struct shared *c, const char *question,
                   struct str *text, struct tok_ids *ids, struct err *e);
-/* Whether this machine has the kernels that run.kernels names; EXIT_ENV with those it has. */
-int policy_kernels(const struct shared *c, struct err *e);
+/* Whether this machine has the kernels that run.kernels names, EXIT_ENV with those it has; of a GPU
+ * "device" is added to out. */
+int policy_kernels(json_t *out, const struct shared *c, struct err *e);
 /* What every stage with a policy says of it for --plan: the model's files into out's "files", the
  * table of noise on operations and modules as "treatment" (in_eval: as in treatment_plan), and what
  * cannot work. 1 with shape and m filled in, 0 where the model is absent, -1. */

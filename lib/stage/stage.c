@@ -18,6 +18,7 @@
 #include "lib/base/log.h"
 #include "lib/stage/conf.h"
 #include "lib/stage/describe.h"
+#include "lib/stage/device.h"
 
 #ifndef QERL_COMMIT
 #define QERL_COMMIT "unknown"
@@ -31,7 +32,7 @@ static struct {
     const char *url[PORTS_MAX];      /* from the command line, lent by argv */
     const char *conf_file, *beat_url;
     int ready_fd;                    /* -1 = nobody waits */
-    bool describe, plan, help, version;
+    bool describe, devices, plan, help, version;
     char state[8];                   /* last told */
     char *metrics;                   /* last told */
     int64_t beat_at_ms;
@@ -89,6 +90,7 @@ enum option {
     OPT_READY,
     OPT_BEAT,
     OPT_DESCRIBE,
+    OPT_DEVICES,
     OPT_PLAN,
     OPT_HELP,
     OPT_VERSION,
@@ -96,8 +98,8 @@ enum option {
 };
 static const char *const option_name[OPT_COUNT] = { "-c",     "--set",      "--in",
                                                     "--out",  "--id",       "--ready-fd",
-                                                    "--beat", "--describe", "--plan",
-                                                    "--help", "--version" };
+                                                    "--beat", "--describe", "--devices",
+                                                    "--plan", "--help",     "--version" };
 
 static int take_option(struct args *a, enum option o, const char *value) {
     switch (o) {
@@ -112,6 +114,7 @@ static int take_option(struct args *a, enum option o, const char *value) {
     case OPT_READY: return take_fd(a, value);
     case OPT_BEAT: own.beat_url = value; return 0;
     case OPT_DESCRIBE: own.describe = true; return 0;
+    case OPT_DEVICES: own.devices = true; return 0;
     case OPT_PLAN: own.plan = true; return 0;
     case OPT_HELP: own.help = true; return 0;
     case OPT_VERSION: own.version = true; return 0;
@@ -344,6 +347,10 @@ static void read_command_line(struct stage *s, int argc, char **argv) {
         print_json(describe_json(s->about));
         leave(EXIT_DONE);
     }
+    if (own.devices) {
+        print_json(device_all());
+        leave(EXIT_DONE);
+    }
 }
 
 /* The file is read first and --set added behind it: the last value of a name wins. */
@@ -404,6 +411,10 @@ void stage_ready(struct stage *s) {
     json_quote(&metrics, cpus.s ? cpus.s : "", cpus.len);
     str_puts(&metrics, ",\"gpus\":");
     json_quote(&metrics, gpus ? gpus : "", gpus ? strlen(gpus) : 0);
+    if (s->device && *s->device) {
+        str_puts(&metrics, ",\"device\":");
+        json_quote(&metrics, s->device, strlen(s->device));
+    }
     str_puts(&metrics, "}");
     if (own.ready_fd >= 0) {
         if (write(own.ready_fd, "ready\n", 6) != 6)

@@ -68,11 +68,12 @@ struct stage {
     char id[64];                 /* "rollout-0": --id, default the stage's name */
     int64_t progress, step;      /* for beats; the work loop counts */
     const char *waits_for;       /* shown by beats and SIGUSR1; "" = working */
+    const char *device;          /* the GPU it computes on, told when ready; NULL or "" = none */
 };
 
-/* Parses and acts on the command line. --help, --describe and --plan print and exit here, errors
- * too (2 usage, 3 configuration, 4 environment). On return the configuration is complete and the
- * links are open. */
+/* Parses and acts on the command line. --help, --describe, --devices and --plan print and exit
+ * here, errors too (2 usage, 3 configuration, 4 environment). On return the configuration is
+ * complete and the links are open. */
 void stage_open(struct stage *s, int argc, char **argv, const struct stage_about *about);
 /* One line "ready\n" on the descriptor of --ready-fd (if given), a beat, a log line. */
 void stage_ready(struct stage *s);

@@ -49,6 +49,7 @@ struct examiner *examiner_create(struct stage *s) {
     if (policy_open(&x->policy, &x->c->shared, &s->err) < 0 ||
         treatment_plan(&x->noisy, &x->c->shared, &x->policy.model->conf, true, &s->err) < 0)
         goto failed;
+    s->device = x->policy.device;
     struct gen_opts o = examiner_gen_opts(x->c, &x->policy.shape);
     if (o.positions_max > x->policy.model->conf.positions_max)
         o.positions_max = x->policy.model->conf.positions_max;

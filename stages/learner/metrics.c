@@ -14,6 +14,7 @@
 
 struct metrics {
     char path[FS_PATH_MAX];
+    const char *device;
     int fd;
     char *line;
     struct alarm alarm;
@@ -46,9 +47,11 @@ static int drop_later(struct metrics *m, int64_t kept, struct err *e) {
     return rc;
 }
 
-int metrics_open(struct metrics **out, const char *dir, int64_t step, struct err *e) {
+int metrics_open(struct metrics **out, const char *dir, const char *device, int64_t step,
+                 struct err *e) {
     struct metrics *m = mem_alloc(sizeof *m);
     fs_join(m->path, sizeof m->path, dir, "metrics.jsonl");
+    m->device = device;
     m->fd = -1;
     if (drop_later(m, step, e) == 0) {
         m->fd = open(m->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
@@ -215,6 +218,7 @@ const char *metrics_step(struct metrics *m, const struct progress *p, const stru
     set_int(o, "step", p->step);
     set_int(o, "version", n->version);
     set_int(o, "time", (int64_t)time(NULL));
+    if (*m->device) json_object_set_new(o, "device", json_string(m->device));
     json_object_set_new(o, "updated", json_boolean(u && !u->nonfinite));
     if (u) {
         set_update(o, u);

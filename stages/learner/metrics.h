@@ -18,7 +18,9 @@ struct step_counts {                 /* of one step, all its waves */
 struct step_seconds { double gather, update, step; };
 
 struct metrics;
-int metrics_open(struct metrics **out, const char *dir, int64_t step, struct err *e);
+/* device: of the learner, lent, in every line; "" = none. */
+int metrics_open(struct metrics **out, const char *dir, const char *device, int64_t step,
+                 struct err *e);
 void metrics_close(struct metrics **m);
 /* Appends the line of step p->step; u = NULL where the step made no update. Returns the line
  * (lent), NULL on error. */

@@ -187,12 +187,13 @@ struct run *run_create(struct stage *s) {
     if (own_folder(r, e) < 0) goto failed;
     if (task_load(&r->train, c->data.train, "train", 0, e) < 0 || policy_open(&r->policy, c, e) < 0)
         goto failed;
+    s->device = r->policy.device;
     if (check_prompts(r, e) < 0 || updater_create(&r->updater, &r->policy, r->c, e) < 0 ||
         open_state(r, e) < 0)
         goto failed;
     if (intake_open(&r->intake, s, &r->policy, &r->train, r->fence, r->done.cursor, e) < 0)
         goto failed;
-    if (metrics_open(&r->metrics, c->run.dir, r->done.step, e) < 0 || announce(r, e) < 0)
+    if (metrics_open(&r->metrics, c->run.dir, s->device, r->done.step, e) < 0 || announce(r, e) < 0)
         goto failed;
     r->group = mem_alloc((size_t)(wave_size(r->c) * r->c->waves_max + 1) * sizeof *r->group);
     s->step = r->done.step;

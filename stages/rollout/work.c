@@ -72,6 +72,7 @@ struct work *work_create(struct stage *s) {
     if (policy_open(&w->policy, &w->c->shared, &s->err) < 0 ||
         aqn_try(&w->c->shared, w->policy.model, &s->err) < 0)
         goto failed;
+    s->device = w->policy.device;
     struct gen_opts o = work_gen_opts(w->c, &w->policy.shape);
     if (o.positions_max > w->policy.model->conf.positions_max)
         o.positions_max = w->policy.model->conf.positions_max;

@@ -203,7 +203,7 @@ Test(quant, seed_staircase,
     enum { NEAR = 3000 };
     static const float step[] = { .25f, .75f, 1.25f, 1.75f, 2, 2.5f, 3.5f, 4, 5, 6, 7.99f, .001f };
     struct quant_block b;
-    quant_block(&b, KERN_FORMAT_MXFP4, true, 7.9f, 1);
+    quant_block_fill(&b, KERN_FORMAT_MXFP4, true, 7.9f, 1);
     cr_assert_eq(b.unit, 1);
     for (size_t i = 0; i < COUNT_OF(step); i++)
         for (int k = -NEAR; k <= NEAR; k++) {

@@ -1,0 +1,68 @@
+/* device.c - see device.h.
+ * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/stage/device.h"
+
+#include "kernels/cuda/plugin.h"
+#include "lib/base/str.h"
+
+/* 1 with d filled, 0 for a CPU path, -1. */
+static int device_of(struct cuda_device *d, const struct kern *k, struct err *e) {
+    const char *colon = strchr(k->name, ':');
+    int64_t index;
+    if (!colon || !str_to_i64(colon + 1, &index)) return 0;
+    const struct cuda_plugin *p = cuda_load(e);
+    if (!p) return -1;
+    struct cuda_device *all = mem_alloc(CUDA_DEVICES_MAX * sizeof *all);
+    const int n = p->devices(all, e);
+    if (n > index) *d = all[index];
+    free(all);
+    return n > index ? 1 : n < 0 ? -1 : err_code(e, EXIT_ENV, "device '%s' is gone", k->name);
+}
+
+int device_text(char out[DEVICE_TEXT_MAX], const struct kern *k, struct err *e) {
+    struct cuda_device d;
+    const int rc = device_of(&d, k, e);
+    out[0] = 0;
+    if (rc < 1) return rc;
+    snprintf(out, DEVICE_TEXT_MAX, "%s, %s, %.1f GiB%s", d.name, d.arch,
+             (double)d.memory_bytes / 0x1p30,
+             strcmp(d.arch, "emulated") ? "" : ": EMULATED, for tests only");
+    return 0;
+}
+
+static json_t *device_json(const struct cuda_device *d) {
+    json_t *o = json_object();
+    json_object_set_new(o, "name", json_string(d->name));
+    json_object_set_new(o, "arch", json_string(d->arch));
+    json_object_set_new(o, "memory_bytes", json_integer((json_int_t)d->memory_bytes));
+    json_object_set_new(o, "free_bytes", json_integer((json_int_t)d->free_bytes));
+    return o;
+}
+
+int device_plan(json_t *out, const struct kern *k, struct err *e) {
+    struct cuda_device d;
+    const int rc = device_of(&d, k, e);
+    if (rc == 1) json_object_set_new(out, "device", device_json(&d));
+    return rc < 0 ? -1 : 0;
+}
+
+json_t *device_all(void) {
+    struct err e = { 0 };
+    json_t *o = json_object(), *list = json_array();
+    struct cuda_device *all = mem_alloc(CUDA_DEVICES_MAX * sizeof *all);
+    const struct cuda_plugin *p = cuda_load(&e);
+    const int n = p ? p->devices(all, &e) : -1;
+    for (int i = 0; i < n; i++) {
+        json_t *one = device_json(&all[i]), *peers = json_array();
+        json_object_set_new(one, "pci", json_string(all[i].pci));
+        for (int k = 0; k < n; k++)
+            if (all[i].peers >> k & 1) json_array_append_new(peers, json_integer(k));
+        json_object_set_new(one, "peers", peers);
+        json_array_append_new(list, one);
+    }
+    if (p) json_object_set_new(o, "versions", json_string(p->versions));
+    json_object_set_new(o, "devices", list);
+    if (n < 0) json_object_set_new(o, "error", json_string(e.text));
+    free(all);
+    return o;
+}
