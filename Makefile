@@ -155,7 +155,7 @@ $(BIN)/qerl-cuda.so: $(CUDA_OBJ) | nvcc
 	$(Q)$(NVCC) -shared -cudart static -Xlinker -rpath,'$$ORIGIN' -Xlinker -z,defs $(CUDA_OBJ) -o $@
 
 # Tests: every folder tests/NAME is one Criterion program; tests/stages also links the stages' files but their main.c.
-TEST_DIRS := unit kernels stages pipes
+TEST_DIRS := unit kernels stages pipes cuda
 TEST_PROGRAMS := $(foreach d,$(TEST_DIRS),$(if $(wildcard tests/$d/*.c),$(O)/tests/$d/run))
 STAGE_PARTS := $(patsubst %.c,$(O)/%.o,$(filter-out %/main.c,$(wildcard stages/*/*.c)))
 define test_program
@@ -171,34 +171,51 @@ $(FUZZ_PROGRAMS): $(O)/tests/fuzz/%: $(O)/tests/fuzz/%.o $(O)/libqerl.a
 	$(if $(V),,@echo "  LINK  $@")
 	$(Q)$(CC) $(ALL_CFLAGS) $^ $(LIBS) -o $@
 
-# The CUDA plugin on a CPU (tests/cuda/emu): kernels/cuda/*.cu by g++ with NVIDIA's headers and no GPU.
+# The CUDA plugin on a CPU (docs/cuda-emulation.md): kernels/cuda/*.cu by g++ with NVIDIA's headers and no GPU, into
+# cuda-emu; into cuda-race with a call before every access, which tests/cuda/emu/race.cc answers.
 CXX       ?= g++
 CUDA_HOME ?= /usr/local/cuda
 EMU_HERE  := $(and $(wildcard $(CUDA_HOME)/include/cuda_runtime.h),$(findstring x86_64,$(shell $(CC) -dumpmachine)))
 CXX_WARN  := -Wall -Wextra -Wshadow $(if $(CI),-Werror)
 EMU_CXX    = -std=c++17 $(CFLAGS) -fPIC -ffp-contract=off $(CXX_WARN) -DQERL_CUDA_EMU -I. -isystem $(CUDA_HOME)/include
-EMU_RUN   := $(patsubst %.cc,$(O)/cuda-emu/%.o,$(wildcard tests/cuda/emu/*.cc))
-EMU_CU    := $(patsubst %.cu,$(O)/cuda-emu/%.o,$(wildcard kernels/cuda/*.cu))
-CUDA_C    := lib/base/err.c
-# What follows is one rule each: kernels, the emulator, C files that the plugin shares with the programs.
-$(O)/cuda-emu/%.o: %.cu
-	$(if $(V),,@echo "  EMU   $<")
-	$(Q)mkdir -p $(@D)
-	$(Q)$(CXX) $(EMU_CXX) $(SANF) $(if $(SAN),-fsanitize-sections=emu_shared_*) -DEMU_FILE=$(basename $(<F)) \
-	    -include tests/cuda/emu/cudacpu.h -MMD -MP -x c++ -c $< -o $@
-# Never sanitised: it switches stacks and fills what sanitizers guard; gcc must not turn its loops into memset.
-$(O)/cuda-emu/%.o: %.cc
-	$(if $(V),,@echo "  EMU   $<")
-	$(Q)mkdir -p $(@D)
-	$(Q)$(CXX) $(EMU_CXX) $(if $(SAN),-DEMU_ASAN) -fno-builtin -fno-tree-loop-distribute-patterns -MMD -MP -c $< -o $@
-$(O)/cuda-emu/%.o: %.c
-	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_CFLAGS) -fPIC -MMD -MP -c $< -o $@
-$(O)/cuda-emu/qerl-cuda.so: $(EMU_CU) $(EMU_RUN) $(CUDA_C:%.c=$(O)/cuda-emu/%.o)
-	$(if $(V),,@echo "  LINK  $@")
-	$(Q)$(CXX) -shared $(SANF) $(if $(SAN),,-Wl$(comma)-z$(comma)defs) $^ -lpthread -o $@
+EMU_CU    := $(patsubst %.cu,%.o,$(wildcard kernels/cuda/*.cu))
+EMU_RUN   := $(patsubst %.cc,%.o,$(wildcard tests/cuda/emu/*.cc))
+EMU_C     := lib/base/err.o
+# gcc 12 forgets the section of a static variable in a template, hence the objcopy.
+# $1: cuda-emu or cuda-race; $2: how kernels are compiled; $3: how the emulator is. It is never sanitised: it switches
+# stacks and fills what sanitizers guard, and gcc must not turn its loops into memset.
+define emulated
+$(O)/$1/%.o: %.cu
+	$$(if $$(V),,@echo "  EMU   $$< ($1)")
+	$$(Q)mkdir -p $$(@D)
+	$$(Q)$$(CXX) $$(EMU_CXX) $2 -DEMU_FILE=$$(basename $$(<F)) -fno-gnu-unique -include tests/cuda/emu/cudacpu.h \
+	    -MMD -MP -x c++ -c $$< -o $$@
+	$$(Q)objcopy `objdump -h $$@ | awk -v to=emu_shared_$$(basename $$(<F)) \
+	    '$$$$2 ~ /^\.bss\._ZZ/ { print "--rename-section " $$$$2 "=" to ",alloc,load,data,contents" }'` $$@
+$(O)/$1/%.o: %.cc
+	$$(if $$(V),,@echo "  EMU   $$< ($1)")
+	$$(Q)mkdir -p $$(@D)
+	$$(Q)$$(CXX) $$(EMU_CXX) $3 -fno-builtin -fno-tree-loop-distribute-patterns -MMD -MP -c $$< -o $$@
+$(O)/$1/%.o: %.c
+	$$(Q)mkdir -p $$(@D)
+	$$(Q)$$(CC) $$(ALL_CFLAGS) -fPIC -MMD -MP -c $$< -o $$@
+$(O)/$1/qerl-cuda.so: $(addprefix $(O)/$1/,$(EMU_CU) $(EMU_RUN) $(EMU_C))
+	$$(if $$(V),,@echo "  LINK  $$@")
+	$$(Q)$$(CXX) -shared $$(SANF) $$(if $$(SAN),,-Wl$$(comma)-z$$(comma)defs) $$^ -lpthread -ldl -o $$@
+$(O)/$1/tests/cuda/%: $(O)/$1/tests/cuda/%.o $(addprefix $(O)/$1/,$(EMU_RUN))
+	$$(if $$(V),,@echo "  LINK  $$@")
+	$$(Q)$$(CXX) $$(SANF) $$^ -lpthread -ldl -o $$@
+endef
+EMU_SAN = $(SANF) $(if $(SAN),-fsanitize-sections=emu_shared_*)
+$(eval $(call emulated,cuda-emu,$$(EMU_SAN),$(if $(SAN),-DEMU_ASAN)))
+EMU_WATCH := -fsanitize=thread --param tsan-instrument-func-entry-exit=0 -DEMU_RACE
+$(if $(SAN),,$(eval $(call emulated,cuda-race,$(EMU_WATCH),-DEMU_RACE)))
+.SECONDARY: $(patsubst %.cu,$(O)/cuda-emu/%.o,$(wildcard tests/cuda/*.cu)) $(patsubst %.cu,$(O)/cuda-race/%.o,$(wildcard tests/cuda/*.cu))
+EMU_BUILDS := cuda-emu $(if $(SAN),,cuda-race)
+EMU_ALL := $(if $(EMU_HERE),$(foreach b,$(EMU_BUILDS),$(if $(EMU_CU),$(O)/$b/qerl-cuda.so) \
+    $(patsubst tests/cuda/%.cu,$(O)/$b/tests/cuda/%,$(wildcard tests/cuda/*.cu))))
 
 .PHONY: tests
-tests: $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) $(if $(EMU_HERE),$(if $(EMU_CU),$(O)/cuda-emu/qerl-cuda.so))
+tests: $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) $(EMU_ALL)
 
 -include $(shell find $(O) -name '*.d' 2>/dev/null)

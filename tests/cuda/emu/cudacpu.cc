@@ -3,17 +3,19 @@
  * Device memory is this process's memory, filled with 0xFF (a NaN in every float format) and ended
  * by an unmapped page; under AddressSanitizer it comes from malloc. Every copy is checked against
  * the list of buffers. EMU_DEVICES=n devices (default 2), of which CUDA_VISIBLE_DEVICES chooses.
- * EMU_PROTECT=1: device memory can be touched only by kernels and copies.
+ * EMU_MEMORY_MB=n on each (default 2048).
+ * EMU_PROTECT=1: device memory can be touched only by kernels of its device and by copies.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/cuda/emu/emu.h"
 
 #include <map>
 #include <mutex>
-#include <new>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <vector>
 
 static thread_local cudaError_t last_error;
@@ -35,11 +37,13 @@ int emu_setting(const char *name, int otherwise) {
 
 /* ---- devices ---- */
 
-enum { DEVICE_BYTES = 1 << 30 };
+enum { CUDA_DEVICES = 64 };
+static size_t device_bytes(void) { return (size_t)emu_setting("EMU_MEMORY_MB", 2048) << 20; }
 static const std::vector<int> &visible(void) {
     static const std::vector<int> list = [] {
         std::vector<int> out;
         int n = emu_setting("EMU_DEVICES", 2);
+        if (n > CUDA_DEVICES) n = CUDA_DEVICES;
         const char *wanted = getenv("CUDA_VISIBLE_DEVICES");
         if (!wanted)
             for (int i = 0; i < n; i++) out.push_back(i);
@@ -56,6 +60,7 @@ static const std::vector<int> &visible(void) {
     return list;
 }
 
+int emu_devices(void) { return (int)visible().size(); }
 extern "C" cudaError_t cudaGetDeviceCount(int *n) {
     *n = (int)visible().size();
     return *n ? cudaSuccess : (last_error = cudaErrorNoDevice);
@@ -76,7 +81,7 @@ extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int i) 
         return emu_error(cudaErrorInvalidDevice, "cudaGetDeviceProperties of device %d", i);
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "emulated GPU %d", visible()[(size_t)i]);
-    p->totalGlobalMem = DEVICE_BYTES;
+    p->totalGlobalMem = device_bytes();
     p->major = 9;
     p->multiProcessorCount = 2;
     p->warpSize = 32;
@@ -165,12 +170,14 @@ struct buffer {
     size_t bytes;
     enum kind kind;
     int device;
-    char *map;
+    char *map;                                        /* up to the unmapped page */
     size_t map_bytes;
 };
 static std::mutex lock;
 static std::map<char *, buffer> buffers;              /* by first byte */
-static size_t used[64];
+static size_t used[CUDA_DEVICES];
+static bool protecting;
+enum { PAGE = 4096, EDGE = 0xff };
 
 static const std::pair<char *const, buffer> *find(const void *p) {
     auto it = buffers.upper_bound((char *)p);
@@ -178,55 +185,166 @@ static const std::pair<char *const, buffer> *find(const void *p) {
     --it;
     return (char *)p < it->first + it->second.bytes ? &*it : nullptr;
 }
-static cudaError_t memory(void **out, size_t bytes, enum kind kind) {
-    std::lock_guard<std::mutex> hold(lock);
-    if (visible().empty()) return last_error = cudaErrorNoDevice;
-    *out = nullptr;
-    if (!bytes) return cudaSuccess;
-    if (kind == DEVICE && used[current] + bytes > DEVICE_BYTES)
-        return last_error = cudaErrorMemoryAllocation;
-    size_t page = 4096, body = (bytes + 255) / 256 * 256, map = (body + page - 1) / page * page;
-    char *at = (char *)mmap(nullptr, map + page, PROT_READ | PROT_WRITE,
+bool emu_buffer(const void *p, int *device, char **first, size_t *bytes) {
+    std::unique_lock<std::mutex> hold(lock, std::try_to_lock);
+    const auto *b = hold ? find(p) : nullptr;
+    if (!b || b->second.kind != DEVICE) return false;
+    *device = b->second.device;
+    *first = b->first;
+    *bytes = b->second.bytes;
+    return true;
+}
+
+#ifdef EMU_ASAN
+/* malloc, whose ends AddressSanitizer guards to the byte. */
+static char *map_new(struct buffer *b) {
+    void *p = nullptr;
+    if (posix_memalign(&p, 256, b->bytes)) return nullptr;
+    memset(p, 0xff, b->bytes);
+    b->map = (char *)p;
+    return b->map;
+}
+static void map_drop(const struct buffer *b) { free(b->map); }
+static void map_guard(const struct buffer *, int) {}
+static void edge_check(const char *, const struct buffer *) {}
+static void watch_faults(void) {}
+#else
+static char *map_new(struct buffer *b) {
+    size_t body = (b->bytes + 255) / 256 * 256, map = (body + PAGE - 1) / PAGE * PAGE;
+    char *at = (char *)mmap(nullptr, map + PAGE, PROT_READ | PROT_WRITE,
                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (at == MAP_FAILED) return last_error = cudaErrorMemoryAllocation;
-    mprotect(at + map, page, PROT_NONE);
-    char *p = at + map - body;
-    memset(p, 0xff, body);
-    buffers[p] = { bytes, kind, current, at, map + page };
+    if (at == MAP_FAILED) return nullptr;
+    mprotect(at + map, PAGE, PROT_NONE);
+    memset(at, EDGE, map);
+    b->map = at;
+    b->map_bytes = map;
+    return at + map - body;
+}
+static void map_drop(const struct buffer *b) { munmap(b->map, b->map_bytes + PAGE); }
+static void map_guard(const struct buffer *b, int how) { mprotect(b->map, b->map_bytes, how); }
+static void edge_check(const char *p, const struct buffer *b) {
+    const char *end = b->map + b->map_bytes, *first = p - b->map > 256 ? p - 256 : b->map;
+    for (const char *c = first; c < end; c++) {
+        if (c == p) c += b->bytes;
+        if (c < end && *c != (char)EDGE)
+            emu_die(__FILE__, __LINE__, "something wrote %zu bytes %s the %zu bytes at %p",
+                    c < p ? (size_t)(p - c) : (size_t)(c - p) - b->bytes,
+                    c < p ? "before" : "behind", b->bytes, (const void *)p);
+    }
+}
+/* Says what the bad address belongs to, then lets the fault happen again. */
+static struct sigaction fault_before;
+static void fault(int, siginfo_t *info, void *) {
+    char line[512], *first, *at = (char *)info->si_addr;
+    int device;
+    size_t bytes;
+    const char *who = emu_self ? "kernel" : "host";
+    if (info->si_code == SI_KERNEL && emu_self)
+        snprintf(line, sizeof line, "emu: kernel touches an address not aligned to its type%s\n",
+                 emu_where());
+    else if (emu_buffer(at, &device, &first, &bytes))
+        snprintf(line, sizeof line, "emu: %s touches memory of device %d, which it may not%s\n",
+                 who, device, emu_where());
+    else if (emu_buffer(at - PAGE, &device, &first, &bytes) ||
+             emu_buffer(at - 256, &device, &first, &bytes))
+        snprintf(line, sizeof line, "emu: %s touches byte %zu of a buffer of %zu bytes%s\n", who,
+                 (size_t)(at - first), bytes, emu_where());
+    else if (emu_self)
+        snprintf(line, sizeof line, "emu: kernel touches %p, which is no buffer%s\n", (void *)at,
+                 emu_where());
+    else line[0] = 0;
+    if (write(2, line, strlen(line)) < 0) abort();
+    sigaction(SIGSEGV, &fault_before, nullptr);
+}
+static void watch_faults(void) {
+    static bool done;
+    if (done) return;
+    done = true;
+    struct sigaction a = {};
+    a.sa_sigaction = fault;
+    a.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigaction(SIGSEGV, &a, &fault_before);
+}
+#endif
+
+void emu_check_edges(void) {
+    std::lock_guard<std::mutex> hold(lock);
+    if (!protecting)
+        for (const auto &b : buffers) edge_check(b.first, &b.second);
+}
+void emu_unlock(int device) {
+    std::lock_guard<std::mutex> hold(lock);
+    if (protecting)
+        for (const auto &b : buffers)
+            if (b.second.kind == DEVICE && (device < 0 || b.second.device == device))
+                map_guard(&b.second, PROT_READ | PROT_WRITE);
+}
+void emu_relock(void) {
+    std::lock_guard<std::mutex> hold(lock);
+    if (protecting)
+        for (const auto &b : buffers)
+            if (b.second.kind == DEVICE) map_guard(&b.second, PROT_NONE);
+}
+
+static cudaError_t memory(void **out, size_t bytes, enum kind kind) {
+    cudaError_t e = emu_no_capture("an allocation");
+    if (e) return e;
+    if (!emu_devices()) return last_error = cudaErrorNoDevice;
+    std::lock_guard<std::mutex> hold(lock);
+    *out = nullptr;
+    watch_faults();
+    protecting = emu_setting("EMU_PROTECT", 0) != 0;
+    if (!bytes) return cudaSuccess;
+    if (kind == DEVICE && used[current] + bytes > device_bytes())
+        return last_error = cudaErrorMemoryAllocation;
+    struct buffer b = { bytes, kind, current, nullptr, 0 };
+    char *p = map_new(&b);
+    if (!p) return last_error = cudaErrorMemoryAllocation;
+    buffers[p] = b;
     if (kind == DEVICE) used[current] += bytes;
+    if (kind == DEVICE && protecting) map_guard(&b, PROT_NONE);
     *out = p;
     return cudaSuccess;
 }
 static cudaError_t drop(void *p, enum kind kind) {
+    if (!p) return cudaSuccess;
+    cudaError_t e = emu_no_capture("a free");
+    if (!e) e = cudaDeviceSynchronize();
+    if (e) return e;
     std::lock_guard<std::mutex> hold(lock);
     auto it = buffers.find((char *)p);
-    if (!p) return cudaSuccess;
     if (it == buffers.end() || it->second.kind != kind)
         return emu_error(cudaErrorInvalidValue, "free of %p, which is no such buffer", p);
     if (kind == DEVICE) used[it->second.device] -= it->second.bytes;
-    munmap(it->second.map, it->second.map_bytes);
+    emu_race_forget(p);
+    map_drop(&it->second);
     buffers.erase(it);
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaMalloc(void **out, size_t bytes) { return memory(out, bytes, DEVICE); }
-extern "C" cudaError_t cudaFree(void *p) {
-    cudaDeviceSynchronize();
-    return drop(p, DEVICE);
-}
+extern "C" cudaError_t cudaFree(void *p) { return drop(p, DEVICE); }
 extern "C" cudaError_t cudaMallocHost(void **out, size_t bytes) {
     return memory(out, bytes, PINNED);
 }
 extern "C" cudaError_t cudaHostAlloc(void **out, size_t bytes, unsigned) {
     return memory(out, bytes, PINNED);
 }
-extern "C" cudaError_t cudaFreeHost(void *p) {
-    cudaDeviceSynchronize();
-    return drop(p, PINNED);
-}
+extern "C" cudaError_t cudaFreeHost(void *p) { return drop(p, PINNED); }
 extern "C" cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
     std::lock_guard<std::mutex> hold(lock);
-    *total = DEVICE_BYTES;
-    *free_bytes = DEVICE_BYTES - used[current];
+    *total = device_bytes();
+    *free_bytes = device_bytes() - used[current];
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *p) {
+    std::lock_guard<std::mutex> hold(lock);
+    const auto *b = find(p);
+    memset(a, 0, sizeof *a);
+    a->type = !b ? cudaMemoryTypeUnregistered
+                 : b->second.kind == DEVICE ? cudaMemoryTypeDevice : cudaMemoryTypeHost;
+    a->device = b ? b->second.device : -2;
+    a->devicePointer = b ? (void *)p : nullptr;
+    a->hostPointer = b && b->second.kind == DEVICE ? nullptr : (void *)p;
     return cudaSuccess;
 }
 
@@ -286,6 +404,10 @@ extern "C" cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes,
     cudaError_t e = check("target", to, bytes, to_device);
     if (!e) e = check("source", from, bytes, from_device);
     if (e) return e;
+    enum cudaStreamCaptureStatus captured;
+    cudaStreamIsCapturing(stream, &captured);
+    if (captured && ((!to_device && !is(to, PINNED)) || (!from_device && !is(from, PINNED))))
+        return emu_error(cudaErrorStreamCaptureUnsupported, "capture of a copy of pageable memory");
     struct copy *c = new copy{ to, from, bytes, 0, nullptr };
     /* As CUDA: the bytes of pageable memory are taken at the call, and given before it returns. */
     if (!from_device && !is(from, PINNED) && emu_deferred()) {
@@ -299,7 +421,8 @@ extern "C" cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes,
 }
 extern "C" cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes,
                                   enum cudaMemcpyKind kind) {
-    cudaError_t e = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+    cudaError_t e = emu_no_capture("cudaMemcpy");
+    if (!e) e = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
     return e ? e : cudaStreamSynchronize(nullptr);
 }
 extern "C" cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream) {
@@ -311,9 +434,72 @@ extern "C" cudaError_t cudaMemset(void *to, int value, size_t bytes) {
     return cudaMemsetAsync(to, value, bytes, nullptr);
 }
 
+extern "C" cudaError_t cudaMemcpyPeerAsync(void *to, int to_device, const void *from,
+                                           int from_device, size_t bytes, cudaStream_t stream) {
+    int device[2] = { -1, -1 };
+    char *first;
+    size_t size;
+    emu_buffer(to, &device[0], &first, &size);
+    emu_buffer(from, &device[1], &first, &size);
+    if (bytes && (device[0] != to_device || device[1] != from_device))
+        return emu_error(cudaErrorInvalidValue, "peer copy from device %d to %d of memory of %d and %d",
+                         from_device, to_device, device[1], device[0]);
+    return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
+}
+
 /* ---- launches ---- */
 
+static std::map<const void *, int> shared_allowed;    /* raised by cudaFuncSetAttribute */
+extern "C" cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute a, int v) {
+    if (a == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
+    if (a != cudaFuncAttributeMaxDynamicSharedMemorySize)
+        return emu_error(cudaErrorNotSupported, "cudaFuncSetAttribute %d: not emulated", a);
+    if (v < 0 || v > EMU_SHARED_MAX)
+        return emu_error(cudaErrorInvalidValue, "%d bytes of shared memory: a block has %d", v,
+                         EMU_SHARED_MAX);
+    std::lock_guard<std::mutex> hold(lock);
+    shared_allowed[kernel] = v;
+    return cudaSuccess;
+}
+extern "C" cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, const void *kernel) {
+    std::lock_guard<std::mutex> hold(lock);
+    auto it = shared_allowed.find(kernel);
+    memset(a, 0, sizeof *a);
+    a->maxThreadsPerBlock = EMU_THREADS_MAX;
+    a->maxDynamicSharedSizeBytes = it == shared_allowed.end() ? (int)EMU_SHARED_PLAIN : it->second;
+    return cudaSuccess;
+}
+static cudaError_t fits(const struct emu_launch *l) {
+    dim3 g = l->grid, b = l->block;
+    int allowed = EMU_SHARED_PLAIN;
+    {
+        std::lock_guard<std::mutex> hold(lock);
+        auto it = shared_allowed.find(l->kernel);
+        if (it != shared_allowed.end()) allowed = it->second;
+    }
+    uint64_t threads = (uint64_t)b.x * b.y * b.z;
+    if (!threads || threads > EMU_THREADS_MAX || b.z > 64)
+        return emu_error(cudaErrorInvalidConfiguration,
+                         "%s:%d: launch of '%s' with blocks of %u x %u x %u threads: 1 to 1024, z to 64",
+                         l->file, l->line, l->name, b.x, b.y, b.z);
+    if (!g.x || !g.y || !g.z || g.x > 2147483647u || g.y > 65535 || g.z > 65535)
+        return emu_error(cudaErrorInvalidConfiguration,
+                         "%s:%d: launch of '%s' with a grid of %u x %u x %u blocks", l->file,
+                         l->line, l->name, g.x, g.y, g.z);
+    if (l->smem > (size_t)allowed)
+        return emu_error(cudaErrorInvalidValue,
+                         "%s:%d: launch of '%s' with %zu bytes of shared memory: %d allowed; "
+                         "cudaFuncSetAttribute raises it up to %d",
+                         l->file, l->line, l->name, l->smem, allowed, EMU_SHARED_MAX);
+    return cudaSuccess;
+}
 void emu_submit(const struct emu_launch *l, cudaStream_t stream) {
     struct emu_work w = { *l, current };
-    emu_queue(stream, &w);
+    if (!emu_devices()) last_error = cudaErrorNoDevice;
+    else if (fits(l) == cudaSuccess) {
+        cudaError_t e = emu_queue(stream, &w);
+        if (e) last_error = e;
+        return;
+    }
+    l->drop(l->args);
 }

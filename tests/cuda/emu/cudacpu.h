@@ -42,11 +42,10 @@ extern "C" __attribute__((weak, visibility("hidden"))) char EMU_CAT(__stop_, EMU
 
 /* ---- where a thread is ---- */
 
-struct emu_slot { unsigned char byte[16]; };
 struct emu_thread {
     uint3 index;
     int id;                                           /* x fastest */
-    struct emu_slot got[32];                          /* the last warp operation's values */
+    unsigned char got[32 * 16];                       /* the last warp operation's values */
 };
 extern struct emu_thread *emu_self;                   /* NULL outside kernels */
 extern uint3 emu_block_index;
@@ -69,6 +68,7 @@ struct emu_launch {
     void (*run)(void *args);
     void (*drop)(void *args);
     void *args;
+    size_t args_bytes;
 };
 /* Takes args; an error is left for cudaGetLastError. */
 void emu_submit(const struct emu_launch *l, cudaStream_t stream);
@@ -89,15 +89,24 @@ void emu_launch_call(struct emu_launch l, cudaStream_t stream, void (*kernel)(P.
     l.kernel = reinterpret_cast<const void *>(kernel);
     l.run = emu_call<P...>::run;
     l.drop = emu_call<P...>::drop;
+    l.args_bytes = sizeof(emu_call<P...>);
     l.args = new emu_call<P...>{ kernel, { static_cast<P>(a)... } };
     emu_submit(&l, stream);
 }
 #define LAUNCH(k, grid_, block_, smem_, stream_, ...)                                          \
     emu_launch_call({ #k, __FILE__, __LINE__, nullptr, dim3(grid_), dim3(block_), (size_t)(smem_), \
                       EMU_CAT(__start_, EMU_SECTION), EMU_CAT(__stop_, EMU_SECTION), nullptr,  \
-                      nullptr, nullptr },                                                      \
+                      nullptr, nullptr, 0 },                                                   \
                     (stream_), (k)__VA_OPT__(, ) __VA_ARGS__)
 #define DYN_SHARED(type, name) type *name = static_cast<type *>(emu_dyn_shared())
+
+/* those that NVIDIA's header has for nvcc only */
+template <class T> cudaError_t cudaFuncSetAttribute(T *f, enum cudaFuncAttribute a, int v) {
+    return cudaFuncSetAttribute(reinterpret_cast<const void *>(f), a, v);
+}
+template <class T> cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, T *f) {
+    return cudaFuncGetAttributes(a, reinterpret_cast<const void *>(f));
+}
 
 /* ---- barriers and warp operations ---- */
 
@@ -105,10 +114,10 @@ void emu_launch_call(struct emu_launch l, cudaStream_t stream, void (*kernel)(P.
 /* Waits for the block; all threads must come to the same call. Gets the number of those whose
  * `vote` is true. */
 int emu_barrier(bool vote, const char *file, int line);
-/* All lanes that mask names hand in bytes <= 16 and get everyone's (emu_self->got). `what` tells
- * operations apart. */
-const struct emu_slot *emu_exchange(unsigned mask, const char *what, const void *data,
-                                    size_t bytes, const char *file, int line);
+/* All lanes that mask names hand in bytes <= 16 and get everyone's, lane i's from i * bytes; lent
+ * until the thread's next call. `what` tells operations apart. */
+const unsigned char *emu_exchange(unsigned mask, const char *what, const void *data, size_t bytes,
+                                  const char *file, int line);
 /* __syncwarp: the one warp operation that orders memory */
 void emu_syncwarp(unsigned mask, const char *file, int line);
 [[noreturn]] void emu_die(const char *file, int line, const char *text, ...)
@@ -127,13 +136,13 @@ inline int emu_lane() { return emu_self->id % 32; }
 /* Value of lane `from` of this lane's part of `width` lanes. */
 template <class T>
 T emu_shfl(unsigned mask, const char *what, T v, int from, const char *file, int line) {
-    static_assert(sizeof(T) <= sizeof(struct emu_slot), "a shuffle moves at most 16 bytes");
-    const struct emu_slot *all = emu_exchange(mask, what, &v, sizeof v, file, line);
+    static_assert(sizeof(T) <= 16, "a shuffle moves at most 16 bytes");
+    const unsigned char *all = emu_exchange(mask, what, &v, sizeof v, file, line);
     if (!(mask >> from & 1))
         emu_die(file, line, "%s: lane %d reads lane %d, which mask 0x%08x does not name", what,
                 emu_lane(), from, mask);
     T out;
-    memcpy(&out, all[from].byte, sizeof out);
+    memcpy(&out, all + (size_t)from * sizeof out, sizeof out);
     return out;
 }
 template <class T> T __shfl_sync(unsigned mask, T v, int src, int width = 32, EMU_SITE) {
@@ -155,11 +164,11 @@ template <class T> T __shfl_xor_sync(unsigned mask, T v, int by, int width = 32,
 /* Calls f(value) for every lane that the mask names, ascending. */
 template <class T, class F>
 void emu_fold(unsigned mask, const char *what, T v, F f, const char *file, int line) {
-    const struct emu_slot *all = emu_exchange(mask, what, &v, sizeof v, file, line);
+    const unsigned char *all = emu_exchange(mask, what, &v, sizeof v, file, line);
     for (int i = 0; i < 32; i++) {
         T other;
         if (!(mask >> i & 1)) continue;
-        memcpy(&other, all[i].byte, sizeof other);
+        memcpy(&other, all + (size_t)i * sizeof other, sizeof other);
         f(i, other);
     }
 }
