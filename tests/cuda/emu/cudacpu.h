@@ -8,10 +8,6 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef EMU_CUDACPU_H
 #define EMU_CUDACPU_H
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_fp4.h>
-#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
 #include <math.h>
