@@ -34,6 +34,7 @@ static void carve_act(struct net *n, const struct model_conf *m, struct carve *c
         a->rstd_in = carve_f32(c, R, 1);
         a->rstd_post = carve_f32(c, R, 1);
         a->lse = carve_f32(c, R, m->heads);
+        if (n->o.noise_peaks) a->peaks = carve_f32(c, R, 2 * m->heads);
         a->gate = carve_t(n, c, R, m->ffn_dim);
         a->up = carve_t(n, c, R, m->ffn_dim);
     }

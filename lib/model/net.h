@@ -22,6 +22,7 @@ struct net_opts {
     struct lora_shape lora;      /* rank 0 = this net never sees an adapter */
     enum model_quant activations;    /* as model.activations, which net_create takes itself */
     bool noise;                  /* make room for noise on operations and modules */
+    bool noise_peaks;            /* and for what noise_plan_peaks asks for */
 };
 /* The bill that `check` prints, by the code that allocates: bytes of net_create with these
  * options. */

@@ -28,6 +28,7 @@ struct net_act {
     kptr attn;                                    /* (R, Q) T */
     kptr attn_clean;                              /* the same before noise; training with noise */
     kptr lse;                                     /* (R, heads) f32; only when training */
+    kptr peaks;                                   /* (R, heads, 2) f32; with net_opts.noise_peaks */
     kptr gate, up;                                /* (R, F) T; only when training */
     kptr act;                                     /* (R, F) T: silu(gate) * up */
     kptr u[NET_SITE_COUNT];                       /* (R, site rank) T: bf16(s A x) */

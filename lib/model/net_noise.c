@@ -377,6 +377,7 @@ bool net_noise_attn(struct net *n, int layer, const struct net_act *act, struct 
     const struct kern_noise values = net_noise_op(n, NOISE_OP_BMM, NOISE_FORWARD, layer,
                                                   NOISE_SITE_VALUES, true);
     if (noise.scores.type || noise.probs.type) a->noise = &noise;
+    if (a->lse.p) a->peaks = act->peaks;
     if (values.type) a->y = n->qf, a->y_type = KERN_F32;     /* q is in act by now */
     n->k->attn(n->k, a);
     a->noise = NULL;

@@ -65,6 +65,7 @@ bool net_noise_attn_bwd(struct net *n, int layer, const struct net_act *act, int
     };
     if (noise.scores.type || noise.probs.type || noise.dprobs.type || noise.dscores.type)
         a->noise = &noise;
+    a->peaks = act->peaks;
     if (net_noise_op_here(n, NOISE_OP_BMM, NOISE_FORWARD, layer)) a->y = act->attn_clean;
     n->k->attn_bwd(n->k, a);
     a->noise = NULL;

@@ -178,17 +178,6 @@ static int parse_ops(struct noise_plan *p, const char *names, struct err *e) {
                     : "noise.ops.ops names no operation; 'all' means all of them");
 }
 
-/* A flushed score or probability hangs on its row's largest, which the backward has not: it would
- * take the derivative at values that the forward did not have. */
-static int check_repeated(const struct noise_plan *p, struct err *e) {
-    const struct noise_text *t = &p->op_text;
-    if (t->type != KERN_NOISE_DEADZONE || !t->phase[NOISE_PHASE_UPDATE]) return 0;
-    if (!p->op[NOISE_OP_BMM] && !p->op[NOISE_OP_SOFTMAX]) return 0;
-    return err_more(e, EXIT_CONFIG, "noise.ops: the backward cannot repeat a deadzone on %s; set "
-                    "noise.ops.update = no, or leave bmm and softmax out of noise.ops.ops",
-                    p->op[NOISE_OP_BMM] ? "bmm" : "softmax");
-}
-
 static void count_ops(struct noise_plan *p) {
     for (int op = 0; op < NOISE_OP_COUNT; op++)
         for (int d = 0; d < NOISE_DIRECTION_COUNT; d++) {
@@ -208,7 +197,6 @@ static int make_ops(struct noise_plan *p, struct err *e) {
     if (parse_layers(p->op_layer, &p->op_whole, t->layers, p->layers, "noise.ops.layers", e) < 0)
         rc = -1;
     if (parse_ops(p, t->names, e) < 0) return -1;
-    if (check_repeated(p, e) < 0) rc = -1;
     count_ops(p);
     return rc;
 }
@@ -317,6 +305,11 @@ bool noise_plan_op_on(const struct noise_plan *p, enum noise_op op, enum noise_d
                       enum noise_phase phase) {
     return p->op_text.type && p->op_text.phase[phase] && p->op_sites[op][d] &&
            (d == NOISE_FORWARD || phase == NOISE_PHASE_UPDATE);
+}
+
+bool noise_plan_peaks(const struct noise_plan *p) {
+    return p->op_text.type && !type_relative(p->op_text.type) && p->op_text.forward &&
+           p->op_text.phase[NOISE_PHASE_UPDATE] && (p->op[NOISE_OP_BMM] || p->op[NOISE_OP_SOFTMAX]);
 }
 
 const char *noise_size_name(const struct noise_text *t) {

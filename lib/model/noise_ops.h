@@ -89,6 +89,9 @@ static inline bool noise_plan_on(const struct noise_plan *p, enum noise_phase ph
 /* Whether an operation's noise acts in a phase and direction; the backward exists in the update. */
 bool noise_plan_op_on(const struct noise_plan *p, enum noise_op op, enum noise_direction d,
                       enum noise_phase phase);
+/* Whether the backward of attention needs what the forward left of its rows (kernels/noise.h) to
+ * make the plan's noise again. */
+bool noise_plan_peaks(const struct noise_plan *p);
 /* What the configured size is called beside what came of it: "intended", the size that should be
  * measured; "threshold" of deadzone, where the data decide what it causes; NULL of fp8, which has
  * none. */

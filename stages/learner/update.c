@@ -18,6 +18,11 @@ struct updater {
     size_t params;
 };
 
+static bool keeps_peaks(const struct learner_conf *c, const struct model_conf *m) {
+    struct noise_plan p;
+    return treatment_plan(&p, &c->shared, m, false, NULL) == 0 && noise_plan_peaks(&p);
+}
+
 static struct net_opts train_opts(const struct learner_conf *c, const struct model_conf *m,
                                   const struct lora_shape *shape) {
     int64_t longest = c->shared.data.prompt_max + c->shared.sample.new_max;
@@ -33,7 +38,8 @@ static struct net_opts train_opts(const struct learner_conf *c, const struct mod
                               .train = true,
                               .lora = *shape,
                               .activations = (enum model_quant)c->shared.quant.activations,
-                              .noise = c->shared.ops.type || c->shared.modules.type };
+                              .noise = c->shared.ops.type || c->shared.modules.type,
+                              .noise_peaks = keeps_peaks(c, m) };
 }
 
 size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,

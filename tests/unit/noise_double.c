@@ -280,7 +280,7 @@ static void net_run(const struct noise_plan *plan, const struct lora *l, float *
     struct net *n;
     struct err e = { 0 };
     const struct net_opts o = { .rows_max = 40, .slots_max = 4, .positions_max = 32, .train = true,
-                                .lora = l->shape, .noise = true };
+                                .lora = l->shape, .noise = true, .noise_peaks = noise_plan_peaks(plan) };
     fix_open(&f, "auto", 1, &conf, MODEL_QUANT_F32, fix_small_value);
     cr_assert_eq(net_create(&n, &f.model, &o, &e), 0, "%s", e.text);
     cr_assert_eq(net_adopt(n, l, NULL, &e), 0, "%s", e.text);
@@ -403,6 +403,13 @@ Test(noise_double, other_types_on_inputs_outputs_and_weights) {
         for (int at = NOISE_POINT_INPUT; at <= (types[i].scale > 0 ? NOISE_POINT_WEIGHT : NOISE_POINT_OUTPUT); at++)
             agree(&(struct case_){ .targets = "linear, rmsnorm, lm_head", .exclude = "", .layers = "all",
                                    .at = (enum noise_point)at, .type = types[i].type, .scale = types[i].scale });
+}
+/* What attention flushed its backward flushes again: every other term of the gradient is that of the clean operation. */
+Test(noise_double, dead_zones_in_operations) {
+    static const char *const ops[] = { "matmul", "bmm", "softmax", "silu", "norm", "rope", "head", "all" };
+    for (size_t i = 0; i < COUNT_OF(ops); i++)
+        agree(&(struct case_){ .ops = ops[i], .op_layers = "all", .type = KERN_NOISE_DEADZONE, .scale = .3 });
+    agree(&(struct case_){ .ops = "bmm, softmax", .op_layers = "1", .type = KERN_NOISE_DEADZONE, .scale = .5 });
 }
 Test(noise_double, chosen_modules_only) {
     agree_module("linear, rmsnorm", "layers.1.k_proj, layers.0.mlp, norm", "all", NOISE_POINT_INPUT);

@@ -191,15 +191,6 @@ Test(noise_ops, combinations_that_mean_nothing_are_refused) {
     refused_ops(x, "direction", NULL);
     x = t, x.type = KERN_NOISE_DEADZONE, x.backward = true;
     refused_ops(x, "deadzone acts on results", NULL);
-    static const char *const attention[] = { "bmm", "matmul, softmax", "all" };
-    for (size_t i = 0; i < COUNT_OF(attention); i++) {
-        x = text_ops(attention[i], "all"), x.type = KERN_NOISE_DEADZONE;
-        refused_ops(x, "cannot repeat a deadzone", "noise.ops.update = no");
-        x.phase[NOISE_PHASE_UPDATE] = false;
-        struct noise_plan p;
-        struct err e = { 0 };
-        cr_expect_eq(noise_plan_make(&p, &x, NULL, &qwen, &e), 0, "%s", e.text);
-    }
     x = t, x.backward = true, x.forward = false, x.phase[NOISE_PHASE_EVAL] = true;
     refused_ops(x, "noise.ops.eval = yes", "noise.ops.direction = backward");
     x = t, x.type = KERN_NOISE_OFF;
@@ -268,6 +259,23 @@ Test(noise_ops, types_without_a_size_say_so) {
     o.type = KERN_NOISE_FP8;
     o.scale = 0;
     refused_ops(o, "noise.ops.type = fp8 is for modules", NULL);
+}
+
+/* Room for attention's rows is made where the backward needs it, and nowhere else. */
+Test(noise_ops, peaks_are_kept_for_a_dead_zone_in_attention_that_is_trained_through) {
+    static const struct { const char *ops; bool peaks; } cases[] = {
+        { "bmm", true }, { "matmul, softmax", true }, { "all", true }, { "matmul, silu, head", false },
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        for (int way = 0; way < 4; way++) {
+            struct noise_text t = text_ops(cases[i].ops, "all");
+            struct noise_plan p;
+            struct err e = { 0 };
+            if (way != 1) t.type = KERN_NOISE_DEADZONE;
+            if (way == 2) t.phase[NOISE_PHASE_UPDATE] = false;
+            cr_assert_eq(noise_plan_make(&p, way == 3 ? NULL : &t, NULL, &qwen, &e), 0, "%s", e.text);
+            cr_expect_eq(noise_plan_peaks(&p), cases[i].peaks && way == 0, "%s, way %d", cases[i].ops, way);
+        }
 }
 
 Test(noise_ops, sites_are_counted_from_the_model) {

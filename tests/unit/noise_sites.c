@@ -572,6 +572,46 @@ Test(noise_sites, every_type_lies_beside_weights) {
     }
 }
 
+/* Trained through on each base: log-probs of the pass that saves are those of the one that does not, each site was hit
+ * forward only, and the room for the rows' edges is counted. */
+Test(noise_sites, a_dead_zone_in_attention_is_trained_through) {
+    static const enum model_quant quants[] = { MODEL_QUANT_BF16, MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4 };
+    for (size_t q = 0; q < COUNT_OF(quants); q++) {
+        struct world w;
+        struct err e = { 0 };
+        float want[SCORED], lp[SCORED];
+        struct noise_text t = text("bmm, softmax", true, false);
+        t.type = KERN_NOISE_DEADZONE;
+        t.scale = .2;
+        world_open(&w, quants[q], 2);
+        struct net_opts o = { .rows_max = 180, .slots_max = 7, .positions_max = 64, .train = true,
+                              .lora = w.l->shape, .noise = true };
+        const size_t without = net_plan(&w.c, quants[q], &o);
+        o.noise_peaks = true;
+        cr_expect_eq(net_plan(&w.c, quants[q], &o) - without,
+                     (size_t)w.c.layers * ((180u * (size_t)w.c.heads * 8 + 63) & ~(size_t)63));
+        net_destroy(&w.n);
+        cr_assert_eq(net_create(&w.n, &w.f.model, &o, &e), 0, "%s", e.text);
+        cr_assert_eq(net_adopt(w.n, w.l, NULL, &e), 0, "%s", e.text);
+        make(&w, &t, NULL);
+        cr_expect(noise_plan_peaks(&w.plan));
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
+        score(&w, want);
+        struct noise_evidence ev = take(&w);
+        expect_happened(&w, NOISE_PHASE_LOGPROB, &ev);
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, 1, 2);
+        float *grad = train(&w, lp);
+        ev = take(&w);
+        expect_happened(&w, NOISE_PHASE_UPDATE, &ev);
+        cr_expect_eq(memcmp(want, lp, sizeof lp), 0);
+        cr_expect_gt(ev.op[NOISE_OP_SOFTMAX][NOISE_FORWARD].changed, 100);
+        cr_expect_eq(ev.op[NOISE_OP_BMM][NOISE_FORWARD].r2, ev.op[NOISE_OP_BMM][NOISE_FORWARD].changed << 20);
+        for (size_t i = 0; i < w.l->params; i++) cr_assert(isfinite(grad[i]));
+        free(grad);
+        world_close(&w);
+    }
+}
+
 static double distance(const float *a, const float *b, size_t n) {
     double d = 0, size = 0;
     for (size_t i = 0; i < n; i++) {
