@@ -1,5 +1,5 @@
-/* matrix_check.c - can every run of a matrix start? Asked before the first one does, so that a night
- * is not lost to a misspelt word in the last file.
+/* matrix_check.c - can every run of a matrix start? Asked before the first one does, so that a
+ * night is not lost to a misspelt word in the last file.
  *
  * Knows: what `run` would refuse: settings, what the stages say to them (--plan), absent files, a
  * full disk. Does not know: what a run may meet later.
@@ -41,7 +41,7 @@ static void add_absent(struct problems *all, const struct cell *c, const struct 
     free(text);
 }
 
-/* What the stages say, as `check` asks them. The seed changes none of it: one of a kind is asked. */
+/* What the stages say, as `check` asks them. The seed changes none of it: one of a kind asks. */
 static void ask_stages(struct problems *all, const struct cell *c, struct pipeline *p) {
     struct plan pl = { 0 };
     struct folder f;
