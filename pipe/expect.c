@@ -135,8 +135,9 @@ static void judge_run(const struct expectation *x, const struct result *r, const
     const bool there = read_named(&other, runs_dir, x->run, r);
     if (there) result_reasons(&other, r, &why);
     if (!there) {
-        fprintf(to, "cannot be said: there is no run '%s' or '%s-s%lld' in '%s'\n", x->run, x->run,
-                (long long)r->seed, runs_dir);
+        fprintf(to, "cannot be said: there is no run '%s' or '%s-s%lld' in '%s'; run it, then: "
+                    "qerl-pipe status %s\n", x->run, x->run, (long long)r->seed, runs_dir,
+                r->f.dir);
     } else if (why.len) {
         fprintf(to, "cannot be said: %.*s\n", (int)strcspn(why.s, "\n"), why.s);
     } else {

@@ -1,5 +1,5 @@
-/* matrix_doses.c - dose and response of one file of a sweep: what each value does to the clean score,
- * and to the score under the noise of that value where a run has one.
+/* matrix_doses.c - dose and response of one file of a sweep: what each value does to the clean
+ * score, and to the score under the noise of that value where a run has one.
  *
  * Order: where noisy scores are found, the arms, one row, the table.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -13,7 +13,7 @@
 #include "pipe/table.h"
 
 enum { CLEAN, NOISY, KINDS };
-struct dose { const char *value; struct arm arm[KINDS]; };       /* the runs that have such a score */
+struct dose { const char *value; struct arm arm[KINDS]; };       /* the runs with such a score */
 struct doses { struct dose v[VALUES_MAX]; int n; bool noisy; double alpha; };
 
 /* ---- noisy scores ---- */
@@ -129,8 +129,8 @@ static void say_no_noise(const struct matrix *m, const struct dose *d, FILE *to)
     fprintf(to, "  %s = %s: NO NOISE was in force in these runs\n", m->key, d->value);
 }
 
-/* Two doses may have been scored in different formats: then nothing is tested, and it is said. Other
- * noise in noisy scores is what a sweep is for. */
+/* Two doses may have been scored in different formats: then nothing is tested, and it is said.
+ * Other noise in noisy scores is what a sweep is for. */
 static bool comparable(const struct dose *a, const struct dose *b, FILE *to) {
     struct str why;
     bool ok = true;
@@ -172,7 +172,8 @@ static bool difference_cells(struct table *t, const struct doses *d, int i, int 
                                    : "not compared");
         return false;
     }
-    const struct effect e = effect_of_arms(base, last_step(base), other, last_step(other), d->alpha);
+    const struct effect e = effect_of_arms(base, last_step(base), other, last_step(other),
+                                           d->alpha);
     table_cell(t, "%+.1f", 100 * e.difference);
     table_cell(t, "[%+.1f, %+.1f]", 100 * e.low, 100 * e.high);
     table_cell(t, "%s%s", verdict_name[e.verdict],

@@ -192,6 +192,10 @@ static void read_run(struct pipeline *p) {
     if (expect_read(&expected, &p->lang, &e) < 0)
         lang_error(&p->lang, at_of(p, strstr(e.text, "expect.at") ? "expect.at" : "expect.above"),
                    "%s", e.text);
+    /* the settings that a run keeps may lie far from the pipelines that its author had by him */
+    else if (expected.run && strcmp(base_name(&p->lang, p->lang.path), "resolved") != 0 &&
+             expect_check_name(expected.run, p->name, p->runs_dir, &p->lang, &e) < 0)
+        lang_error(&p->lang, at_of(p, "expect.above"), "%s", e.text);
     e = (struct err){ 0 };
     p->stall_seconds = 300;
     if (value_check(&stall, pipeline_text(p, stall.name, "300"), &plain, &e) < 0)

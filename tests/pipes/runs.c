@@ -94,10 +94,11 @@ Test(runs, what_was_expected_is_met_or_not_or_cannot_be_told) {
         { "above = 0.49\nat = best\n", "at the best score: not distinguishable, one seed: 60.0 %" },
         { "above = other\n", "above run other at the final score: met by this run, one seed: +45.0 points" },
         { "above = other\nhypothesis = it helps\n", "hypothesis it helps\n" },
-        { "above = nobody\n", "cannot be said: there is no run 'nobody'" },
+        { "above = later\n", "cannot be said: there is no run 'later' or 'later-s1' in 'runs'; run it, then: qerl-pipe status runs/a-0010" },
     };
     box_pipeline("other.pipe", "start; score 0 10; score 3 5", EVAL, "");
     box_expect(0, "qerl-pipe other.pipe");
+    box_file("later.pipe", "pipe 1\nbase other.pipe\n");
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         char extra[200];
         snprintf(extra, sizeof extra, "[expect]\n%s", cases[i].lines);
@@ -109,7 +110,19 @@ Test(runs, what_was_expected_is_met_or_not_or_cannot_be_told) {
         box_expect(0, "qerl-pipe status a");
         box_has(box_out.s, cases[i].said);
     }
-    box_has(box_read("runs/a-0010/resolved.pipe"), "above = nobody");
+    box_has(box_read("runs/a-0010/resolved.pipe"), "above = later");
+    box_file("later.pipe", "pipe 1\nbase other.pipe\n[run]\nname = called\n");
+    static const char *const unknown[] = { "nobody", "othr", "a", "other-s", "later-x1" };
+    for (size_t i = 0; i < COUNT_OF(unknown); i++) {
+        box_expect(EXIT_CONFIG, "qerl-pipe check a.pipe --set expect.above=%s", unknown[i]);
+        box_has(box_talk.s, strcmp(unknown[i], "a") ? "is no run in 'runs' and no pipeline beside this one"
+                                                    : "is this pipeline itself");
+    }
+    box_expect(EXIT_CONFIG, "qerl-pipe check a.pipe --set expect.above=othr");
+    box_has(box_talk.s, "did you mean 'other'?; there are: a, called, other\n");
+    box_expect(0, "qerl-pipe check a.pipe --set expect.above=called");
+    box_expect(0, "qerl-pipe check a.pipe --set expect.above=called-tiny-s7");
+    box_expect(EXIT_CONFIG, "qerl-pipe check a.pipe --set expect.above=later");
     /* a matrix names its runs by their seeds */
     box_pipeline("a.pipe", GOOD, EVAL, "[expect]\nabove = other\n");
     box_expect(0, "rm -r runs/other-0001; qerl-pipe matrix other.pipe a.pipe --seeds 2 && "
