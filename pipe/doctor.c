@@ -175,17 +175,71 @@ static void check_files(void) {
             is);
 }
 
+/* One line of a small file in /proc or /sys, "" where there is none. */
+static const char *system_line(char out[200], const char *path) {
+    FILE *f = fopen(path, "re");
+    out[0] = 0;
+    if (f && fgets(out, 200, f)) out[strcspn(out, "\n")] = 0;
+    if (f) fclose(f);
+    return out;
+}
+
+/* "reaches 1,3 directly": the others whose memory it reads without the host. */
+static void reach_text(char *out, size_t size, const json_t *device, size_t devices) {
+    const json_t *peers = json_object_get(device, "peers");
+    uint64_t set = 0;
+    char ids[200];
+    for (size_t i = 0; i < json_array_size(peers); i++)
+        set |= 1ull << (json_integer_value(json_array_get(peers, i)) & 63);
+    place_gpus_text(ids, sizeof ids, set);
+    if (devices < 2) out[0] = 0;
+    else if (set) snprintf(out, size, ", reaches %s directly", ids);
+    else snprintf(out, size, ", reaches the others through the host");
+}
+
+static void print_gpu(size_t index, const json_t *device, size_t devices) {
+    char all[32], left[32], reach[240], node[200], path[120];
+    const char *pci = json_string_value(json_object_get(device, "pci"));
+    bytes_text(all, sizeof all, json_number_value(json_object_get(device, "memory_bytes")));
+    bytes_text(left, sizeof left, json_number_value(json_object_get(device, "free_bytes")));
+    reach_text(reach, sizeof reach, device, devices);
+    snprintf(path, sizeof path, "/sys/bus/pci/devices/%.40s/numa_node", pci ? pci : "");
+    system_line(node, path);
+    printf("      gpu:%zu %s, %s, %s, %s free, PCI %s%s%s%s\n", index,
+           json_string_value(json_object_get(device, "name")),
+           json_string_value(json_object_get(device, "arch")), all, left, pci ? pci : "unknown",
+           *node && *node != '-' ? ", NUMA node " : "", *node == '-' ? "" : node, reach);
+}
+
+/* What is there, as the plugin sees it; the driver's own version is the kernel module's. */
 static void check_gpu(void) {
     struct place_machine m;
-    char path[FS_PATH_MAX], gpus[200];
+    struct err e = { 0 };
+    char path[FS_PATH_MAX], gpus[200], module[200];
     place_machine(&m);
     place_gpus_text(gpus, sizeof gpus, m.gpus);
-    bool plugin = proc_find(path, sizeof path, "qerl-cuda.so") == 0;
-    if (!m.gpus)
-        say(VERDICT_OK, "GPU: none here; places 'gpu:N' fall back to their next alternative");
-    else if (!plugin)
+    const char *named = getenv("QERL_CUDA");
+    const bool plugin = (named && *named) || proc_find(path, sizeof path, "qerl-cuda.so") == 0;
+    json_t *o = plugin ? place_devices(&e) : NULL, *all = json_object_get(o, "devices");
+    const char *error = json_string_value(json_object_get(o, "error")),
+               *versions = json_string_value(json_object_get(o, "versions"));
+    const size_t n = json_array_size(all);
+    system_line(module, "/sys/module/nvidia/version");
+    if (plugin && !o) error = e.text;
+    if (n) {
+        say(m.emulated ? VERDICT_WARN : VERDICT_OK, "GPU: %zu%s; %s%s%s", n,
+            m.emulated ? " EMULATED on the CPU, for tests only (QERL_CUDA is set)" : "", versions,
+            *module ? ", kernel module " : "", module);
+        for (size_t i = 0; i < n; i++) print_gpu(i, json_array_get(all, i), n);
+    } else if (m.gpus && !plugin) {
         say(VERDICT_WARN, "GPU: %s, but no qerl-cuda.so: build it with make CUDA=1", gpus);
-    else say(VERDICT_OK, "GPU: %s, and qerl-cuda.so is built", gpus);
+    } else if (m.gpus || (error && named && *named)) {
+        say(VERDICT_FAIL, "GPU: %s: %s", m.gpus ? gpus : "none", error);
+    } else {
+        say(VERDICT_OK, "GPU: none here%s%s%s; a place 'gpu:N' takes its next alternative",
+            error ? " (" : "", error ? error : "", error ? ")" : "");
+    }
+    json_decref(o);
 }
 
 static void check_stale(const char *runs_dir) {
