@@ -115,11 +115,6 @@ extern "C" cudaError_t cudaDriverGetVersion(int *v) { *v = CUDART_VERSION; retur
 extern "C" cudaError_t cudaRuntimeGetVersion(int *v) { *v = CUDART_VERSION; return cudaSuccess; }
 extern "C" cudaError_t cudaDeviceCanAccessPeer(int *can, int, int) { *can = 1; return cudaSuccess; }
 extern "C" cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
-extern "C" cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, const void *) {
-    memset(a, 0, sizeof *a);                          /* every kernel is there */
-    a->maxThreadsPerBlock = 1024;
-    return cudaSuccess;
-}
 
 /* ---- errors ---- */
 
