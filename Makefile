@@ -209,10 +209,11 @@ EMU_SAN = $(SANF) $(if $(SAN),-fsanitize-sections=emu_shared_*)
 $(eval $(call emulated,cuda-emu,$$(EMU_SAN),$(if $(SAN),-DEMU_ASAN)))
 EMU_WATCH := -fsanitize=thread --param tsan-instrument-func-entry-exit=0 -DEMU_RACE
 $(if $(SAN),,$(eval $(call emulated,cuda-race,$(EMU_WATCH),-DEMU_RACE)))
-.SECONDARY: $(patsubst %.cu,$(O)/cuda-emu/%.o,$(wildcard tests/cuda/*.cu)) $(patsubst %.cu,$(O)/cuda-race/%.o,$(wildcard tests/cuda/*.cu))
 EMU_BUILDS := cuda-emu $(if $(SAN),,cuda-race)
-EMU_ALL := $(if $(EMU_HERE),$(foreach b,$(EMU_BUILDS),$(if $(EMU_CU),$(O)/$b/qerl-cuda.so) \
-    $(patsubst tests/cuda/%.cu,$(O)/$b/tests/cuda/%,$(wildcard tests/cuda/*.cu))))
+EMU_LIBS := $(and $(wildcard $(CUDA_HOME)/include/cublas_v2.h),$(wildcard $(CUDA_HOME)/include/nccl.h))
+EMU_TESTS := $(filter-out $(if $(EMU_LIBS),,libraries),$(patsubst tests/cuda/%.cu,%,$(wildcard tests/cuda/*.cu)))
+EMU_ALL := $(if $(EMU_HERE),$(foreach b,$(EMU_BUILDS),$(O)/$b/qerl-cuda.so $(EMU_TESTS:%=$(O)/$b/tests/cuda/%)))
+.SECONDARY: $(foreach b,$(EMU_BUILDS),$(EMU_TESTS:%=$(O)/$b/tests/cuda/%.o))
 
 .PHONY: tests
 tests: $(TEST_PROGRAMS) $(FUZZ_PROGRAMS) $(EMU_ALL)

@@ -3,45 +3,10 @@
  * A bug is looked for in the builds that can see it: PLAIN and RACE belong to the ordinary build,
  * SAN (AddressSanitizer and UBSan) to SAN=1.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "lib/base/sys.h"
+#include "tests/cuda/child.h"
 
-#include <criterion/criterion.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-enum { PLAIN = 1, RACE = 2, SAN = 4 };
-#ifdef __SANITIZE_ADDRESS__
-enum { HERE = SAN };
-#else
-enum { HERE = PLAIN | RACE };
-#endif
-
-struct ran { int status; char out[16384]; };
-
-/* status: the exit code, or 128 + the signal, as a shell has it */
 static struct ran planted(int build, const char *settings, const char *name) {
-    struct ran r = { 0, "" };
-    char self[512] = "", command[1536];
-    cr_assert(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
-    char *tests = strstr(self, "/tests/cuda/run");
-    cr_assert(tests, "not where the Makefile puts it: %s", self);
-    *tests = 0;
-    snprintf(command, sizeof command, "%s/cuda-%s/tests/cuda/planted", self,
-             build == RACE ? "race" : "emu");
-    if (access(command, X_OK) != 0)
-        cr_skip_test("no emulated CUDA here: CUDA_HOME (default /usr/local/cuda) has no "
-                     "include/cuda_runtime.h, or this is no x86-64");
-    snprintf(command, sizeof command,
-             "exec 2>&1; ulimit -c 0; export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS= %s; "
-             "%s/cuda-%s/tests/cuda/planted %s",
-             settings, self, build == RACE ? "race" : "emu", name);
-    FILE *f = popen(command, "r");
-    cr_assert(f);
-    size_t n = fread(r.out, 1, sizeof r.out - 1, f);
-    r.out[n] = 0;
-    int status = pclose(f);
-    r.status = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-    return r;
+    return child("planted", build, settings, name);
 }
 static bool has(int builds, int build) { return builds & build & HERE; }
 
