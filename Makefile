@@ -40,6 +40,7 @@ help:
 	@echo "make CUDA=1     also the plugin for NVIDIA GPUs, bin/qerl-cuda.so; NVCC= or CUDA_HOME= say where CUDA is"
 	@echo "make demo       install what is missing, build, run the quickstart on the embedded model (minutes)"
 	@echo "make check      the same set-up, then lint and every test; SAN=1 with ASan and UBSan"
+	@echo "make check-gpu  what only a real GPU can show, in one run; JSON=FILE keeps the report"
 	@echo "make tests      build the tests only; then obj/tests/unit/run --list, --filter, ..."
 	@echo "make bench      the machine's limits and what the product reaches of them (minutes); JSON=FILE keeps the report"
 	@echo "make lint       include arrows, banned functions, lengths"
@@ -59,6 +60,11 @@ check:
 	$(Q)$(MAKE) --no-print-directory all tests SAN=$(SAN)
 	$(Q)$(MAKE) --no-print-directory lint
 	$(Q)SAN=$(SAN) tests/run
+
+.PHONY: check-gpu
+check-gpu:
+	$(Q)$(MAKE) --no-print-directory CUDA=1 all tests
+	$(Q)tools/check-gpu $(JSON)
 
 .PHONY: lint
 lint:
