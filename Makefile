@@ -181,7 +181,7 @@ $(FUZZ_PROGRAMS): $(O)/tests/fuzz/%: $(O)/tests/fuzz/%.o $(O)/libqerl.a
 # cuda-emu; into cuda-race with a call before every access, which tests/cuda/emu/race.cc answers.
 CXX       ?= g++
 EMU_HERE  := $(and $(wildcard $(CUDA_HOME)/include/cuda_runtime.h),$(findstring x86_64,$(shell $(CC) -dumpmachine)))
-CXX_WARN  := -Wall -Wextra $(if $(CI),-Werror)
+CXX_WARN  := -Wall -Wextra -Wno-unknown-pragmas $(if $(CI),-Werror)
 EMU_CXX    = -std=c++17 $(CFLAGS) -fPIC -ffp-contract=off $(CXX_WARN) -DQERL_CUDA_EMU -I. -isystem $(CUDA_HOME)/include
 EMU_CU    := $(patsubst %.cu,%.o,$(wildcard kernels/cuda/*.cu))
 EMU_RUN   := $(patsubst %.cc,%.o,$(wildcard tests/cuda/emu/*.cc))
