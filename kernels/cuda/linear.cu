@@ -141,6 +141,10 @@ void cuda_linear(struct kern *k, const struct kern_linear *a, int n) {
         all.outs = a[i].w.out > all.outs ? a[i].w.out : all.outs;
     }
     if (!all.rows) return;
+    if (all.rows <= LINEAR_FEW) {
+        cuda_linear_few(k, &all);
+        return;
+    }
     LAUNCH(linear_tiles, tiles_of(all.rows, all.outs, n), THREADS, 0, cuda_stream(k), all);
     CUDA_TRY(k, "linear", cudaGetLastError());
 }

@@ -6,6 +6,10 @@
 
 struct linears { struct kern_linear of[KERN_LINEARS_MAX]; int n, rows, outs; };
 
+/* decode.cu: for at most this many rows; reads each packed weight once. */
+enum { LINEAR_FEW = 16 };
+void cuda_linear_few(struct kern *k, const struct linears *all);
+
 /* y[r][o] before the adapter's share: `sum` is that of x W'. */
 __device__ static inline float linear_value(const struct kern_linear *a, float sum, int r, int o) {
     float v = sum * (a->scale * a->w.scale);

@@ -44,8 +44,8 @@ __device__ static inline float record_get(const struct kern_weight *w, int o, in
            record_scale(record, w->format, k, lane);
 }
 
-/* What outputs first .. first + N - 1 are multiplied by at input k; 16 inputs share it, and all 32 of
- * an MXFP4 record. N is 4 or 8 and divides `first`. Formats without scales leave s alone. */
+/* What outputs first .. first + N - 1 are multiplied by at input k; 16 inputs share it, and all 32
+ * of an MXFP4 record. N is 4 or 8 and divides `first`. Formats without scales leave s alone. */
 template <int N>
 __device__ static inline void record_scales(float s[N], const uint8_t *record,
                                             enum kern_format format, int k, int first) {

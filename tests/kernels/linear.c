@@ -268,6 +268,18 @@ static struct kern_weight extreme_weight(struct kt *t, enum kern_format f, int o
     return w;
 }
 
+/* at most so many rows a call, as decoding has few */
+static void linear_in_parts(struct kern *k, const struct kern_linear *a, int most) {
+    struct kern_linear part = *a;
+    for (int r = 0; r < a->rows; r += most) {
+        part.rows = a->rows - r < most ? a->rows - r : most;
+        part.x = kptr_at(a->x, kt_bytes(a->x_type, (size_t)r * (size_t)a->x_ld));
+        part.u = kptr_at(a->u, kt_bytes(a->x_type, (size_t)r * (size_t)a->u_ld));
+        part.y = kptr_at(a->y, kt_bytes(a->y_type, (size_t)r * (size_t)a->y_ld));
+        k->linear(k, &part, 1);
+    }
+}
+
 Test(linear, ends_of_the_range) {
     struct kt t;
     kt_open(&t);
@@ -298,6 +310,11 @@ Test(linear, ends_of_the_range) {
                 one_nan(dx, KERN_F32, ROWS * IN);
                 KT_SAME(k, y, want, ROWS * OUT * 4, "linear %s round %d", format_name[f], round);
                 KT_SAME(k, dx, back, ROWS * IN * 4, "linear_t %s round %d", format_name[f], round);
+                const int most = 1 << round % 5;
+                linear_in_parts(k, &a, most);
+                one_nan(y, KERN_F32, ROWS * OUT);
+                KT_SAME(k, y, want, ROWS * OUT * 4, "linear %s round %d, %d rows at a time",
+                        format_name[f], round, most);
             }
             kt_drop(&t);
         }
@@ -399,6 +416,15 @@ Test(linear, k_longer_than_a_part_holds) {
         k->linear_t(k, &b);
         KT_SAME(k, y, want, ROWS * SHORT * 4, "linear of %d inputs", LONG);
         KT_SAME(k, dx, back, ROWS * SHORT * 4, "linear_t of %d outputs", LONG);
+        for (int most = 1; most <= 16; most *= 2) {
+            const int rows = most + most / 4;             /* a call that is full, and the rest */
+            memset(y, 0, (size_t)rows * SHORT * 4);
+            a.rows = rows;
+            linear_in_parts(k, &a, most);
+            KT_SAME(k, y, want, (size_t)rows * SHORT * 4, "linear of %d inputs, %d rows at a time",
+                    LONG, most);
+        }
+        a.rows = ROWS;
     }
     kt_close(&t);
 }

@@ -104,6 +104,32 @@ Test(rmsnorm_bwd, same_bits_and_finite_differences) {
     kt_close(&t);
 }
 
+/* rows longer than what a path may hold of them at once */
+Test(rmsnorm, long_rows_have_the_same_bits) {
+    enum { LONG = 5003, FEW = 3 };
+    struct kt t;
+    kt_open(&t);
+    const size_t n = FEW * LONG;
+    float *x = kt_f32(&t, n, 1.0), *w = kt_f32(&t, LONG, 1.0), *dw = kt_f32(&t, LONG, 0.1),
+          *dy = kt_f32(&t, n, 1.0), *dx0 = kt_f32(&t, n, 1.0), *y = kt_new(&t, n * 4),
+          *rstd = kt_new(&t, FEW * 4), *dx = kt_copy(&t, dx0, n * 4);
+    struct kern_rmsnorm a = { kt_p(x),  kt_p(w), kt_p(dw), kt_p(y), kt_p(rstd),
+                              KERN_F32, FEW,     LONG,     1e-6f };
+    struct kern_rmsnorm_bwd b = { kt_p(dy), kt_p(x),  kt_p(rstd), kt_p(w),
+                                  kt_p(dw), kt_p(dx), FEW,        LONG };
+    t.ref.rmsnorm(&t.ref, &a);
+    t.ref.rmsnorm_bwd(&t.ref, &b);
+    KT_EACH(&t, k) {
+        float *got = kt_new(&t, n * 4), *back = kt_copy(&t, dx0, n * 4);
+        a.y = kt_p(got), b.dx = kt_p(back);
+        k->rmsnorm(k, &a);
+        k->rmsnorm_bwd(k, &b);
+        KT_SAME(k, got, y, n * 4, "rmsnorm of a long row");
+        KT_SAME(k, back, dx, n * 4, "rmsnorm_bwd of a long row");
+    }
+    kt_close(&t);
+}
+
 Test(rope, same_bits_and_back_again) {
     struct kt t;
     kt_open(&t);
