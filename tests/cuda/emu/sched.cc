@@ -88,7 +88,8 @@ static struct fiber *fiber_free(void) {
     mprotect(map, PAGE, PROT_NONE);
     f->stack = map + PAGE;
     f->bytes = STACK_BYTES;
-    void **top = (void **)(f->stack + STACK_BYTES);
+    /* Stacks a power of two apart would all lie in the same lines of the cache. */
+    void **top = (void **)(f->stack + STACK_BYTES - fibers_made % 128 * 256);
     top[-2] = (void *)worker;                         /* `ret` leaves rsp % 16 == 8, as a call */
     f->sp = top - 8;
     return f;
@@ -101,7 +102,7 @@ static struct emu_thread threads[EMU_THREADS_MAX];
 static struct fiber *fiber_of[EMU_THREADS_MAX];       /* NULL: has not begun */
 static struct wait waits[EMU_THREADS_MAX];            /* what NULL: does not wait */
 static uint64_t runnable[EMU_THREADS_MAX / 64];
-static int alive;
+static int alive, count, words;                       /* threads left, of the block, / 64 */
 
 static enum { FORWARD, REVERSE, RANDOM } order;
 static uint64_t random_state;
@@ -121,23 +122,28 @@ static void order_read(void) {
         random_state = 0x9e3779b97f4a7c15u * (2 * strtoul(s + 5, nullptr, 10) + 1);
 }
 static void runnable_set(int t) { runnable[t / 64] |= (uint64_t)1 << (t % 64); }
-static int pick(void) {                               /* and takes it; -1: nobody can go on */
-    int words = ((int)(launch->block.x * launch->block.y * launch->block.z) + 63) / 64;
-    int start = order == RANDOM ? (int)(draw() % (unsigned)words) : 0;
+static int take(int word, int bit) {
+    runnable[word] &= ~((uint64_t)1 << bit);
+    return word * 64 + bit;
+}
+static int pick_random(void) {
+    int start = (int)(draw() % (unsigned)words), turn = (int)(draw() % 64);
     for (int i = 0; i < words; i++) {
-        int w = order == REVERSE ? words - 1 - i : (start + i) % words, bit;
-        uint64_t v = runnable[w];
-        if (!v) continue;
-        if (order == REVERSE) bit = 63 - __builtin_clzll(v);
-        else bit = __builtin_ctzll(v);
-        if (order == RANDOM) {
-            int turn = (int)(draw() % 64);
-            uint64_t turned = turn ? v >> turn | v << (64 - turn) : v;
-            bit = (__builtin_ctzll(turned) + turn) % 64;
-        }
-        runnable[w] &= ~((uint64_t)1 << bit);
-        return w * 64 + bit;
+        int w = (start + i) % words;
+        uint64_t v = runnable[w], turned = turn ? v >> turn | v << (64 - turn) : v;
+        if (v) return take(w, (__builtin_ctzll(turned) + turn) % 64);
     }
+    return -1;
+}
+static int pick(void) {                               /* and takes it; -1: nobody can go on */
+    if (order == RANDOM) return pick_random();
+    if (order == REVERSE) {
+        for (int w = words - 1; w >= 0; w--)
+            if (runnable[w]) return take(w, 63 - __builtin_clzll(runnable[w]));
+        return -1;
+    }
+    for (int w = 0; w < words; w++)
+        if (runnable[w]) return take(w, __builtin_ctzll(runnable[w]));
     return -1;
 }
 
@@ -174,7 +180,7 @@ static bool same_wait(int a, int b) {
            waits[a].file == waits[b].file && waits[a].mask == waits[b].mask;
 }
 [[noreturn]] static void deadlock(void) {
-    int n = (int)(launch->block.x * launch->block.y * launch->block.z);
+    int n = count;
     say("emu: deadlock: no thread of the block can go on%s\n", emu_where());
     for (int a = 0, b; a < n; a = b) {
         for (b = a + 1; b < n && same_wait(a, b); b++) {}
@@ -234,8 +240,7 @@ static struct { int arrived, votes, result; const char *file; int line, first; }
 
 static void barrier_check(void) {                     /* whether all who are left have come */
     if (!barrier.arrived || barrier.arrived < alive) return;
-    int n = (int)(launch->block.x * launch->block.y * launch->block.z);
-    for (int t = 0; t < n; t++)
+    for (int t = 0; t < count; t++)
         if (waits[t].what && !waits[t].mask) runnable_set(t);
     barrier.result = barrier.votes;
     barrier.arrived = barrier.votes = 0;
@@ -265,9 +270,9 @@ static struct { unsigned live, arrived; unsigned char data[32 * 16]; } warps[WAR
 static void leave_warp(int t) {
     unsigned w = (unsigned)t / 32, bit = 1u << (t % 32);
     warps[w].live &= ~bit;
-    for (int i = 0; i < 32; i++) {
-        const struct wait *o = &waits[w * 32 + (unsigned)i];
-        if ((warps[w].arrived >> i & 1) && (o->mask & bit))
+    for (unsigned rest = warps[w].arrived; rest; rest &= rest - 1) {
+        const struct wait *o = &waits[w * 32 + (unsigned)__builtin_ctz(rest)];
+        if (o->mask & bit)
             emu_die(o->file, o->line, "%s: mask 0x%08x names lane %d, which ends without coming",
                     o->what, o->mask, t % 32);
     }
@@ -280,9 +285,10 @@ static void exchange_check(unsigned w, int lane, const struct wait *now) {
     if (gone)
         emu_die(now->file, now->line, "%s: mask 0x%08x names lane %d, which has left or never was",
                 now->what, now->mask, __builtin_ctz(gone));
-    for (unsigned rest = warps[w].arrived; rest; rest &= rest - 1) {
+    unsigned rest = warps[w].arrived;
+    for (const struct wait *o; rest; rest &= ~o->mask) {   /* those of one mask agree already */
         int i = __builtin_ctz(rest);
-        const struct wait *o = &waits[w * 32 + (unsigned)i];
+        o = &waits[w * 32 + (unsigned)i];
         if (!(o->mask & now->mask)) continue;
         if (o->mask != now->mask || o->bytes != now->bytes || strcmp(o->what, now->what))
             emu_die(now->file, now->line,
@@ -361,7 +367,8 @@ static void shared_fill(void) {
 }
 static void block_run(uint64_t index) {
     dim3 g = launch->grid, b = launch->block;
-    int n = (int)(b.x * b.y * b.z);
+    int n = count = (int)(b.x * b.y * b.z);
+    words = (n + 63) / 64;
     emu_block_index = { (unsigned)(index % g.x), (unsigned)(index / g.x % g.y),
                         (unsigned)(index / g.x / g.y) };
     shared_fill();
