@@ -81,6 +81,15 @@ int kern_paths(const char *names[8]) {
     return n;
 }
 
+/* A name of some machine's path, whatever this one is; cuda and its kin are asked elsewhere. */
+static bool is_name(const char *name) {
+    static const char *const all[] = { "auto", "ref", "avx2", "avx512", "avx512bf16",
+                                       "amx-emulated", "amx" };
+    for (size_t i = 0; i < COUNT_OF(all); i++)
+        if (strcmp(all[i], name) == 0) return true;
+    return false;
+}
+
 int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e) {
     const struct path *best = NULL;
     if (name && str_starts(name, "cuda")) return cuda_open(k, name, pool, e);
@@ -96,6 +105,10 @@ int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e
         for (int i = 0, n = kern_paths(names); i < n; i++)
             snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i ? ", " : "",
                      names[i]);
+        if (!is_name(name))
+            return err_code(e, EXIT_CONFIG, "there are no kernels '%s': auto, ref, avx2, avx512, "
+                                            "avx512bf16, amx, cuda:N; this machine has: %s", name,
+                            list);
         return err_code(e, EXIT_ENV, "this machine cannot run kernels '%s'%s%s; it has: %s", name,
                         why ? ": " : "", why ? why : "", list);
     }

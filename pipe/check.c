@@ -3,6 +3,7 @@
 
 #include "pipe/fetch.h"
 #include "pipe/expect.h"
+#include "pipe/report.h"
 #include "pipe/treatment.h"
 
 #include <math.h>
@@ -175,6 +176,21 @@ static int64_t print_weights(const struct plan *pl, const struct pipeline *p, FI
     return all;
 }
 
+/* What the newest run of that name took; an estimate knows neither machine nor settings so well. */
+static void print_measured(const struct pipeline *p, FILE *to) {
+    struct folder f = { .lock_fd = -1 };
+    int64_t step = 0;
+    double seconds = 0;
+    if (folder_find(&f, p->runs_dir, p->name, NULL) < 0) return;
+    json_t *last = report_last_metrics(&f);
+    json_may_int(last, "step", &step, 0, INT64_MAX, "metrics", NULL);
+    json_may_num(last, "timing_s/step", &seconds, "metrics", NULL);
+    if (seconds > 0)
+        fprintf(to, "             measured in %s, maybe under other settings: %.2f s for step "
+                    "%lld\n", f.id, seconds, (long long)step);
+    json_decref(last);
+}
+
 static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *to) {
     char text[32], have[32];
     struct sysinfo si;
@@ -201,9 +217,11 @@ static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *t
                 disk >= 0 && pl->disk_bytes > disk ? ": TOO LITTLE" : "");
     bool hours = pl->seconds_per_step * (double)pl->steps >= 3600;
     if (pl->seconds_per_step > 0 && pl->steps >= 0)
-        fprintf(to, "time         about %.1f %s without scoring (%.2f s a step)\n",
+        fprintf(to, "time         about %.1f %s without scoring (%.2f s a step)%s%s\n",
                 pl->seconds_per_step * (double)pl->steps / (hours ? 3600 : 60),
-                hours ? "hours" : "minutes", pl->seconds_per_step);
+                hours ? "hours" : "minutes", pl->seconds_per_step, pl->seconds_how ? ": " : "",
+                pl->seconds_how ? pl->seconds_how : "");
+    print_measured(p, to);
 }
 
 static void print_files(const struct plan *pl, FILE *to) {

@@ -125,6 +125,7 @@ static void join(struct plan *pl, json_t *o, const struct pipe_stage *s) {
     json_may_int(o, "memory_bytes", &memory, 0, big, s->name, &e);
     json_may_int(o, "disk_bytes", &disk, 0, big, s->name, &e);
     json_may_num(o, "seconds_per_step", &seconds, s->name, &e);
+    json_may_str(o, "seconds_how", &pl->seconds_how, s->name, &e);
     if (!json_object_get(o, "device")) pl->memory_bytes += memory * s->replicas;
     pl->disk_bytes += disk;
     pl->seconds_per_step += seconds;

@@ -21,6 +21,7 @@ struct plan {
     int64_t scored_last;                                     /* -1 = nothing is scored */
     int64_t memory_bytes, disk_bytes;                        /* sums; 0 = no stage said */
     double seconds_per_step;
+    const char *seconds_how;                 /* what that rests on; NULL = not said */
     struct plan_file *file; int files;
 };
 /* Asks every stage with a throw-away configuration. -1 with e->code when a stage refuses: its

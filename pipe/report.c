@@ -18,8 +18,7 @@
 
 /* ---- what the metrics say ---- */
 
-/* The last metrics line of a run, or NULL. The caller owns it. */
-static json_t *last_metrics(const struct folder *f) {
+json_t *report_last_metrics(const struct folder *f) {
     char path[FS_PATH_MAX];
     struct tail t;
     struct str line;
@@ -130,7 +129,7 @@ void report_results(const struct folder *f, FILE *to) {
         print_series(&s.v[i], j - i, to);
     }
     if (!s.n) fprintf(to, "no scores\n");
-    json_t *metrics = last_metrics(f);
+    json_t *metrics = report_last_metrics(f);
     json_t *manifest = read_manifest(f);
     print_no_update(metrics, "  ", to);
     if (metrics) treatment_add_score(metrics, f->dir);
@@ -265,7 +264,7 @@ void report_status(const struct folder *f, bool details, FILE *to) {
     enum run_state state = folder_state(f, reason, sizeof reason);
     scores_read(&s, f->dir);
     if (s.n) score_text(text, sizeof text, &s.v[scores_series_end(&s, 0) - 1]);
-    json_t *o = last_metrics(f);
+    json_t *o = report_last_metrics(f);
     json_may_int(o, "step", &step, 0, INT64_MAX, "metrics", NULL);
     fprintf(to, "%s  %s%s%s", f->id, run_state_name[state], *reason ? ": " : "", reason);
     if (state == RUN_STATE_RUNNING && !holder)

@@ -6,6 +6,8 @@
 #include "pipe/folder.h"
 #include "pipe/scores.h"
 
+/* The last line of metrics.jsonl, or NULL. The caller owns it. */
+json_t *report_last_metrics(const struct folder *f);
 void report_results(const struct folder *f, FILE *to);
 int report_summary(const char *runs_dir, struct err *e);
 void report_status(const struct folder *f, bool details, FILE *to);

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/commands.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <unistd.h>
 
@@ -152,6 +153,39 @@ static int same_things(const struct command_line *c, const struct folder *f,
     return code;
 }
 
+/* Step of the newest checkpoint; 0 = none. */
+static int64_t newest_checkpoint(const struct folder *f) {
+    char path[FS_PATH_MAX];
+    int64_t newest = 0;
+    fs_join(path, sizeof path, f->dir, "ckpt");
+    DIR *d = opendir(path);
+    for (struct dirent *entry; d && (entry = readdir(d));) {
+        const char *digits = entry->d_name + strlen("step-");
+        int64_t step;
+        if (str_starts(entry->d_name, "step-") && str_to_i64(digits + strspn(digits, "0"), &step) &&
+            step > newest)
+            newest = step;
+    }
+    if (d) closedir(d);
+    return newest;
+}
+
+/* Steps that the checkpoint does not hold were made, and are made again. */
+static void tell_going_on(const struct folder *f, const struct plan *pl, int stages) {
+    const int64_t steps = pl->steps < 0 ? 0 : pl->steps, kept = newest_checkpoint(f);
+    int64_t made = 0;
+    json_t *last = report_last_metrics(f);
+    json_may_int(last, "step", &made, 0, INT64_MAX, "metrics", NULL);
+    json_decref(last);
+    fprintf(stderr, "run %s goes on after step %lld of %lld (its newest checkpoint), %d stages\n",
+            f->dir, (long long)kept, (long long)steps, stages);
+    if (made > kept)
+        fprintf(stderr, "%lld step%s made again: %lld to %lld came after the checkpoint "
+                        "(learner.save_every); the results are the same\n",
+                (long long)(made - kept), made == kept + 1 ? " is" : "s are", (long long)(kept + 1),
+                (long long)made);
+}
+
 static int resume_locked(const struct command_line *c, struct folder *f) {
     char path[FS_PATH_MAX], runs[600];
     struct pipeline p;
@@ -171,8 +205,7 @@ static int resume_locked(const struct command_line *c, struct folder *f) {
     if (slash) *slash = 0;
     else snprintf(runs, sizeof runs, ".");
     if (!code) {
-        fprintf(stderr, "run %s goes on: %lld steps, %d stages\n", f->dir, (long long)(pl.steps < 0
-                ? 0 : pl.steps), p.stages);
+        tell_going_on(f, &pl, p.stages);
         code = work(f, &p, &pl, runs);
     }
     plan_release(&pl);

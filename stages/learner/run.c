@@ -442,19 +442,27 @@ static void plan_notes(const struct learner_conf *c, json_t *out) {
     json_object_set_new(out, "notes", notes);
 }
 
-/* FLOPs of a step by the usual count (2 a weight forward, 4 more for a LoRA backward), at a rate
- * typical of one core. */
-static double seconds_per_step(const struct learner_conf *c, const struct model_conf *m) {
-    double body = 0, head = (double)m->vocab * m->dim, rate = 5e10 * pool_cores();
+/* Operations of a step by the usual count (2 a weight forward, 4 more for a LoRA backward), answers
+ * of half their length, at a rate that a core of today has in such products: a guess, and labelled
+ * as one. */
+static void plan_seconds(const struct learner_conf *c, const struct model_conf *m, json_t *out) {
+    const double core_rate = 5e10, head = (double)m->vocab * m->dim;
+    double body = 0;
     for (int p = 0; p < PROJ_COUNT; p++) {
-        int out, in;
-        model_proj_shape(m, (enum proj)p, &out, &in);
-        body += (double)out * in * m->layers;
+        int proj_out, proj_in;
+        model_proj_shape(m, (enum proj)p, &proj_out, &proj_in);
+        body += (double)proj_out * proj_in * m->layers;
     }
-    double samples = (double)(c->batch * c->shared.sample.n),
-           tokens = samples * (double)c->shared.sample.new_max / 2;
-    return (tokens * 2 * (body + head) + (tokens + samples * 100) * 4 * body + tokens * 4 * head) /
-           rate;
+    const double samples = (double)(c->batch * c->shared.sample.n),
+                 tokens = samples * (double)c->shared.sample.new_max / 2,
+                 operations = tokens * 2 * (body + head) +
+                              (tokens + samples * 100) * 4 * body + tokens * 4 * head;
+    char how[200];
+    snprintf(how, sizeof how,
+             "a rough guess, %d core%s at %.0e operations a second, answers of half of "
+             "sample.new_max", pool_cores(), pool_cores() == 1 ? "" : "s", core_rate);
+    json_object_set_new(out, "seconds_per_step", json_real(operations / core_rate / pool_cores()));
+    json_object_set_new(out, "seconds_how", json_string(how));
 }
 
 int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
@@ -489,6 +497,6 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
         json_integer(adapter * kept + 2 * 3 * adapter + s->run.steps * wave_size(c) * record));
     json_object_set_new(out, "trainable_parameters",
                         json_integer((json_int_t)lora_params(&m, &shape)));
-    json_object_set_new(out, "seconds_per_step", json_real(seconds_per_step(c, &m)));
+    plan_seconds(c, &m, out);
     return 0;
 }

@@ -201,13 +201,17 @@ Test(runs, check_prints_the_plan_and_starts_nothing) {
                                         "weights      3.0 MiB as mxfp4, mapped once for all stages",
                                         "memory       5.0 MiB",
                                         "disk         4.0 KiB",
-                                        "1.50 s a step",
+                                        "1.50 s a step): a rough guess, counted on fingers\n",
                                         "train    q.jsonl",
                                         "2 lines",
                                         "sha256 ",
                                         "learner: clipping never acts" };
     for (size_t i = 0; i < COUNT_OF(said); i++) box_has(box_out.s, said[i]);
     cr_assert(!fs_exists("runs"));
+    /* beside the guess what the newest run of that name took */
+    box_expect(0, "qerl-pipe run a.pipe && echo '{\"step\":3,\"timing_s/step\":2.25}' >> "
+                  "runs/a-0001/metrics.jsonl && qerl-pipe check a.pipe");
+    box_has(box_out.s, "measured in a-0001, maybe under other settings: 2.25 s for step 3\n");
 }
 
 Test(runs, no_final_score_is_incomplete) {
@@ -265,6 +269,8 @@ Test(runs, stop_and_resume_work_in_the_same_folder) {
     box_has(box_talk.s, "is being worked on by process");
     box_has(box_read("runs/a-0001/state"), "stopped: by signal TERM");
     box_expect(0, "cd / && qerl-pipe resume $OLDPWD/runs/a-0001");
+    box_has(box_talk.s, "goes on after step 0 of 3");
+    box_lacks(box_talk.s, "made again");
     cr_assert_str_eq(box_read("runs/a-0001/state"), "done\n");
     cr_assert(!fs_exists("runs/a-0002"));
 }
@@ -273,7 +279,7 @@ Test(runs, a_killed_launcher_leaves_no_stage_and_resume_goes_on) {
     box_pipeline(
         "a.pipe",
         "start; echo $$ > $dir/pid; if test -e $dir/second; then score 0 1; score 3 50; else "
-        "touch $dir/second; while :; do sleep 0.05; done; fi",
+        "mkdir -p $dir/ckpt/step-000001; metric 1; metric 2; metric 3; touch $dir/second; while :; do sleep 0.05; done; fi",
         EVAL, "");
     box_expect(0,
                "qerl-pipe a.pipe & " AWAIT
@@ -286,6 +292,8 @@ Test(runs, a_killed_launcher_leaves_no_stage_and_resume_goes_on) {
     box_expect(0, "qerl-pipe doctor | grep 'a-0001 say'");
     box_expect(0, "test -d $(sed -n 2p runs/a-0001/run.lock); cp runs/a-0001/run.lock old");
     box_expect(0, "qerl-pipe resume a");
+    box_has(box_talk.s, "run runs/a-0001 goes on after step 1 of 3 (its newest checkpoint), 4 stages\n"
+                        "2 steps are made again: 2 to 3 came after the checkpoint");
     cr_assert_str_eq(box_read("runs/a-0001/state"), "done\n");
     box_expect(0, "test ! -e $(sed -n 2p old)");
 }

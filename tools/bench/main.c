@@ -193,6 +193,7 @@ int main(int argc, char **argv) {
     b.pool = pool_create(b.threads);
     b.figures = json_array();
     int rc = kern_open(&b.kern, b.kernels, b.pool, &e);
+    if (rc < 0 && e.code == EXIT_CONFIG) e.code = EXIT_USAGE;        /* it came as an option */
     if (rc == 0 && strchr(b.kern.name, ':'))          /* its arrays are filled in place */
         rc = err_code(&e, EXIT_USAGE, "--kernels %s: only paths of the CPU are measured",
                       b.kern.name);
