@@ -25,6 +25,7 @@ struct room {
     size_t params;                       /* of the adapter: p, m, v, g */
     kptr adam[4];
     int turn;                            /* which layer is next */
+    bool hot;                            /* the first layer's weights each time, from a cache */
     /* the operation in hand */
     int group, rows;
     bool transposed;
@@ -103,7 +104,7 @@ static const struct { const char *name; enum proj first; int n; } groups[] = {
 
 static void linear_call(void *arg) {
     struct room *r = arg;
-    const struct model_layer *l = &r->s->model.layer[r->turn++ % r->c->layers];
+    const struct model_layer *l = &r->s->model.layer[r->hot ? 0 : r->turn++ % r->c->layers];
     struct kern_linear a[KERN_LINEARS_MAX];
     const kptr y[] = { r->y, r->y2, r->y3 };
     const int n = groups[r->group].n;
@@ -143,6 +144,22 @@ static double tiled(const struct room *r, int rows) {
     return (rows + t - 1) / t * t;
 }
 
+/* Group g, and what its weights take of the machine. */
+static void linear_figure(struct room *r, const char *key, int g, int rows, bool transposed,
+                          bool hot) {
+    double bytes = 0, flops = 0;
+    for (int p = 0; p < groups[g].n; p++) {
+        const struct kern_weight *w = &r->s->model.layer[0].w[(int)groups[g].first + p];
+        bytes += (double)kern_weight_bytes(w->format, w->out, w->in);
+        flops += 2. * w->out * w->in * tiled(r, rows);
+    }
+    r->group = g;
+    r->rows = rows;
+    r->transposed = transposed;
+    r->hot = hot;
+    roof(r, key, linear_call, bytes, hot ? bytes : bytes * r->c->layers, flops, 0);
+}
+
 static void linears(struct room *r) {
     static const int rows[] = { 1, 16, 64, ROWS };
     char key[BENCH_KEY_MAX], name[32];
@@ -151,18 +168,13 @@ static void linears(struct room *r) {
             for (size_t i = t ? COUNT_OF(rows) - 1 : 0; i < COUNT_OF(rows); i++) {
                 snprintf(name, sizeof name, "%s/%s", t ? "linear_t" : "linear", groups[g].name);
                 if (!wants(r, key, name, rows[i])) continue;
-                double bytes = 0, flops = 0;
-                for (int p = 0; p < groups[g].n; p++) {
-                    const struct kern_weight *w =
-                        &r->s->model.layer[0].w[(int)groups[g].first + p];
-                    bytes += (double)kern_weight_bytes(w->format, w->out, w->in);
-                    flops += 2. * w->out * w->in * tiled(r, rows[i]);
-                }
-                r->group = (int)g;
-                r->rows = rows[i];
-                r->transposed = t;
-                roof(r, key, linear_call, bytes, bytes * r->c->layers, flops, 0);
+                linear_figure(r, key, (int)g, rows[i], t, false);
             }
+    for (size_t g = 0; g < COUNT_OF(groups); g++)
+        for (size_t i = 1; i < 3; i++) {
+            snprintf(name, sizeof name, "linear/%s/hot", groups[g].name);
+            if (wants(r, key, name, rows[i])) linear_figure(r, key, (int)g, rows[i], false, true);
+        }
 }
 
 static void heads(struct room *r) {

@@ -131,6 +131,23 @@ static double peak_of(struct bench *b, bool show, const struct peak *p) {
     return best;
 }
 
+/* What unpacking costs beside multiplying: cycles of twelve instructions, alone and in turn with
+ * twelve others. */
+static void mixes(struct bench *b, bool have, double hertz) {
+    static const struct { const char *name; void (*run)(long); } mix[] = {
+        { "mix/dot", probe_dots },
+        { "mix/permute", probe_permutes },
+        { "mix/store", probe_stores },
+        { "mix/dot+permute", probe_dots_permutes },
+        { "mix/dot+store", probe_dots_stores },
+    };
+    for (size_t i = 0; have && i < COUNT_OF(mix); i++) {
+        const struct spread s = spinning(b, 1, (struct spin){ .run = mix[i].run }, 1);
+        figure_of(b, true, mix[i].name, 1, spread_rate(s, hertz), "cycles", 1,
+                  "of twelve, or twelve of each");
+    }
+}
+
 /* ---- reading ---- */
 
 static void reads(struct bench *b, bool show, const struct probe_cpu *cpu) {
@@ -193,6 +210,7 @@ static void probe_all(struct bench *b, bool show) {
     };
     double best[COUNT_OF(peak)];
     for (size_t i = 0; i < COUNT_OF(peak); i++) best[i] = peak_of(b, show, &peak[i]);
+    if (show && bench_enters(b, "machine/mix")) mixes(b, cpu.bf16, clock.max);
     reads(b, show, &cpu);
     const char *path = b->kern.name;
     const struct { const char *path, *by; double flops; int rows; } uses[] = {

@@ -16,6 +16,12 @@ enum {
 void probe_fma256(long turns);
 void probe_fma512(long turns);
 void probe_bf16(long turns);                 /* VDPBF16PS */
+/* Twelve VDPBF16PS, permutations of words or stores of 64 bytes a turn; twelve of each of two. */
+void probe_dots(long turns);
+void probe_permutes(long turns);
+void probe_stores(long turns);
+void probe_dots_permutes(long turns);
+void probe_dots_stores(long turns);
 /* TDPBF16PS: from registers only; with a 2x2 block's four tiles loaded from L1 each turn. The
  * thread must have called probe_amx_begin; probe_amx_allow is once a process, false = refused. */
 bool probe_amx_allow(void);
