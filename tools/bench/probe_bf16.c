@@ -33,7 +33,8 @@ void probe_bf16(long turns) {
 #define MIX(name, x, y)                                                                            \
     void name(long turns) {                                                                        \
         static _Alignas(64) char at[12 * 64];                                                          \
-        __asm__ volatile("vpxord %%zmm30, %%zmm30, %%zmm30\n\tvpxord %%zmm31, %%zmm31, %%zmm31\n" \
+        __asm__ volatile("vpxord %%zmm30, %%zmm30, %%zmm30\n\t"                                    \
+                         "vpxord %%zmm31, %%zmm31, %%zmm31\n"                                      \
                          "1:\n\t" DOZEN(x, y) "dec %[left]\n\tjnz 1b"                              \
                          : [left] "+r"(turns)                                                      \
                          : [at] "r"(at)                                                            \
