@@ -32,7 +32,7 @@ void probe_bf16(long turns) {
     TWO(x, y, 10, 22) TWO(x, y, 11, 23)
 #define MIX(name, x, y)                                                                            \
     void name(long turns) {                                                                        \
-        static _Alignas(64) char at[12 * 64];                                                          \
+        static _Alignas(64) char at[12 * 64];                                                      \
         __asm__ volatile("vpxord %%zmm30, %%zmm30, %%zmm30\n\t"                                    \
                          "vpxord %%zmm31, %%zmm31, %%zmm31\n"                                      \
                          "1:\n\t" DOZEN(x, y) "dec %[left]\n\tjnz 1b"                              \
