@@ -48,7 +48,8 @@ enum kern_noise_type {
 
 /* What was measured after the act, as sums of integers: their order changes nothing. With d = (t +
  * e) - t as computed (bf16: t as rounded), r = d / (|t| scale) of elements whose t is not 0
- * (absolute_gaussian: d / scale of all; bias: d / scale; deadzone: d / |t|; fp8: d / |t|, of a |t|
+ * (relative types: and |t| above 2^-100, where all products are normal numbers; absolute_gaussian:
+ * d / scale of all; bias: d / scale; deadzone: d / |t|; fp8: d / |t|, of a |t|
  * below 2^-6 d / 2^-6) where that is finite and below 4,096, a row's sums of r and r^2 are taken as
  * the other row sums of kern.h and rounded to units of 2^-20; in attention each page of 32 keys of
  * a row by itself.

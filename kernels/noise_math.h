@@ -23,6 +23,7 @@
 #define KTURN_C3 (-1.23370055f)
 #define KNOISE_SQRT3 1.73205081f
 #define KNOISE_R_MOST 4096.0f                /* a larger r is no measurement: all fits 64 bits */
+#define KNOISE_RELATIVE_LEAST 0x1p-100f      /* nor is that of a smaller t, of a relative type */
 #define KNOISE_FP8_LEAST 0x1p-6f
 #define KNOISE_FP8_MOST 240.0f               /* what 448 becomes, too */
 
@@ -162,7 +163,9 @@ KERN_FN float kern_noise_add(const struct kern_noise *n, float t, float z, float
     float y = fp8 ? kern_fp8f(t) : kern_noise_round(t + e, n->bf16);
     if (!l) return y;
     float r = (y - t) / fabsf(m);
-    bool changed = y < t || y > t, some = n->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || t != 0.0f,
+    bool changed = y < t || y > t,
+         some = n->type == KERN_NOISE_ABSOLUTE_GAUSSIAN ||
+                size > (kern_noise_relative(n) ? KNOISE_RELATIVE_LEAST : 0.0f),
          measured = some && fabsf(r) < KNOISE_R_MOST,
          coarse = flat ? !(size < kern_noise_coarse(n))
                        : fp8 && (size < KNOISE_FP8_LEAST || size > KNOISE_FP8_MOST);

@@ -73,7 +73,8 @@ INLINE vf noise_add(const struct noise *s, const enum kern_noise_type type, cons
     const vf r = v_div(v_sub(y, t), unit);
     vm measured = m_and(some, v_less(v_abs(r), v_set(KNOISE_R_MOST)));
     if (type != KERN_NOISE_ABSOLUTE_GAUSSIAN)
-        measured = m_and(measured, v_less(v_zero(), size));
+        measured = m_and(measured, v_less(v_set(type < KERN_NOISE_DEADZONE ? KNOISE_RELATIVE_LEAST
+                                                                           : 0.0f), size));
     const vf kept = v_keep(measured, r);
     l->r = v_add(l->r, kept);
     l->r2 = v_fma(kept, kept, l->r2);

@@ -62,6 +62,7 @@ struct entry {
     char key[64];
     enum noise_direction direction;
     const struct noise_text *text;
+    const struct noise_bf16 *bf16;                   /* what bf16 makes of text's size */
     const struct noise_tally *tally;
     bool intended;
     int64_t passes, sites;                           /* made; expected */
@@ -81,8 +82,8 @@ static int entries_of(struct entry list[ENTRIES_MAX], const struct noise_plan *p
     for (int op = 0; op < NOISE_OP_COUNT; op++)
         for (int d = 0; d < NOISE_DIRECTION_COUNT; d++, x++) {
             const int last = p->op_whole && (op == NOISE_OP_NORM || op == NOISE_OP_HEAD);
-            *x = (struct entry){ .direction = d, .text = &p->op_text, .tally = &ev->op[op][d],
-                                 .repeat = repeat };
+            *x = (struct entry){ .direction = d, .text = &p->op_text, .bf16 = &p->op_bf16,
+                                 .tally = &ev->op[op][d], .repeat = repeat };
             x->intended = noise_plan_op_on(p, op, d, phase);
             x->passes = ev->passes[d];
             x->sites = d == NOISE_FORWARD ? forward_sites(ev, p->op_sites[op][d], last)
@@ -90,12 +91,13 @@ static int entries_of(struct entry list[ENTRIES_MAX], const struct noise_plan *p
             snprintf(x->key, sizeof x->key, "op/%s/%s", noise_op_name[op],
                      d == NOISE_FORWARD ? "forward" : "backward");
         }
-    *x = (struct entry){ "op/lora_grad/backward", NOISE_BACKWARD, &p->op_text, &ev->grad,
-                         noise_plan_op_on(p, NOISE_OP_MATMUL, NOISE_BACKWARD, phase),
+    *x = (struct entry){ "op/lora_grad/backward", NOISE_BACKWARD, &p->op_text, &p->op_bf16,
+                         &ev->grad, noise_plan_op_on(p, NOISE_OP_MATMUL, NOISE_BACKWARD, phase),
                          ev->passes[NOISE_BACKWARD], ev->updates, 1 };
     x++;
     for (int m = 0; m < NOISE_MODULE_COUNT; m++, x++) {
-        *x = (struct entry){ .text = &p->module_text, .tally = &ev->module[m],
+        *x = (struct entry){ .text = &p->module_text, .bf16 = &p->module_bf16,
+                             .tally = &ev->module[m],
                              .repeat = p->module_text.point == NOISE_POINT_WEIGHT ? 1 : repeat };
         x->intended = p->module_text.type && p->module_text.phase[phase] && p->module_sites[m];
         x->passes = ev->passes[NOISE_FORWARD];
@@ -138,7 +140,7 @@ static double unit_of(const struct noise_text *t) { return no_size(t) ? 1 : t->s
 static bool absolute(const struct noise_text *t) {
     return t->type == KERN_NOISE_ABSOLUTE_GAUSSIAN || t->type == KERN_NOISE_BIAS;
 }
-/* Of an absolute type: the share of elements at which f32 may lose it. */
+/* Of an absolute type: the share of elements at which the arithmetic may lose it. */
 static double coarse_share(const struct noise_tally *t) { return share(t->coarse, t->measured); }
 
 static void add_warning(json_t *o, const struct entry *x) {
@@ -146,9 +148,10 @@ static void add_warning(json_t *o, const struct entry *x) {
     char text[160];
     if (x->text->bf16 && t->elements && !t->changed)
         snprintf(text, sizeof text, "bf16 arithmetic realises 0 here: not one element changed");
-    else if (!x->text->bf16 && absolute(x->text) && coarse_share(t) > .05)
-        snprintf(text, sizeof text, "f32's steps are coarse for this size at %.0f %% of the "
-                 "elements: what it realises there is not checked", 100 * coarse_share(t));
+    else if (absolute(x->text) && coarse_share(t) > .05)
+        snprintf(text, sizeof text, "%s's steps are coarse for this size at %.0f %% of the "
+                 "elements: what it realises there is not checked",
+                 x->text->bf16 ? "bf16" : "f32", 100 * coarse_share(t));
     else return;
     json_object_set_new(o, "warning", json_string(text));
 }
@@ -211,46 +214,66 @@ int noise_evidence_read(struct noise_evidence *to, const struct noise_plan *p,
 
 /* ---- the verdict ---- */
 
-/* What the means of r and r^2 should be, and how far from it chance and rounding may bring them: 6
- * standard errors of independent draws, `repeat` times as few as there are elements, and 12 or 36
- * over their number for the tails of few. Rounding of the sum t + e:
- * - relative types: f32's step at t is up to `step` of the noise, the sum is off by half of it;
- * - absolute types: near elements that are not coarse (kernels/noise.h) the steps are up to 1/8 of
- *   the noise and add 1/12 of their square; a coarse one may lose all of it, but all of them
- *   together no more than half of the size: noise that is not there is none;
- * - bias rounds the same way everywhere: up to 2^-8 of it.
- * The floor is what f32 sums of long rows and the draws' own f32 arithmetic leave. */
-struct bounds { double r2, r2_off, r_off; };
+/* Where the means of r^2 and r may lie: what is expected, 6 standard errors of independent draws,
+ * `repeat` times as few as there are elements, a few times the largest draw over their number for
+ * the tails of few, and what rounding may do. The floor is what f32 sums of long rows and the
+ * draws' own f32 arithmetic leave. */
+struct bounds { double r2_least, r2_most, r_most; };
+static const double bounds_floor = 1e-5;
 
 static double draw_variance(const struct noise_text *text, double share_hit) {
     switch (text->type) {
-    case KERN_NOISE_RELATIVE_GAUSSIAN:
-    case KERN_NOISE_ABSOLUTE_GAUSSIAN: return 2;
+    case KERN_NOISE_RELATIVE_GAUSSIAN: return 2;
     case KERN_NOISE_RELATIVE_UNIFORM: return .8;
     case KERN_NOISE_SPARSE: return share_hit * (1 - share_hit);
     default: return 0;
     }
 }
 
+/* f32's step at t is up to `step` of the noise, the sum t + e is off by half of it. */
+static struct bounds bounds_relative(const struct entry *x, double n, double hit) {
+    const double step = 0x1p-23 / x->text->scale;
+    double off = hit * (step * step / 4 + bounds_floor), r = hit * (step / 2 + bounds_floor);
+    double variance = draw_variance(x->text, hit);
+    r += 6 * sqrt((hit + off) / n) + 12 / n;
+    variance += hit * step * step / 3;
+    if (variance > 0) off += 6 * sqrt(variance / n) + 36 / n;
+    return (struct bounds){ hit - off, hit + off, r };
+}
+
+/* Which mantissas the data had is not known: between the least and the most of noise_bf16.h. */
+static struct bounds bounds_bf16(const struct entry *x, double n, double hit) {
+    const struct noise_bf16 *m = x->bf16;
+    const bool drawn = x->text->type != KERN_NOISE_SYSTEMATIC;
+    const double square = m->size_most * m->size_most,
+                 off = bounds_floor +
+                       (drawn ? 6 * sqrt(hit * m->r4_most / n) + 3 * square / n : 0),
+                 most = hit * m->r2_most + off;
+    return (struct bounds){ hit * m->r2_least - off, most,
+                            hit * m->r_most + 6 * sqrt(most / n) + 3 * m->size_most / n +
+                                bounds_floor };
+}
+
+/* Near elements that are not coarse (kernels/noise.h) the steps are up to 1/8 of the noise and add
+ * 1/12 of their square, or up to 2^-7 of a bias, which rounds the same way everywhere; bf16 rounds
+ * the draw and its product too. A coarse element may lose all of the noise, or make up to 1.5 times
+ * its square of it (4 times of a bias: half a step becomes a whole one). In f32 no more than half
+ * of the size may be lost by all together: noise that is not there is none. */
+static struct bounds bounds_absolute(const struct entry *x, double n) {
+    const bool bias = x->text->type == KERN_NOISE_BIAS, bf16 = x->text->bf16;
+    const double coarse = coarse_share(x->tally), wide = bf16 ? 0x1p-5 : bias ? 0x1p-6 : 0x1p-8,
+                 chance = bias ? 0 : 6 * sqrt((2 + 8 * coarse) / n) + (36 + 108 * coarse) / n,
+                 most = 1 + coarse * (bias ? 3 : .5) + wide + chance;
+    return (struct bounds){ 1 - (bf16 ? coarse : fmin(coarse, .75)) - wide - chance, most,
+                            coarse + (bf16 ? wide : bounds_floor) + 6 * sqrt(most / n) + 12 / n };
+}
+
 static struct bounds bounds_of(const struct entry *x) {
-    const struct noise_text *text = x->text;
-    const struct noise_tally *t = x->tally;
-    const double floor = 1e-5, n = (double)t->measured / x->repeat,
-                 hit = text->type == KERN_NOISE_SPARSE ? text->rate : 1;
-    struct bounds b = { .r2 = hit };
-    double variance = draw_variance(text, hit);
-    if (absolute(text)) {
-        b.r_off = coarse_share(t) + floor;
-        b.r2_off = fmin(coarse_share(t), .75) + (text->type == KERN_NOISE_BIAS ? 0x1p-6 : 0x1p-8);
-    } else {
-        const double step = 0x1p-23 / text->scale;
-        b.r_off = hit * (step / 2 + floor);
-        b.r2_off = hit * (step * step / 4 + floor);
-        variance += hit * step * step / 3;
-    }
-    b.r_off += 6 * sqrt((b.r2 + b.r2_off) / n) + 12 / n;
-    if (variance > 0) b.r2_off += 6 * sqrt(variance / n) + 36 / n;
-    return b;
+    const double n = (double)x->tally->measured / x->repeat,
+                 hit = x->text->type == KERN_NOISE_SPARSE ? x->text->rate : 1;
+    return absolute(x->text) ? bounds_absolute(x, n)
+           : x->text->bf16   ? bounds_bf16(x, n, hit)
+                             : bounds_relative(x, n, hit);
 }
 
 /* Their draws are fresh and as often positive as negative. */
@@ -261,21 +284,39 @@ static bool zero_mean(const struct noise_text *t) {
 static int check_size(const struct entry *x, const char *phase, struct err *e) {
     const struct noise_tally *t = x->tally;
     const double scale = x->text->scale;
-    if (no_size(x->text)) return 0;
     if (!t->measured)
         return err_set(e, "noise %s in phase %s: none of %lld elements could be measured", x->key,
                        phase, (long long)t->elements);
     const struct bounds b = bounds_of(x);
-    if (fabs(mean_of(t->r2, t->measured) - b.r2) > b.r2_off)
+    const double r2 = mean_of(t->r2, t->measured);
+    if (r2 < b.r2_least || r2 > b.r2_most)
         return err_set(e, "noise %s in phase %s: intended %.9g, realised %.9g over %lld elements "
                        "(%.9g to %.9g would be chance and rounding)", x->key, phase,
                        noise_intended(x->text), noise_tally_rms(t, scale), (long long)t->measured,
-                       scale * sqrt(fmax(0, b.r2 - b.r2_off)), scale * sqrt(b.r2 + b.r2_off));
-    if (zero_mean(x->text) && fabs(mean_of(t->r, t->measured)) > b.r_off)
+                       scale * sqrt(fmax(0, b.r2_least)), scale * sqrt(b.r2_most));
+    if (zero_mean(x->text) && fabs(mean_of(t->r, t->measured)) > b.r_most)
         return err_set(e, "noise %s in phase %s: its mean is %.9g over %lld elements, which "
                        "independent draws of size %.9g do not give (up to %.9g would be chance and "
                        "rounding); draws are shared", x->key, phase, noise_tally_mean(t, scale),
-                       (long long)t->measured, noise_intended(x->text), scale * b.r_off);
+                       (long long)t->measured, noise_intended(x->text), scale * b.r_most);
+    return 0;
+}
+
+/* What follows without a size. A dead zone makes 0 of what it changes, so r^2 is 1 there and 0
+ * elsewhere: sums of whole numbers, equal to the last bit. E4M3 moves an element of its range by at
+ * most 1/16 of it, and one outside by at most |t| or 2^-6. */
+static int check_without_size(const struct entry *x, const char *phase, struct err *e) {
+    const struct noise_tally *t = x->tally;
+    const double range = (double)(t->measured - t->coarse), r2 = (double)t->r2 * 0x1p-20,
+                 most = (range / 256 + (double)t->coarse) * (1 + bounds_floor);
+    if (x->text->type == KERN_NOISE_DEADZONE && t->r2 != t->changed << 20)
+        return err_set(e, "noise %s in phase %s: a dead zone makes 0 of each element that it "
+                       "changes, but of %lld changed ones the squared relative changes add up to "
+                       "%.9g", x->key, phase, (long long)t->changed, r2);
+    if (x->text->type == KERN_NOISE_FP8 && r2 > most)
+        return err_set(e, "noise %s in phase %s: realised %.9g over %lld elements, E4M3 gives at "
+                       "most %.9g", x->key, phase, noise_tally_rms(t, 1), (long long)t->measured,
+                       sqrt(most / (double)t->measured));
     return 0;
 }
 
@@ -298,11 +339,12 @@ static int check_entry(const struct entry *x, const char *phase, struct err *e) 
         return err_set(e, "noise %s in phase %s: %lld sites were visited in %lld passes, %lld were "
                        "expected", x->key, phase, (long long)t->sites, (long long)x->passes,
                        (long long)x->sites);
-    if (x->text->bf16 || too_few(x)) return 0;
-    if (!t->changed)
-        return err_set(e, "noise %s of size %.9g in phase %s: not one of %lld elements changed",
-                       x->key, noise_intended(x->text), phase, (long long)t->elements);
-    return check_size(x, phase, e);
+    if (too_few(x)) return 0;
+    if (!t->changed && (!x->text->bf16 || no_size(x->text)))
+        return err_set(e, "noise %s of type %s and scale %.9g in phase %s: not one of %lld "
+                       "elements changed", x->key, noise_type_name[x->text->type],
+                       x->text->scale, phase, (long long)t->elements);
+    return no_size(x->text) ? check_without_size(x, phase, e) : check_size(x, phase, e);
 }
 
 int noise_evidence_check(const struct noise_plan *p, enum noise_phase phase,

@@ -198,6 +198,7 @@ static int make_ops(struct noise_plan *p, struct err *e) {
         rc = -1;
     if (parse_ops(p, t->names, e) < 0) return -1;
     count_ops(p);
+    if (t->bf16) p->op_bf16 = noise_bf16_of((enum kern_noise_type)t->type, t->scale);
     return rc;
 }
 
@@ -263,6 +264,7 @@ static int make_modules(struct noise_plan *p, struct err *e) {
     const struct noise_text *t = &p->module_text;
     bool layer[MODEL_LAYERS_MAX], whole;
     int rc = check_modules(t, e), total = 0;
+    if (t->bf16) p->module_bf16 = noise_bf16_of((enum kern_noise_type)t->type, t->scale);
     if (parse_layers(layer, &whole, t->layers, p->layers, "noise.modules.layers", e) < 0) return -1;
     if (mark(p, t->names, layer, whole, true, e) < 0) rc = -1;
     if (mark(p, t->exclude, layer, whole, false, e) < 0) rc = -1;

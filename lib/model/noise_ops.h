@@ -9,6 +9,7 @@
 #define QERL_NOISE_OPS_H
 #include "lib/base/json.h"
 #include "lib/model/model.h"
+#include "lib/model/noise_bf16.h"
 
 enum noise_phase { NOISE_PHASE_ROLLOUT, NOISE_PHASE_LOGPROB, NOISE_PHASE_UPDATE, NOISE_PHASE_EVAL,
                    NOISE_PHASE_COUNT };
@@ -71,6 +72,7 @@ struct noise_plan {
     /* Applications in one pass through the whole network, one for each site: a pass over any number
      * of rows counts once. What the counters must show is passes * this. */
     int op_sites[NOISE_OP_COUNT][NOISE_DIRECTION_COUNT], module_sites[NOISE_MODULE_COUNT];
+    struct noise_bf16 op_bf16, module_bf16;          /* with dtype = bf16 */
 };
 static inline bool noise_module_in_layer(enum noise_module m) {
     return m < NOISE_MODULE_NORM_FINAL;
@@ -141,9 +143,10 @@ json_t *noise_evidence_json(const struct noise_plan *p, enum noise_phase phase,
 int noise_evidence_read(struct noise_evidence *to, const struct noise_plan *p,
                         enum noise_phase phase, const json_t *o, struct err *e);
 /* -1 and the reason, where an intended treatment did not happen: no site visited, another number
- * than passes * sites, nothing changed in f32, a realised size or a mean more than 6 standard
- * errors off (rounding included), or noise where none was intended. bf16: its size is what it is,
- * and 0 is a warning in the JSON, because showing that is what dtype = bf16 is for. */
+ * than passes * sites, nothing changed, a realised size or a mean more than 6 standard errors off
+ * (rounding included), changes that are no dead zone's or no E4M3's, or noise where none was
+ * intended. Under dtype = bf16 a size may be 0 where bf16's steps leave nothing of it, which is a
+ * warning in the JSON, because showing that is what the setting is for. */
 int noise_evidence_check(const struct noise_plan *p, enum noise_phase phase,
                          const struct noise_evidence *ev, struct err *e);
 #endif

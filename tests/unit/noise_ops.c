@@ -522,6 +522,124 @@ Test(noise_ops, bf16_that_realises_nothing_is_a_warning) {
     json_decref(all);
 }
 
+/* z and t to bf16, the two products, the sum: a text of its own, in double. */
+static double to_bf16(double x) {
+    if (x == 0) return 0;
+    const double step = exp2(floor(log2(fabs(x))) - 7);
+    return nearbyint(x / step) * step;
+}
+static double as_bf16(double t, double z, double scale) {
+    return to_bf16(t + to_bf16(to_bf16(to_bf16(z) * fabs(t)) * scale));
+}
+
+/* Each mantissa's mean of r^2 by 16,000 draws lies where the exact sums say, and at both ends there is one. */
+Test(noise_ops, what_bf16_leaves_of_a_size_is_what_drawing_it_leaves) {
+    static const double scales[] = { 1e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 1 };
+    enum { N = 16000 };
+    const uint32_t key[2] = { 8, 9 };
+    for (int uniform = 0; uniform < 2; uniform++)
+        for (size_t s = 0; s < COUNT_OF(scales); s++) {
+            const double scale = (double)(float)scales[s];
+            const struct noise_bf16 b = noise_bf16_of(uniform ? KERN_NOISE_RELATIVE_UNIFORM
+                                                              : KERN_NOISE_RELATIVE_GAUSSIAN, scale);
+            const double off = 6 * sqrt(b.r4_most / N) + 3 * b.size_most * b.size_most / N + 1e-6;
+            double least = INFINITY, most = 0;
+            for (int m = 0; m < 128; m++) {
+                const double t = (m % 2 ? -64 : .5) * (1 + m / 128.);
+                double r1 = 0, r2 = 0, r4 = 0;
+                for (uint32_t i = 0; i < N; i += 4) {
+                    double z[4];
+                    const struct rng4 d = rng_philox((uint32_t[4]){ i, (uint32_t)m }, key);
+                    rng_normal4(z, d);
+                    for (int j = 0; j < 4; j++) {
+                        if (uniform) z[j] = sqrt(12) * ((double)rng_unit(d.v[j]) - .5);
+                        const double r = (as_bf16(t, z[j], scale) - t) / (fabs(t) * scale);
+                        cr_assert(fabs(r) <= b.size_most * 1.0001, "scale %g: r = %g", scale, r);
+                        r1 += r / N, r2 += r * r / N, r4 += r * r * r * r / N;
+                    }
+                }
+                cr_expect(r2 > b.r2_least - off && r2 < b.r2_most + off, "scale %g, mantissa %d: %g, not %g to %g", scale,
+                          m, r2, b.r2_least, b.r2_most);
+                cr_expect(fabs(r1) <= b.r_most + 6 * sqrt((b.r2_most + 1e-9) / N) + 3 * b.size_most / N);
+                cr_expect(r4 <= b.r4_most * 1.5 + 1e-3 + off * 40);
+                least = fmin(least, r2), most = fmax(most, r2);
+            }
+            cr_expect(least < b.r2_least + off && most > b.r2_most - off, "scale %g: %g .. %g, not %g .. %g", scale, least,
+                      most, b.r2_least, b.r2_most);
+        }
+    /* all of 0.05, nothing of 1e-4, and what lies between is neither */
+    cr_expect(noise_bf16_of(KERN_NOISE_RELATIVE_GAUSSIAN, .05).r2_least > .99);
+    cr_expect_eq(noise_bf16_of(KERN_NOISE_RELATIVE_GAUSSIAN, 1e-4).r2_most, 0);
+    cr_expect(noise_bf16_of(KERN_NOISE_RELATIVE_GAUSSIAN, 1e-3).r2_most < .8);
+    /* t = 1 (1 - .005) is nearest to 1 - 2^-8, t = 1 + .005 to 1 + 2^-7: the ends over the mantissas */
+    const struct noise_bf16 fixed = noise_bf16_of(KERN_NOISE_SYSTEMATIC, .005);
+    cr_expect_float_eq(sqrt(fixed.r2_least), 0x1p-8 / .005, 1e-6);
+    cr_expect_float_eq(sqrt(fixed.r2_most), 0x1p-7 / .005, 1e-6);
+}
+
+Test(noise_ops, sizes_under_bf16_are_held_against_its_steps) {
+    static const struct { double scale, r2; int n, want; } cases[] = {
+        { 1e-4, 0, 100000, 0 }, { 1e-4, 1e-3, 100000, -1 }, { 1e-3, .25, 100000, 0 }, { 1e-3, 1, 100000, -1 },
+        { 1e-3, 0, 10000000, -1 }, { 1e-2, 1.02, 1000000, 0 }, { 1e-2, .97, 1000000, -1 }, { 1e-2, 1.1, 1000000, -1 },
+        { .05, 1, 1000000, 0 }, { .05, .98, 1000000, -1 }, { .05, 1.02, 1000000, -1 }, { .05, 0, 1000000, -1 },
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct world w;
+        struct noise_text t = text_ops("matmul", "all");
+        t.bf16 = true;
+        t.scale = cases[i].scale;
+        world(&w, t, 1000, 1);
+        w.ev.rows = w.ev.rows_squared = cases[i].n;
+        w.t->elements = w.t->measured = w.t->changed = cases[i].n;
+        w.t->r = 0;
+        w.t->r2 = llround(cases[i].r2 * cases[i].n * 0x1p20);
+        if (cases[i].r2 == 0) w.t->changed = 0;
+        expect_verdict(&w, cases[i].want, cases[i].want ? "chance and rounding" : NULL);
+        w.t->r = cases[i].n * (int64_t)(.3 * 0x1p20);            /* one draw for all */
+        if (cases[i].want == 0) expect_verdict(&w, -1, "draws are shared");
+    }
+}
+
+/* A dead zone and E4M3 have no size, but not every measurement can be theirs. */
+Test(noise_ops, what_no_size_is_intended_for_is_held_against_what_it_does) {
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        struct world w;
+        struct noise_text t = text_ops("matmul", "all");
+        t.type = KERN_NOISE_DEADZONE;
+        t.bf16 = bf16;
+        world(&w, t, 1000, 1);
+        *w.t = (struct noise_tally){ .sites = w.t->sites, .elements = 1000, .measured = 990, .changed = 70,
+                                     .r = -(12 << 20), .r2 = 70 << 20 };
+        expect_verdict(&w, 0, NULL);
+        for (int off = -1; off <= 1; off += 2) {
+            w.t->r2 = (70 << 20) + off;
+            expect_verdict(&w, -1, "a dead zone makes 0 of each element that it changes");
+        }
+        w.t->r = w.t->r2 = w.t->changed = 0;
+        expect_verdict(&w, -1, "of type deadzone and scale 0.05 in phase update: not one of 1000 elements changed");
+
+        struct noise_plan p;
+        struct err e = { 0 };
+        struct noise_text m = text_modules("q_proj", "", "all");
+        m.type = KERN_NOISE_FP8;
+        m.scale = 0;
+        m.bf16 = bf16;
+        cr_assert_eq(noise_plan_make(&p, NULL, &m, &qwen, &e), 0, "%s", e.text);
+        struct noise_evidence ev = { .passes = { 1 }, .wanted = 1, .rows = 1000, .rows_squared = 1000 };
+        struct noise_tally *q = &ev.module[NOISE_MODULE_Q];
+        *q = (struct noise_tally){ .sites = 28, .elements = 1000, .measured = 1000, .coarse = 10, .changed = 900,
+                                   .r2 = (int64_t)((10 + 990 / 256.) * 0x1p20) };
+        cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), 0, "%s", e.text);
+        q->r2 += 1 << 15;
+        cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), -1);
+        cr_expect(strstr(e.text, "E4M3 gives at most 0.117"), "%s", e.text);
+        q->changed = q->r2 = 0;
+        e = (struct err){ 0 };
+        cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), -1);
+        cr_expect(strstr(e.text, "of type fp8 and scale 0 in phase rollout: not one of 1000"), "%s", e.text);
+    }
+}
+
 Test(noise_ops, evidence_adds_up) {
     struct world w;
     struct noise_evidence sum = { 0 };
