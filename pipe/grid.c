@@ -145,8 +145,10 @@ static void format_options(struct options *o, const char *quant) {
     option(o, "quant.weights", weights);
     option(o, "quant.activations", strchr(quant, '-') ? weights : "none");
     option(o, "quant.adapter", "none");
-    /* nothing is quantised that could be left out */
-    if (strcmp(quant, "bf16") == 0) option(o, "quant.exclude", "");
+    if (strcmp(quant, "bf16") != 0) return;
+    /* nothing is quantised that could be left out, or rounded */
+    option(o, "quant.exclude", "");
+    option(o, "quant.parity", "ocp");
 }
 
 static void noise_options(struct options *o, const struct grid *g, const char *size) {

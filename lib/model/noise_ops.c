@@ -250,12 +250,15 @@ static int mark(struct noise_plan *p, const char *list, const bool *layer, bool 
             for (enum noise_module m = 0; m < NOISE_MODULE_COUNT; m++) {
                 if (noise_module_in_layer(m) ? !layer[l] : l || !whole) continue;
                 if (!noise_module_hit(word, m, l)) continue;
+                hits += to || p->module[l][m];
                 p->module[l][m] = to;
-                hits++;
             }
         if (!hits && to)
             rc = err_more(e, EXIT_CONFIG, "noise.modules.targets: '%s' hits nothing in these "
                           "layers", word);
+        if (!hits && !to && strcmp(word, "lm_head") != 0)          /* which is there by default */
+            rc = err_more(e, EXIT_CONFIG, "noise.modules.exclude: '%s' would do nothing: it names "
+                          "no target, or no further one, in these layers", word);
     }
     return words || !to ? rc : err_more(e, EXIT_CONFIG, "noise.modules.targets is empty");
 }

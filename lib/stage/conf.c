@@ -254,6 +254,88 @@ void conf_release(void *conf, const struct stage_about *about) {
         }
 }
 
+/* ---- values and where they come from ---- */
+
+static bool same_as_text(const void *at, const struct stage_key *k, const char *text) {
+    int64_t whole;
+    double num;
+    switch (k->type) {
+    case KEY_INT: return str_to_i64(text, &whole) && *(const int64_t *)at == whole;
+    case KEY_NUM: return str_to_f64(text, &num) && *(const double *)at == num;
+    case KEY_BOOL: return *(const bool *)at == (word_bool(text) == 1);
+    case KEY_TEXT: return strcmp(*(char *const *)at, text) == 0;
+    case KEY_CHOICE: return *(const int *)at == choice_index(k->choices, text);
+    }
+    return false;
+}
+
+bool conf_at_default(const void *conf, const struct stage_key *k) {
+    return k->def && same_as_text((const char *)conf + k->offset, k, k->def);
+}
+
+void conf_value(const void *conf, const struct stage_key *k, struct str *out) {
+    const void *at = (const char *)conf + k->offset;
+    const char *word = k->choices;
+    switch (k->type) {
+    case KEY_INT: str_printf(out, "%lld", (long long)*(const int64_t *)at); break;
+    case KEY_NUM: str_printf(out, "%.9g", *(const double *)at); break;
+    case KEY_BOOL: str_puts(out, *(const bool *)at ? "yes" : "no"); break;
+    case KEY_TEXT: str_puts(out, *(char *const *)at); break;
+    case KEY_CHOICE:
+        for (int i = *(const int *)at; i > 0; i--) word = strchr(word, '|') + 1;
+        str_printf(out, "%.*s", (int)strcspn(word, "|"), word);
+        break;
+    }
+}
+
+/* Somebody's setting of the key `name`, or of the first key of the section that it is or is in. */
+static const struct setting *set_by_somebody(const char *name, bool section,
+                                             const struct stage_about *about,
+                                             const struct settings *s) {
+    const char *dot = strrchr(name, '.');
+    const size_t whole = strlen(name), n = dot ? (size_t)(dot - name) : whole;
+    int table = 0, row = 0;
+    for (const struct stage_key *k; (k = next_key(about, &table, &row));) {
+        const size_t own = (size_t)(strrchr(k->name, '.') - k->name);
+        const bool in = (own == whole && strncmp(k->name, name, whole) == 0) ||
+                        (own == n && strncmp(k->name, name, n) == 0);
+        if (section ? !in : strcmp(k->name, name) != 0) continue;
+        const struct setting *v = settings_find(s, k->name);
+        if (v && !(k->def && strcmp(k->def, v->text) == 0)) return v;
+    }
+    return NULL;
+}
+
+/* The setting that the text speaks of: of the keys in it, the first that somebody set, or else the
+ * first of their sections. */
+static const struct setting *named_in(const char *text, const struct stage_about *about,
+                                      const struct settings *s) {
+    static const char in_name[] = "abcdefghijklmnopqrstuvwxyz0123456789_.", between[] = " ,:;'(";
+    for (int section = 0; section < 2; section++)
+        for (const char *p = text + strspn(text, between); *p;) {
+            char name[100];
+            const int n = (int)strspn(p, in_name);
+            snprintf(name, sizeof name, "%.*s", n, p);
+            const struct setting *v = memchr(p, '.', (size_t)n)
+                                          ? set_by_somebody(name, section, about, s)
+                                          : NULL;
+            if (v) return v;
+            p += strcspn(p, between);
+            p += strspn(p, between);
+        }
+    return NULL;
+}
+
+void conf_place(struct err *e, const struct stage_about *about, const struct settings *s,
+                const char *lines) {
+    char *copy = mem_dup(lines), *rest = copy;
+    for (char *line; (line = strsep(&rest, "\n"));) {
+        const struct setting *at = named_in(line, about, s);
+        complain(e, at && at->line ? at : NULL, "%s", line);
+    }
+    free(copy);
+}
+
 /* ---- ports ---- */
 
 const struct stage_port *port_find(const struct stage_about *about, const char *name, bool output,

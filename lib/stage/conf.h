@@ -36,6 +36,13 @@ int complain(struct err *e, const struct setting *at, const char *fmt, ...) PRIN
  * errors. */
 int conf_bind(void *conf, const struct stage_about *about, const struct settings *s, struct err *e);
 void conf_release(void *conf, const struct stage_about *about);
+/* Whether a value is the default's; its text as a file would say it, appended. */
+bool conf_at_default(const void *conf, const struct stage_key *k);
+void conf_value(const void *conf, const struct stage_key *k, struct str *out);
+/* Lines that name keys of the stage, each put behind the place that set the first such key to
+ * something else than its default; appended to e. */
+void conf_place(struct err *e, const struct stage_about *about, const struct settings *s,
+                const char *lines);
 /* Port called `name` (without "in." or "out."), or NULL with a complaint that knows the nearest
  * one. */
 const struct stage_port *port_find(const struct stage_about *about, const char *name, bool output,

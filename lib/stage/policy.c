@@ -270,21 +270,12 @@ static json_t *quantised_json(const struct shared *c, const struct model_conf *m
     return json_string(text);
 }
 
-static int check_quant(const struct shared *c, struct err *e) {
-    if (quantises(c) || !*c->quant.exclude) return 0;
-    return err_code(e, EXIT_CONFIG,
-                    "quant.exclude = %s, but with quant.weights = %s and quant.activations and "
-                    "quant.adapter = none nothing is quantised that could be left out",
-                    c->quant.exclude, policy_quant_label(c));
-}
-
 int policy_plan(json_t *out, const struct shared *c, bool in_eval, struct lora_shape *shape,
                 struct model_conf *m, struct err *e) {
     struct noise_plan noise;
     json_t *files = json_object_get(out, "files");
     if (!files) json_object_set_new(out, "files", files = json_array());
     plan_files(files, c);
-    if (check_quant(c, e) < 0) return -1;
     if (policy_lora_shape(shape, c, e) < 0 || policy_kernels(out, c, e) < 0) return -1;
     if (model_conf_load(m, c->model.path, NULL) < 0) return 0;         /* absent: listed above */
     if (check_adapter(c, shape, m, e) < 0 || treatment_plan(&noise, c, m, in_eval, e) < 0)

@@ -180,9 +180,11 @@ static void plan_and_leave(struct stage *s) __attribute__((noreturn));
 static void plan_and_leave(struct stage *s) {
     json_t *o = json_object();
     json_object_set_new(o, "stage", json_string(s->about->name));
-    if (s->about->plan && s->about->plan(s->conf, o, &s->err) < 0) {
+    struct err wrong = { 0 };
+    if (s->about->plan && s->about->plan(s->conf, o, &wrong) < 0) {
         json_decref(o);
-        refuse(s, s->err.code ? s->err.code : EXIT_CONFIG);
+        conf_place(&s->err, s->about, &own.settings, wrong.text);
+        refuse(s, wrong.code ? wrong.code : EXIT_CONFIG);
     }
     print_json(o);
     conf_release(s->conf, s->about);
@@ -206,6 +208,12 @@ static const char *port_url(int i, int *blame) {
     for (int k = 0; v && v->line && str_starts(v->text, "zmq+") && k < PORTS_MAX; k++)
         if (own.url[k]) return "";
     return v ? v->text : NULL;
+}
+
+bool stage_linked(int port) {
+    int blame;
+    const char *url = port_url(port, &blame);
+    return url && *url;
 }
 
 /* A stage with one required input reads stdin, one with one required output writes stdout, if
@@ -364,7 +372,7 @@ static void read_configuration(struct stage *s) {
     int rc = conf_bind(s->conf, s->about, &own.settings, &s->err);
     struct err wrong = { 0 };
     if (rc == 0 && s->about->check && s->about->check(s->conf, &wrong) < 0)
-        complain(&s->err, NULL, "%s", wrong.text);
+        conf_place(&s->err, s->about, &own.settings, wrong.text);
     if (s->err.text[0]) refuse(s, wrong.code ? wrong.code : EXIT_CONFIG);
 }
 

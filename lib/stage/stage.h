@@ -75,6 +75,8 @@ struct stage {
  * here, errors too (2 usage, 3 configuration, 4 environment). On return the configuration is
  * complete and the links are open. */
 void stage_open(struct stage *s, int argc, char **argv, const struct stage_about *about);
+/* Whether a port (index of about->ports) is given a URL: for about->check and plan. */
+bool stage_linked(int port);
 /* One line "ready\n" on the descriptor of --ready-fd (if given), a beat, a log line. */
 void stage_ready(struct stage *s);
 /* True once SIGTERM or SIGINT came: finish or abandon cleanly. */

@@ -5,6 +5,7 @@
  * the base model, once).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/stage/aqn.h"
+#include "lib/stage/effect.h"
 #include "stages/eval/score.h"
 
 #define AT(field) offsetof(struct eval_conf, field)
@@ -47,10 +48,57 @@ static const struct stage_port ports[] = {
     { 0 },
 };
 
+static bool greedy(const void *conf) {
+    return ((const struct eval_conf *)conf)->temperature <= 0;
+}
+/* Noise is drawn by sample too, so even greedy answers then differ. */
+static bool equal_answers(const void *conf) {
+    const struct eval_conf *c = conf;
+    const struct shared *s = &c->shared;
+    const bool asked = c->also_noisy || c->noise == EVAL_NOISE_TRAINED;
+    return greedy(conf) && !(s->ops.type && (asked || s->ops.eval)) &&
+           !(s->modules.type && (asked || s->modules.eval));
+}
+static bool scores_kept_answers(const void *conf) {
+    return *((const struct eval_conf *)conf)->answers;
+}
+static bool without_policy_or_noise(const void *conf) {
+    const struct eval_conf *c = conf;
+    const struct shared *s = &c->shared;
+    return *c->answers || (!s->ops.type && !s->modules.type && s->aqn.sigma_start <= 0 &&
+                           s->aqn.sigma_end <= 0);
+}
+/* In a run the learner says which adapters are scored, every score is kept, and the device is the
+ * one that it trains on. */
+static bool in_run(const void *conf) {
+    return stage_linked(PORT_ADAPTER) && !scores_kept_answers(conf);
+}
+static const char single[] = "it is of a single score, and this evaluator's adapter port is linked "
+                             "to a run; unset it (eval.also_noisy asks for a second, noisy score)";
+static const struct effect_rule rules[] = {
+    { "eval.adapter", in_run, single },
+    { "eval.keep", in_run, single },
+    { "eval.noise", in_run, single },
+    { "eval.device_seed", in_run, single },
+    { "eval.adapter", scores_kept_answers,
+      "eval.answers are scored as they are, without a model; unset one of the two" },
+    { "eval.keep", scores_kept_answers,
+      "eval.answers are kept already; unset one of the two" },
+    { "eval.noise", without_policy_or_noise,
+      "there is no noise that an answer could be made under; unset it, or say which noise" },
+    { "eval.top_k", greedy, "with eval.temperature = 0 answers are greedy; unset it" },
+    { "eval.top_p", greedy, "with eval.temperature = 0 answers are greedy; unset it" },
+    { "eval.samples", equal_answers,
+      "with eval.temperature = 0 all answers to a question are the same; give eval.temperature, "
+      "or unset it" },
+    { 0 },
+};
+
 static int check(void *conf, struct err *e) {
     const struct eval_conf *c = conf;
     const struct shared *s = &c->shared;
-    int rc = aqn_check(s, e);
+    int rc = effect_check_shared(s, e);
+    if (effect_check(c, tables, rules, e) < 0 || aqn_check(s, e) < 0) rc = -1;
     const bool ops = s->ops.type && s->ops.direction != SHARED_DIRECTION_BACKWARD,
                modules = s->modules.type;
     if (c->also_noisy && !ops && !modules && s->aqn.sigma_start <= 0 && s->aqn.sigma_end <= 0)

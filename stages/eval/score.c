@@ -297,13 +297,6 @@ static int score_step(struct stage *s, struct examiner *x, struct book *b, int64
 
 int score_run(struct stage *s, struct examiner *x, struct book *b) {
     const struct shared *c = s->conf;
-    if (((const struct eval_conf *)s->conf)->noise == EVAL_NOISE_TRAINED)
-        return err_code(&s->err, EXIT_CONFIG,
-                        "eval.noise is for a single score; in a run set eval.also_noisy = yes");
-    if (((const struct eval_conf *)s->conf)->device_seed >= 0)
-        return err_code(&s->err, EXIT_CONFIG,
-                        "eval.device_seed is for a single score; a run is scored on the device "
-                        "that it trains on: remove it");
     /* a kill may have come between a score and its samples */
     if (book_write_samples(b, &s->err) < 0) return -1;
     for (int64_t step = 0; step <= c->run.steps;) {

@@ -1,7 +1,7 @@
 /* main.c - qerl-learner: decides which questions a step asks, journals what comes back, updates the
  * adapter, commits.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "lib/stage/aqn.h"
+#include "stages/learner/check.h"
 #include "stages/learner/run.h"
 
 #define AT(field) offsetof(struct learner_conf, field)
@@ -72,38 +72,7 @@ static const struct stage_port ports[] = {
     { 0 },
 };
 
-static int check(void *conf, struct err *e) {
-    const struct learner_conf *c = conf;
-    int rc = aqn_check(&c->shared, e);
-    if (c->minibatch > 0 && c->batch % c->minibatch)
-        rc = err_more(e, EXIT_CONFIG,
-                      "learner.batch = %lld is not a multiple of learner.minibatch = %lld",
-                      (long long)c->batch, (long long)c->minibatch);
-    if (c->wave > 0 && c->wave < c->batch && c->filter == FILTER_METRIC_OFF)
-        rc = err_more(e, EXIT_CONFIG,
-                      "learner.wave = %lld is smaller than learner.batch = %lld and filter.metric "
-                      "is off: a step could "
-                      "never have its batch",
-                      (long long)c->wave, (long long)c->batch);
-    if (c->old_logprob == LEARNER_POLICY_NOISY && c->shared.aqn.sigma_start <= 0 &&
-        c->shared.aqn.sigma_end <= 0)
-        rc = err_more(e, EXIT_CONFIG,
-                      "learner.old_logprob = noisy: log-probs under AQN, but noise.aqn is off");
-    if (c->shared.sample.temperature <= 0)
-        rc = err_more(e, EXIT_CONFIG,
-                      "sample.temperature must be above 0 to train: greedy answers of a group are "
-                      "all the same");
-    if (c->shared.sample.top_k > 0 || c->shared.sample.top_p < 1)
-        rc = err_more(e, EXIT_CONFIG,
-                      "training needs sample.top_k = 0 and sample.top_p = 1: the learner scores "
-                      "with the whole "
-                      "distribution");
-    if (c->shared.sample.n < 2 && c->filter != FILTER_METRIC_OFF)
-        rc = err_more(e, EXIT_CONFIG,
-                      "sample.n = 1: a group of one has no spread; use at least 2 or set "
-                      "filter.metric = off");
-    return rc;
-}
+static int check(void *conf, struct err *e) { return learner_check(conf, tables, e); }
 
 static int plan(const void *conf, json_t *out, struct err *e) { return run_plan(conf, out, e); }
 

@@ -14,6 +14,7 @@
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/stage/aqn.h"
+#include "lib/stage/effect.h"
 #include "stages/learner/ckpt.h"
 #include "stages/learner/metrics.h"
 #include "stages/learner/intake.h"
@@ -439,6 +440,7 @@ static void plan_notes(const struct learner_conf *c, json_t *out) {
     if (c->warmup >= c->shared.run.steps)
         json_array_append_new(notes, json_string("the warm-up is as long as the run: the full "
                                                  "learning rate is never reached"));
+    effect_notes(&c->shared, notes);
     json_object_set_new(out, "notes", notes);
 }
 

@@ -6,6 +6,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/log.h"
 #include "lib/stage/aqn.h"
+#include "lib/stage/effect.h"
 #include "stages/rollout/work.h"
 
 #define AT(field) offsetof(struct rollout_conf, field)
@@ -30,7 +31,10 @@ static const struct stage_port ports[] = {
     { 0 },
 };
 
-static int check(void *conf, struct err *e) { return aqn_check(conf, e); }
+static int check(void *conf, struct err *e) {
+    const int rc = effect_check_shared(conf, e);
+    return aqn_check(conf, e) < 0 ? -1 : rc;
+}
 
 static int plan(const void *conf, json_t *out, struct err *e) {
     const struct rollout_conf *c = conf;
