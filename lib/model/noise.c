@@ -208,24 +208,30 @@ static int prove(struct noise_view *v, const struct measured *all, struct err *e
         if (all->layer[l].elements)
             v->layer_rms[l] = (float)sqrt(all->layer[l].noise2 / (double)all->layer[l].elements);
     if (v->changed == 0)
-        return err_set(e, "noise of sigma %g was intended, but not one of %lld weights changed",
-                       v->sigma, (long long)v->elements);
+        return err_code(e, EXIT_CONFIG,
+                        "noise of sigma %g was intended, but not one of %lld weights changed",
+                        v->sigma, (long long)v->elements);
     const double bound = 6 * v->sigma / sqrt(2 * n);
     const double rounded = sqrt(v->sigma * v->sigma + t.rounding2 / n);
     if (!(v->realised >= v->sigma - bound && v->realised <= rounded + bound))
-        return err_set(e,
-                       "noise of sigma %g was intended, %g was realised on %lld weights (6 "
-                       "standard errors: %g)",
-                       v->sigma, v->realised, (long long)v->elements, bound);
-    if (v->strength <= 1) return 0;
+        return err_code(e, EXIT_CONFIG,
+                        "noise of sigma %g was intended, %g was realised on %lld weights (6 "
+                        "standard errors: %g)",
+                        v->sigma, v->realised, (long long)v->elements, bound);
     const bool on_norms = ratio(norms) >= ratio(linears);
+    const struct tally *most = on_norms ? norms : linears;
+    return noise_strength_check(v->sigma, v->strength,
+                                sqrt(most->weight2 / (double)most->elements),
+                                on_norms ? "norm" : "linear", e);
+}
+
+int noise_strength_check(double sigma, double strength, double rms, const char *kind,
+                         struct err *e) {
+    if (strength <= 1) return 0;
     return err_code(e, EXIT_CONFIG,
                     "noise of sigma %g is %.3g times the rms %.3g of the %s weights it hits: "
                     "nothing of the model would be left; lower noise.aqn.sigma_start",
-                    v->sigma, v->strength,
-                    sqrt((on_norms ? norms : linears)->weight2 /
-                         (double)(on_norms ? norms : linears)->elements),
-                    on_norms ? "norm" : "linear");
+                    sigma, strength, rms, kind);
 }
 
 /* ---- life ---- */

@@ -42,11 +42,19 @@ size_t noise_view_plan(const struct model_conf *c, enum model_quant q,
                        const struct noise_target *t);
 /* sigma 0 gives an empty view. target NULL: all norms at 1. -1 when sigma > 0 and nothing changed,
  * or realised is more than 6 standard errors from sigma (above it, and from what the rounding of
- * w + dw may add): a treatment that did not happen. EXIT_CONFIG when strength is above 1: noise
- * larger than the weights. */
+ * w + dw may add): a treatment that did not happen; or when strength is above 1: noise larger than
+ * the weights. EXIT_CONFIG in all three: a restart would meet it again. */
 int noise_view_open(struct noise_view *v, const struct model *m, const struct noise_target *target,
                     double sigma, uint64_t seed, uint64_t version, struct err *e);
 void noise_view_close(struct noise_view *v);
+/* What it says where strength is above 1; kind: "norm" or "linear", rms of these weights. */
+int noise_strength_check(double sigma, double strength, double rms, const char *kind,
+                         struct err *e);
+/* The same refusals before there is a packed model, from the weights where they were downloaded:
+ * norms by drawing the noise and measuring it, linears (whose own noise cannot vanish) by their
+ * rms. 0 where the weights are absent or cannot be read: whoever opens the model says why. */
+int noise_try(const char *path, const struct model_conf *c, const struct noise_target *target,
+              double sigma, uint64_t seed, struct err *e);
 /* dw of one norm, or absent. */
 static inline kptr noise_view_dw(const struct noise_view *v, int norm, int dim) {
     return v && v->dw.p ? kptr_at(v->dw, (size_t)norm * (size_t)dim * sizeof(float))

@@ -30,12 +30,6 @@ static struct noise_target_text target_text(const struct shared *c) {
 
 int aqn_check(const struct shared *c, struct err *e) {
     const struct noise_schedule s = aqn_schedule(c);
-    /* beside their defaults: whoever sets them means a zone */
-    if (!*c->aqn.zone_middle &&
-        (c->aqn.zone_early != 1 || c->aqn.zone_late != 0.5 || c->aqn.zone_switch != 0.5))
-        return err_code(e, EXIT_CONFIG,
-                        "noise.aqn.zone_switch, zone_early and zone_late are of the middle zone, "
-                        "and noise.aqn.zone_middle names no layers: they would do nothing");
     return noise_schedule_check(&s, e);
 }
 
@@ -57,6 +51,40 @@ int aqn_try(const struct shared *c, const struct model *m, struct err *e) {
         log_warn("noise.aqn: at its largest, sigma %g, the noise is %.2g times the weights it hits",
                  v.sigma, v.strength);
     noise_view_close(&v);
+    return 0;
+}
+
+/* Largest and smallest sigma above 0 of the run, looked for at no more than SEEN steps. */
+static void extremes(const struct noise_schedule *s, double *least, double *most) {
+    enum { SEEN = 10000 };
+    *least = INFINITY;
+    *most = 0;
+    for (int64_t i = 0, parts = s->steps < SEEN ? s->steps : SEEN; i < parts; i++) {
+        const double sigma = noise_schedule_at(s, parts > 1 ? i * (s->steps - 1) / (parts - 1) : 0);
+        *most = fmax(*most, sigma);
+        if (sigma > 0) *least = fmin(*least, sigma);
+    }
+}
+
+int aqn_try_source(const struct shared *c, const struct model_conf *m, struct err *e) {
+    const struct noise_schedule s = aqn_schedule(c);
+    const struct noise_target_text x = target_text(c);
+    const int64_t at[] = { 0, noise_target_switch(&x, s.steps) };
+    double sigma[2];
+    struct noise_target t;
+    if (!noise_schedule_on(&s)) return 0;
+    extremes(&s, &sigma[0], &sigma[1]);
+    for (size_t i = 0; i < COUNT_OF(at); i++) {
+        if (at[i] < 0) continue;
+        if (aqn_target(&t, c, at[i], m, e) < 0) return -1;
+        for (size_t k = 0; k < COUNT_OF(sigma); k++) {
+            const bool start = fabs(log(sigma[k] / fmax(s.start, 1e-300))) <=
+                               fabs(log(sigma[k] / fmax(s.end, 1e-300)));
+            if (noise_try(c->model.path, m, &t, sigma[k], (uint64_t)c->run.seed, e) < 0)
+                return err_wrap(e, "noise.aqn.sigma_%s = %g", start ? "start" : "end",
+                                start ? s.start : s.end);
+        }
+    }
     return 0;
 }
 

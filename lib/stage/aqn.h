@@ -21,6 +21,9 @@ void aqn_target_text(const struct shared *c, struct str *out);
 /* Draws the strongest view of the run once: noise larger than the weights is refused (EXIT_CONFIG)
  * before the first step, above NOISE_STRONG of them it is worth a warning. */
 int aqn_try(const struct shared *c, const struct model *m, struct err *e);
+/* The same for --plan, before anything is packed, for the largest and the smallest noise of a run:
+ * what is larger than its weights or too small to change one is refused, naming the key. */
+int aqn_try_source(const struct shared *c, const struct model_conf *m, struct err *e);
 /* Memory that noise on linear weights takes in a stage that computes under it. */
 size_t aqn_bytes(const struct shared *c, const struct model_conf *m);
 /* For --plan: "sigma", an array of {"from","to","sigma"} in completed steps (continuous schedules:

@@ -42,6 +42,7 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     struct lora_shape shape;
     const int known = policy_plan(out, &c->shared, false, &shape, &m, e);
     if (known <= 0) return known;
+    if (aqn_try_source(&c->shared, &m, e) < 0) return -1;
     struct gen_opts o = work_gen_opts(c, &shape);
     const enum model_quant q = (enum model_quant)c->shared.quant.weights;
     const size_t noise = aqn_bytes(&c->shared, &m) +
