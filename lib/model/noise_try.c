@@ -1,5 +1,5 @@
-/* noise_try.c - what AQN of a size would do to weights that nobody has packed yet: so that `check` can
- * refuse what a run would.
+/* noise_try.c - what AQN of a size would do to weights that nobody has packed yet: so that `check`
+ * can refuse what a run would.
  *
  * Knows: the norms and projections of a source file. Order: norms, linears, both.
  * SPDX-License-Identifier: Apache-2.0 */

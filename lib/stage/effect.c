@@ -126,6 +126,6 @@ void effect_notes(const struct shared *c, json_t *notes) {
     if (!c->modules.type)
         note_section(c, shared_modules_keys, "noise.modules.type is off", ".type", ".scale", notes);
     if (!aqn_on(c))
-        note_section(c, shared_aqn_keys, "noise.aqn.sigma_start and sigma_end are 0", ".sigma_start",
-                     ".sigma_end", notes);
+        note_section(c, shared_aqn_keys, "noise.aqn.sigma_start and sigma_end are 0",
+                     ".sigma_start", ".sigma_end", notes);
 }
