@@ -186,17 +186,15 @@ EMU_CXX    = -std=c++17 $(CFLAGS) -fPIC -ffp-contract=off $(CXX_WARN) -DQERL_CUD
 EMU_CU    := $(patsubst %.cu,%.o,$(wildcard kernels/cuda/*.cu))
 EMU_RUN   := $(patsubst %.cc,%.o,$(wildcard tests/cuda/emu/*.cc))
 EMU_C     := lib/base/err.o
-# gcc 12 forgets the section of a static variable in a template, hence the objcopy.
 # $1: cuda-emu or cuda-race; $2: how kernels are compiled; $3: how the emulator is. It is never sanitised: it switches
 # stacks and fills what sanitizers guard, and gcc must not turn its loops into memset.
 define emulated
 $(O)/$1/%.o: %.cu
 	$$(if $$(V),,@echo "  EMU   $$< ($1)")
 	$$(Q)mkdir -p $$(@D)
-	$$(Q)$$(CXX) $$(EMU_CXX) $2 -DEMU_FILE=$$(basename $$(<F)) -fno-gnu-unique -include tests/cuda/emu/cudacpu.h \
+	$$(Q)$$(CXX) $$(EMU_CXX) $2 -DEMU_FILE=$$(basename $$(<F)) -fno-gnu-unique -fdata-sections -include tests/cuda/emu/cudacpu.h \
 	    -MMD -MP -x c++ -c $$< -o $$@
-	$$(Q)objcopy `objdump -h $$@ | awk -v to=emu_shared_$$(basename $$(<F)) \
-	    '$$$$2 ~ /^\.bss\._ZZ/ { print "--rename-section " $$$$2 "=" to ",alloc,load,data,contents" }'` $$@
+	$$(Q)tests/cuda/emu/shared $$@ emu_shared_$$(basename $$(<F))
 $(O)/$1/%.o: %.cc
 	$$(if $$(V),,@echo "  EMU   $$< ($1)")
 	$$(Q)mkdir -p $$(@D)

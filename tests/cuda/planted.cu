@@ -121,6 +121,18 @@ static void shared_unset(void) {
     LAUNCH(unset_shared, 1, 64, 0, nullptr, y);
     show(y, 64);
 }
+/* the same in a template, whose variables the compiler does not put where it is told */
+template <int N> static __global__ void unset_template(float *y) {
+    __shared__ float s[N];
+    if (threadIdx.x < N - 1) s[threadIdx.x] = 1;
+    __syncthreads();
+    y[threadIdx.x] = s[N - 1 - threadIdx.x];
+}
+static void shared_unset_template(void) {
+    float *y = device(64);
+    LAUNCH((unset_template<64>), 1, 64, 0, nullptr, y);
+    show(y, 64);
+}
 __global__ void past_shared(float *y) {
     __shared__ float s[64];
     volatile int past = 64;
@@ -331,6 +343,7 @@ static const struct { const char *name; void (*run)(void); } all[] = {
     { "missing_barrier", missing_barrier },
     { "divergent_barrier", divergent_barrier },
     { "shared_unset", shared_unset },
+    { "shared_unset_template", shared_unset_template },
     { "shared_past", shared_past },
     { "shared_hidden", shared_hidden },
     { "lane_missing", lane_missing },
