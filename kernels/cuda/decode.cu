@@ -123,7 +123,7 @@ __device__ static void few_product(float acc[few<ROWS>::MINE], struct few<ROWS> 
 }
 
 template <int ROWS>
-__global__ static void __launch_bounds__(few<ROWS>::THREADS, few<ROWS>::BLOCKS)
+__global__ void __launch_bounds__(few<ROWS>::THREADS, few<ROWS>::BLOCKS)
     linear_few(struct linears all) {
     typedef struct few<ROWS> few;
     __shared__ few s;
