@@ -189,7 +189,7 @@ EMU_C     := lib/base/err.o
 # $1: cuda-emu or cuda-race; $2: how kernels are compiled; $3: how the emulator is. It is never sanitised: it switches
 # stacks and fills what sanitizers guard, and gcc must not turn its loops into memset.
 define emulated
-$(O)/$1/%.o: %.cu
+$(O)/$1/%.o: %.cu tests/cuda/emu/shared
 	$$(if $$(V),,@echo "  EMU   $$< ($1)")
 	$$(Q)mkdir -p $$(@D)
 	$$(Q)$$(CXX) $$(EMU_CXX) $2 -DEMU_FILE=$$(basename $$(<F)) -fno-gnu-unique -fdata-sections -include tests/cuda/emu/cudacpu.h \

@@ -82,6 +82,9 @@ static struct region *region_add(const char *first, size_t bytes, bool shared, i
 static bool inside(const struct region *r, const char *p) {
     return p >= r->first && p < r->first + r->bytes;
 }
+/* Constants and tables of the plugin itself; the linker knows where it begins and ends. */
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[], _end[];
+static bool in_image(const char *p) { return p >= __ehdr_start && p < _end; }
 static struct region *region_of(const char *p) {
     static struct region *last;
     if (last && last < regions + region_count && inside(last, p)) return last;
@@ -91,15 +94,8 @@ static struct region *region_of(const char *p) {
     size_t bytes;
     int device;
     if (emu_shared(p, &first, &bytes)) return region_add(first, bytes, true, 0);
-    if (emu_buffer(p, &device, &first, &bytes)) return region_add(first, bytes, false, device);
-    return nullptr;
-}
-/* Constants and tables of the plugin itself. */
-static bool in_image(const void *p) {
-    static Dl_info own;
-    Dl_info its;
-    if (!own.dli_fbase) dladdr((void *)emu_race_barrier, &own);
-    return dladdr(p, &its) && its.dli_fbase == own.dli_fbase;
+    if (in_image(p) || !emu_buffer(p, &device, &first, &bytes)) return nullptr;
+    return region_add(first, bytes, false, device);
 }
 
 /* ---- the verdict ---- */
@@ -186,7 +182,7 @@ static void touch(const void *at, size_t bytes, bool write, bool atomic, bool al
                           atomic, pc };
     struct region *r = region_of(p);
     const char *why = nullptr;
-    if (!r && in_image(at) && !write) return;
+    if (!r && in_image(p) && !write) return;
     if (!r) why = "touches what is neither device nor shared memory";
     else if (p + bytes > r->first + r->bytes) why = "goes past the end of a buffer";
     else if (!r->shared && r->device != launch_device) why = "touches another device's memory";
