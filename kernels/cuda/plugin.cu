@@ -147,8 +147,7 @@ static bool ring_reserve(struct kern *k, const char *operation, size_t bytes) {
     if (!CUDA_TRY(k, operation, cudaStreamSynchronize(cuda_stream(k)))) return false;
     s->ring_at = 0;
     if (bytes <= s->ring_bytes) return true;
-    (void)cudaFreeHost(s->ring_host);
-    (void)cudaFree(s->ring_device);
+    /* a smaller ring stays: earlier arrays of the same operation may lie there */
     s->ring_host = s->ring_device = NULL;
     s->ring_bytes = 0;
     size_t want = RING_BYTES;
@@ -231,15 +230,17 @@ static int no_device(struct err *e, cudaError_t rc) {
                 cudaGetErrorString(rc));
 }
 
-static int device_count(struct err *e) {
+static int count(struct err *e) {
     int n = 0;
     cudaError_t rc = cudaGetDeviceCount(&n);
     if (rc != cudaSuccess || n == 0) return no_device(e, rc);
     return n < CUDA_DEVICES_MAX ? n : (int)CUDA_DEVICES_MAX;
 }
 
-static int describe(struct cuda_device *d, int index, int n, struct err *e) {
+static int describe(struct cuda_device *d, int index, struct err *e) {
     static struct cudaDeviceProp p;
+    const int n = count(e);
+    if (n < 0) return -1;
     cudaError_t rc = cudaGetDeviceProperties(&p, index);
     if (rc == cudaSuccess) rc = make_current(index);
     memset(d, 0, sizeof *d);
@@ -259,13 +260,6 @@ static int describe(struct cuda_device *d, int index, int n, struct err *e) {
     snprintf(d->arch, sizeof d->arch, "sm_%d%d", p.major, p.minor);
 #endif
     return 0;
-}
-
-static int devices(struct cuda_device out[CUDA_DEVICES_MAX], struct err *e) {
-    int n = device_count(e);
-    for (int i = 0; i < n; i++)
-        if (describe(&out[i], i, n, e) < 0) return -1;
-    return n;
 }
 
 /* ---- open ---- */
@@ -341,7 +335,7 @@ static int start(struct kern *k, struct cuda_state *s, int index, struct err *e)
 }
 
 static int open_device(struct kern *k, int index, struct err *e) {
-    int n = device_count(e);
+    int n = count(e);
     if (n < 0) return -1;
     if (index < 0 || index >= n)
         return fail(e, "no device cuda:%d: %d visible, cuda:0 to cuda:%d (CUDA_VISIBLE_DEVICES is "
@@ -363,7 +357,7 @@ extern "C" __attribute__((visibility("default"))) const struct cuda_plugin *qerl
     static char versions[80];
     int driver = 0;
     static const struct cuda_plugin plugin = { CUDA_PLUGIN_ABI, KERN_ABI, sizeof(struct kern),
-                                               versions, devices, open_device };
+                                               versions, count, describe, open_device };
     (void)cudaDriverGetVersion(&driver);
     snprintf(versions, sizeof versions, KIND " %d.%d, driver up to %d.%d", CUDART_VERSION / 1000,
              CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10);

@@ -25,9 +25,11 @@ struct cuda_plugin {
     uint32_t kern_abi;                                /* KERN_ABI that it was built with */
     size_t kern_bytes;                                /* sizeof(struct kern), the same check */
     const char *versions;                             /* "CUDA 13.0, driver up to 13.1" */
-    /* Devices that this process may use, in CUDA_VISIBLE_DEVICES' order; how many, or -1
-     * (EXIT_ENV) with what is missing: the driver, or a device. */
-    int (*devices)(struct cuda_device out[CUDA_DEVICES_MAX], struct err *e);
+    /* How many devices this process may use, CUDA_DEVICES_MAX at most, in CUDA_VISIBLE_DEVICES'
+     * order; -1 (EXIT_ENV) with what is missing: the driver, or a device. */
+    int (*count)(struct err *e);
+    /* One of them; it takes some of the device's memory to ask. -1 (EXIT_ENV). */
+    int (*describe)(struct cuda_device *d, int index, struct err *e);
     /* Overwrites every slot of the table for device `index`; -1 (EXIT_ENV) with the reason. */
     int (*open)(struct kern *k, int index, struct err *e);
 };

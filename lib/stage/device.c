@@ -12,11 +12,7 @@ static int device_of(struct cuda_device *d, const struct kern *k, struct err *e)
     if (!colon || !str_to_i64(colon + 1, &index)) return 0;
     const struct cuda_plugin *p = cuda_load(e);
     if (!p) return -1;
-    struct cuda_device *all = mem_alloc(CUDA_DEVICES_MAX * sizeof *all);
-    const int n = p->devices(all, e);
-    if (n > index) *d = all[index];
-    free(all);
-    return n > index ? 1 : n < 0 ? -1 : err_code(e, EXIT_ENV, "device '%s' is gone", k->name);
+    return p->describe(d, (int)index, e) < 0 ? -1 : 1;
 }
 
 int device_text(char out[DEVICE_TEXT_MAX], const struct kern *k, struct err *e) {
@@ -49,20 +45,20 @@ int device_plan(json_t *out, const struct kern *k, struct err *e) {
 json_t *device_all(void) {
     struct err e = { 0 };
     json_t *o = json_object(), *list = json_array();
-    struct cuda_device *all = mem_alloc(CUDA_DEVICES_MAX * sizeof *all);
     const struct cuda_plugin *p = cuda_load(&e);
-    const int n = p ? p->devices(all, &e) : -1;
+    const int n = p ? p->count(&e) : -1;
     for (int i = 0; i < n; i++) {
-        json_t *one = device_json(&all[i]), *peers = json_array();
-        json_object_set_new(one, "pci", json_string(all[i].pci));
+        struct cuda_device d;
+        if (p->describe(&d, i, &e) < 0) break;
+        json_t *one = device_json(&d), *peers = json_array();
+        json_object_set_new(one, "pci", json_string(d.pci));
         for (int k = 0; k < n; k++)
-            if (all[i].peers >> k & 1) json_array_append_new(peers, json_integer(k));
+            if (d.peers >> k & 1) json_array_append_new(peers, json_integer(k));
         json_object_set_new(one, "peers", peers);
         json_array_append_new(list, one);
     }
     if (p) json_object_set_new(o, "versions", json_string(p->versions));
     json_object_set_new(o, "devices", list);
-    if (n < 0) json_object_set_new(o, "error", json_string(e.text));
-    free(all);
+    if (e.text[0]) json_object_set_new(o, "error", json_string(e.text));
     return o;
 }

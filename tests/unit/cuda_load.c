@@ -34,7 +34,7 @@ static const char FAKE[] =
     "static int open(struct kern *k, int i, struct err *e) {\n"
     "    if (i > 1) { e->code = EXIT_ENV; snprintf(e->text, sizeof e->text, \"no device %d\", i); return -1; }\n"
     "    *k = (struct kern){ .name = i ? \"cuda:1\" : \"cuda:0\", .bits = \"fake\", .abi = KERN_ABI }; return 0;\n}\n"
-    "static const struct cuda_plugin p = { ABI, KERNELS, BYTES, \"fake\", devices, open };\n"
+    "static const struct cuda_plugin p = { ABI, KERNELS, BYTES, \"fake\", count, describe, open };\n"
     "const struct cuda_plugin *qerl_cuda_plugin(void) { return &p; }\n";
 
 /* kern_open fails with EXIT_ENV and one line that holds all of `parts`. */
