@@ -15,6 +15,10 @@ double final_alpha(const struct comparison *c) {
     return CONTRAST_ALPHA / (c->arms > 2 ? c->arms - 1 : 1);
 }
 
+double look_reward(const struct comparison *c, int arm, const struct look *l) {
+    return arm_reward(&c->arm[arm], l->step) - arm_reward(&c->arm[0], l->base_step);
+}
+
 bool contrast_of_treatments(const struct effect *e) {
     return e->basis == BASIS_SEEDS || e->basis == BASIS_SEEDS_PAIRED;
 }
@@ -31,7 +35,7 @@ static int add_run(struct arm *a, struct result *r, struct err *e) {
         if (a->run[i]->seed == r->seed && !r->reference)
             return err_code(e, EXIT_USAGE,
                             "runs '%s' and '%s' have the same settings and the same seed: they "
-                            "are one run done twice; name one of them",
+                            "are one run done twice; name one of them, or part them by 'vs'",
                             a->run[i]->f.id, r->f.id);
     }
     if (a->n == ARM_RUNS_MAX) return err_code(e, EXIT_USAGE, "more than %d seeds", ARM_RUNS_MAX);
@@ -101,15 +105,23 @@ static int read_runs(struct comparison *c, const struct command_line *l, struct 
 
 /* ---- what is found ---- */
 
-/* Batches that differ make a step another amount of data. */
-static void choose_alignment(struct comparison *c, enum align asked) {
-    c->align = asked == ALIGN_AUTO ? ALIGN_STEP : asked;
-    for (int i = 0; i < c->differences && asked == ALIGN_AUTO; i++)
-        if (!strcmp(c->difference[i].key, "learner.batch")) c->align = ALIGN_PROMPTS;
-    for (int i = 0; i < c->arms; i++)
-        if (c->arm[i].run[0]->reference) c->align = ALIGN_STEP;
-    if (asked != ALIGN_AUTO && asked != c->align)
-        str_puts(&c->notes, "a reference has steps only: aligned by step\n");
+/* Batches that differ make a step another amount of data; a reference has steps only. */
+static enum align alignment(const struct arm *base, const struct arm *other, enum align asked) {
+    const struct result *a = base->run[0], *b = other->run[0];
+    if (a->reference || b->reference) return ALIGN_STEP;
+    if (asked != ALIGN_AUTO) return asked;
+    const char *x = result_value(a, "learner.batch"), *y = result_value(b, "learner.batch");
+    return x && y && strcmp(x, y) != 0 ? ALIGN_PROMPTS : ALIGN_STEP;
+}
+
+static void choose_alignments(struct comparison *c, enum align asked) {
+    c->align = ALIGN_STEP;
+    for (int i = 1; i < c->arms; i++) {
+        c->contrast[i].align = alignment(&c->arm[0], &c->arm[i], asked);
+        if (c->contrast[i].align != ALIGN_STEP) c->align = c->contrast[i].align;
+        if (asked > ALIGN_STEP && c->contrast[i].align != asked)
+            str_puts(&c->notes, "a reference has steps only: aligned by step\n");
+    }
 }
 
 static void find_reasons(struct comparison *c) {
@@ -130,6 +142,37 @@ static void find_reasons(struct comparison *c) {
     }
 }
 
+/* What could not be read, and what follows from it. */
+static void note_files(struct comparison *c, const struct result *r) {
+    if (r->reference) return;
+    if (r->damaged)
+        str_printf(&c->notes, "%s: %d line%s of metrics.jsonl cannot be read: rewards and tokens "
+                              "of these steps are missing\n", r->f.id, r->damaged,
+                   r->damaged == 1 ? "" : "s");
+    if (r->points < 2 && r->score_n > 1)
+        str_printf(&c->notes, "%s: metrics.jsonl is missing or empty: no rewards, prompts and "
+                              "tokens\n", r->f.id);
+    if (r->scores.damaged)
+        str_printf(&c->notes, "%s: %d line%s of scores.jsonl cannot be read: left out\n", r->f.id,
+                   r->scores.damaged, r->scores.damaged == 1 ? "" : "s");
+    if (r->score_n && !r->marks)
+        str_printf(&c->notes, "%s: no answers are kept with a score by this rule "
+                              "(tape/answers.tape): compared as unpaired, with wider intervals\n",
+                   r->f.id);
+}
+
+/* Scores of other numbers of questions; scores under noise that nobody asked for. */
+static void note_questions(struct comparison *c, const struct result *r) {
+    const struct result *first = &c->run[0];
+    if (r->score_n && first->score_n && first->marks && r->marks && r->score->n != first->score->n)
+        str_printf(&c->notes, "%s was scored on %lld questions, %s on %lld: differences are over "
+                              "those that both answered, accuracies over all\n", first->f.id,
+                   (long long)first->score->n, r->f.id, (long long)r->score->n);
+    if (c->noisy || !r->score_n || r->score_n == r->scores.n || r->reference) return;
+    str_printf(&c->notes, "%s has scores under noise too, which are compared by --noisy\n",
+               r->f.id);
+}
+
 static void find_notes(struct comparison *c) {
     const char *commit = NULL;
     for (int i = 0; i < c->runs; i++) {
@@ -139,6 +182,8 @@ static void find_notes(struct comparison *c) {
             str_printf(&c->notes, "%s was made by another version of the programs (%s) than %s "
                                   "(%s)\n", r->f.id, of, c->run[0].f.id, commit);
         if (!commit) commit = of;
+        note_files(c, r);
+        note_questions(c, r);
         if (r->no_update)
             str_printf(&c->notes, "%s made no update: %d of %d steps skipped; its treatment was "
                                   "never trained under\n", r->f.id, r->points - 1, r->points - 1);
@@ -167,23 +212,44 @@ static const struct look *testable(const struct contrast *k) {
     return k->looks ? &k->look[k->looks - 1] : NULL;
 }
 
+static void scored_text(struct str *out, const struct result *r) {
+    str_printf(out, "%s at ", r->f.id);
+    for (int i = 0; i < r->score_n; i++)
+        if (i < 3 || i == r->score_n - 1)
+            str_printf(out, "%s%lld", i == 0 ? "" : i > 3 && i == r->score_n - 1 ? ", ..., " : ", ",
+                       (long long)r->score[i].step);
+}
+
+/* No two scores that belong together, or none after training began. What has no score at all is
+ * said elsewhere. */
+static void say_apart(struct comparison *c, int i, bool any) {
+    const struct result *a = c->arm[0].run[0], *b = c->arm[i].run[0];
+    const struct contrast *k = &c->contrast[i];
+    struct str where;
+    if (!a->score_n || !b->score_n) return;
+    str_init(&where);
+    scored_text(&where, a);
+    str_puts(&where, ", ");
+    scored_text(&where, b);
+    str_printf(&c->reasons, "no two scores after the start belong together, by %s%s: scored were "
+                            "%s%s\n", align_name[k->align], any ? " (only step 0)" : "", where.s,
+               a->reference || b->reference ? "" : "; another --align may help");
+    str_release(&where);
+}
+
 static void find_contrast(struct comparison *c, int i) {
     struct contrast *k = &c->contrast[i];
     const struct arm *base = &c->arm[0], *other = &c->arm[i];
     k->look = mem_alloc(LOOKS_MAX * sizeof *k->look);
-    k->looks = looks_find(k->look, base, other, c->align, &k->ends);
+    k->looks = looks_find(k->look, base, other, k->align, &k->ends);
     k->at = mem_alloc(((size_t)k->looks + 1) * sizeof *k->at);
     for (int j = 0; j < k->looks; j++)
         k->at[j] = effect_of_arms(base, k->look[j].base_step, other, k->look[j].step,
                                   look_alpha(k));
     arms_pick(base, other, &k->a, &k->b);
     const struct look *last = testable(k);
-    if (!last || (last->step == 0 && !k->ends)) {
-        str_printf(&c->reasons, "%s and %s were %s at the same %s; another --align may help\n",
-                   base->label, other->label, last ? "scored only before training" : "never scored",
-                   align_name[c->align]);
-        if (!last) return;
-    }
+    if (!last || (last->step == 0 && !k->ends)) say_apart(c, i, last != NULL);
+    if (!last) return;
     k->last = *last;
     k->final = effect_of_arms(base, last->base_step, other, last->step, final_alpha(c));
     const struct score *x = result_score(k->a, last->base_step),
@@ -219,12 +285,14 @@ static int align_of(const char *word, enum align *align, struct err *e) {
 static int find(struct comparison *c, const struct command_line *l, struct err *e) {
     enum align asked;
     if (align_of(l->align, &asked, e) < 0) return -1;
+    if (l->json && l->markdown)
+        return err_code(e, EXIT_USAGE, "--json and --markdown: give one of them");
     str_add(&c->factor_names, "", 0);
     c->noisy = l->noisy;
     if (read_runs(c, l, e) < 0) return -1;
     c->differences = differences_find(&c->difference, c->arm, c->arms);
     c->factors = differences_factors(c->difference, c->differences, &c->factor_names);
-    choose_alignment(c, asked);
+    choose_alignments(c, asked);
     find_reasons(c);
     for (int i = 1; i < c->arms; i++) find_contrast(c, i);
     find_notes(c);
@@ -241,8 +309,9 @@ int command_compare(const struct command_line *l) {
     if (find(c, l, &e) < 0) {
         code = complain_once(&e, EXIT_FAILED);
     } else if (c->reasons.len && !l->force) {
-        fprintf(stderr, "qerl-pipe: these runs must not be compared:\n%s--force does it all the "
-                        "same and prints this on top\n", c->reasons.s);
+        fprintf(stderr, "qerl-pipe: these runs must not be compared:\n%s", c->reasons.s);
+        if (c->notes.len) fprintf(stderr, "besides:\n%s", c->notes.s);
+        fprintf(stderr, "--force does it all the same and prints this on top\n");
         code = EXIT_USAGE;
     } else {
         if (l->json) compare_json(c, stdout);

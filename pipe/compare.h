@@ -6,6 +6,7 @@
 #include "pipe/contrast.h"
 
 struct contrast {                            /* one arm beside the baseline */
+    enum align align;
     struct look *look; int looks;
     struct effect *at;                       /* by look, at alpha / looks */
     bool ends;                               /* the last look is the last score of both */
@@ -20,7 +21,7 @@ struct comparison {
     struct difference *difference; int differences;
     struct str factor_names; int factors;
     struct str reasons, notes;               /* lines: must not be compared; should be known */
-    enum align align;
+    enum align align;                        /* of the picture; each contrast has its own */
     bool noisy;                              /* the scores under noise */
     struct contrast contrast[ARMS_MAX];      /* [0] is not used */
 };
@@ -29,6 +30,9 @@ double look_alpha(const struct contrast *c);
 double final_alpha(const struct comparison *c);
 /* "seeds 1, 2, 3" and the like: what the verdict speaks about. */
 bool contrast_of_treatments(const struct effect *e);
+
+/* The ID reward's difference to the baseline at a look; NAN = not known. Nothing tests it. */
+double look_reward(const struct comparison *c, int arm, const struct look *l);
 
 void compare_text(const struct comparison *c, bool markdown, FILE *to);
 void compare_json(const struct comparison *c, FILE *to);

@@ -68,6 +68,7 @@ static json_t *contrast_json(const struct comparison *c, int i) {
         json_object_set_new(o, "base_step", json_integer(k->look[j].base_step));
         json_object_set_new(o, "at", number(k->look[j].at));
         json_object_set_new(o, "base_at", number(k->look[j].base_at));
+        json_object_set_new(o, "reward_difference", number(look_reward(c, i, &k->look[j])));
         json_array_append_new(looks, o);
     }
     effect_needs(&k->final, need);
@@ -75,12 +76,29 @@ static json_t *contrast_json(const struct comparison *c, int i) {
         json_array_append_new(needs, json_pack("{s:f, s:o}", "points", 100 * effect_points[j],
                                                "needs", need[j] < 0 ? json_null()
                                                                     : json_real(need[j])));
-    json_t *o = json_pack("{s:s, s:s, s:b, s:o, s:o, s:s, s:o}", "base", c->arm[0].label, "other",
+    json_t *o = json_pack("{s:s, s:s, s:s, s:b, s:o, s:o, s:s, s:o}", "align",
+                          align_name[k->align], "base", c->arm[0].label, "other",
                           c->arm[i].label, "same_end", (int)k->ends, "looks", looks, "final",
                           effect_json(&k->final), "about",
                           contrast_of_treatments(&k->final) ? "treatments" : "two adapters",
                           "power_80", needs);
     return o;
+}
+
+/* As the text's table of what noise in scoring costs each adapter. */
+static json_t *noise_json(const struct comparison *c) {
+    json_t *list = json_array();
+    for (int i = 0; i < c->runs; i++) {
+        struct effect e;
+        struct score clean;
+        struct err why = { 0 };
+        if (!effect_of_noise(&e, &clean, &c->run[i], CONTRAST_ALPHA / c->runs, &why)) continue;
+        json_t *o = effect_json(&e);
+        json_object_set_new(o, "run", json_string(c->run[i].f.id));
+        json_object_set_new(o, "step", json_integer(clean.step));
+        json_array_append_new(list, o);
+    }
+    return list;
 }
 
 void compare_json(const struct comparison *c, FILE *to) {
@@ -100,6 +118,7 @@ void compare_json(const struct comparison *c, FILE *to) {
                           text_lines(c->reasons.s), "notes", text_lines(c->notes.s), "differences",
                           differences, "factors", c->factors, "align", align_name[c->align],
                           "arms", arms, "contrasts", contrasts);
+    if (c->noisy) json_object_set_new(o, "noise_in_scoring", noise_json(c));
     json_dumpf(o, to, JSON_INDENT(2));
     fputc('\n', to);
     json_decref(o);

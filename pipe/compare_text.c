@@ -54,6 +54,7 @@ static void print_differences(const struct comparison *c, const struct page *p) 
         }
     }
     if (c->differences) table_print(&t, p->markdown, p->to);
+    else if (c->reasons.len) SAY(p, "no setting\n");
     else SAY(p, c->runs > c->arms || !c->arm[c->arms - 1].run[0]->reference
                 ? "nothing but the seeds\n" : "a reference has no settings to compare\n");
     if (c->factors == 1) SAY(p, "one factor: %s\n", c->factor_names.s);
@@ -100,23 +101,28 @@ static const char *basis_text(const struct effect *e) {
 
 static void print_curve(const struct comparison *c, int i, const struct page *p) {
     const struct contrast *k = &c->contrast[i];
-    const bool steps = c->align == ALIGN_STEP;
+    const bool steps = k->align == ALIGN_STEP;
     struct table t;
     heading(p, c->arm[i].label);
     if (!k->looks) {
         SAY(p, "no scores to align\n");
         return;
     }
-    SAY(p, "aligned by %s; difference to %s in points, %s; the intervals of %d looks hold together "
-           "at 95 %% (Bonferroni: %.4g %% each)\n", align_name[c->align], c->arm[0].label,
-        basis_text(&k->at[0]), k->looks, 100 * (1 - look_alpha(k)));
+    SAY(p, "aligned by %s; difference to %s in points, %s; ", align_name[k->align],
+        c->arm[0].label, basis_text(&k->at[0]));
+    if (k->looks > 1) fprintf(p->to, "the intervals of %d looks hold together at 95 %% "
+                                     "(Bonferroni: %.4g %% each)", k->looks,
+                              100 * (1 - look_alpha(k)));
+    else fprintf(p->to, "one look, an interval of 95 %%");
+    fprintf(p->to, "; reward's: the difference of the ID reward, untested\n");
     if (!contrast_of_treatments(&k->at[0]) && c->arm[0].n + c->arm[i].n > 2)
         SAY(p, "fewer than %d seeds on a side: differences are those of %s beside %s alone, "
                "accuracies are means\n", ARM_SEEDS_MIN, k->b->f.id, k->a->f.id);
     if (p->markdown) fputc('\n', p->to);
     char head[200];
-    snprintf(head, sizeof head, "step|%s%s%sOOD accuracy|ID reward|difference|interval|<reading",
-             steps ? "" : "baseline's|", steps ? "" : align_name[c->align],
+    snprintf(head, sizeof head,
+             "step|%s%s%sOOD accuracy|ID reward|difference|interval|reward's|<reading",
+             steps ? "" : "baseline's|", steps ? "" : align_name[k->align],
              steps ? "" : "|baseline's|");
     table_init(&t, head);
     for (int j = 0; j < k->looks; j++) {
@@ -134,11 +140,16 @@ static void print_curve(const struct comparison *c, int i, const struct page *p)
             table_cell(&t, "%+.1f", 100 * (arm_accuracy(&c->arm[i], l->step) -
                                            arm_accuracy(&c->arm[0], l->base_step)));
             table_cell(&t, "-");
+        } else {
+            table_cell(&t, "%+.1f", 100 * e->difference);
+            table_cell(&t, "[%+.1f, %+.1f]", 100 * e->low, 100 * e->high);
+        }
+        const double reward = look_reward(c, i, l);
+        table_cell(&t, isnan(reward) ? "-" : "%+.3f", reward);
+        if (e->basis == BASIS_NONE) {
             table_cell(&t, "no test: n is not known");
             continue;
         }
-        table_cell(&t, "%+.1f", 100 * e->difference);
-        table_cell(&t, "[%+.1f, %+.1f]", 100 * e->low, 100 * e->high);
         table_cell(&t, "%s", verdict_name[e->verdict]);
     }
     table_print(&t, p->markdown, p->to);
@@ -265,9 +276,12 @@ static void print_difference(const struct comparison *c, int i, const struct pag
                  e->basis == BASIS_SEEDS_PAIRED ? "paired t" :
                  e->basis == BASIS_SEEDS        ? "permutation"
                                                 : "exact", p_text(text, e->p));
-    SAY(p, "%s: %+.1f points [%+.1f, %+.1f] (%.4g %%)%s at step %lld\n",
+    SAY(p, "%s: %+.1f points [%+.1f, %+.1f] (%.4g %%)%s at step %lld",
         verdict_name[e->verdict], 100 * e->difference, 100 * e->low, 100 * e->high,
         100 * (1 - final_alpha(c)), test, (long long)k->last.step);
+    if (k->last.step != k->last.base_step)
+        fprintf(p->to, " (of the baseline: %lld)", (long long)k->last.base_step);
+    fprintf(p->to, k->ends ? "\n" : ", which is NOT THE END of both\n");
 }
 
 static void print_needs(const struct effect *e, const struct page *p) {

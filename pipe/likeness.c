@@ -90,8 +90,14 @@ int differences_factors(const struct difference *d, int n, struct str *names) {
     return factors;
 }
 
+static bool same_file(const struct result *a, const struct result *b, const char *role) {
+    const char *x = result_file_sha256(a, role), *y = result_file_sha256(b, role);
+    return !*x || !*y || strcmp(x, y) == 0;
+}
+
 bool result_same_settings(const struct result *a, const struct result *b) {
     if (a->reference || b->reference) return false;
+    if (!same_file(a, b, "train") || !same_file(a, b, "test")) return false;
     const struct arm pair[2] = { { .run = { (struct result *)(uintptr_t)a }, .n = 1 },
                                  { .run = { (struct result *)(uintptr_t)b }, .n = 1 } };
     struct difference *d;
@@ -174,7 +180,10 @@ static void measured_differ(struct str *out, const struct result *a, const struc
 }
 
 static void unfinished(struct str *out, const struct result *r) {
-    if (r->state != RUN_STATE_DONE)
+    if (r->state == RUN_STATE_UNKNOWN)
+        str_printf(out, "whether %s came to its end is not known: its file 'state' is missing or "
+                        "damaged\n", r->f.id);
+    else if (r->state != RUN_STATE_DONE)
         str_printf(out, "%s is %s: its final score is missing\n", r->f.id,
                    run_state_name[r->state]);
     if (!r->score_n) str_printf(out, "%s has no scores\n", r->f.id);

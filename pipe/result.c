@@ -72,7 +72,10 @@ static void read_points(struct result *r) {
     while (tail_next(&t)) {
         json_t *o = json_loadb(t.line.s, t.line.len, 0, NULL);
         const int64_t step = json_integer_value(json_object_get(o, "step"));
+        r->damaged += !o;
         if (o && step > 0) {
+            /* without a step between nobody knows the tokens since the start */
+            if (step != r->point[r->points - 1].step + 1) tokens = NAN;
             updates += !json_is_false(json_object_get(o, "updated"));
             r->point = mem_grow(r->point, (size_t)(r->points + 1) * sizeof *r->point);
             tokens += metric(o, "perf/total_num_tokens");

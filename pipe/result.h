@@ -31,6 +31,7 @@ struct result {
     /* the one compared: a clean one where there is any, after result_use_noisy the first under
      * noise; score_n 0 = nothing was scored */
     const struct score *score; int score_n;
+    int damaged;                             /* lines of metrics.jsonl that cannot be read */
     bool no_update;                          /* steps were made, and every one was skipped */
     struct point *point; int points;         /* by step; the first is step 0 */
     /* of that series, by step, question, k; none: the run kept no answers, or none by this rule */

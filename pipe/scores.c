@@ -78,7 +78,10 @@ void scores_read(struct scores *s, const char *run_dir) {
     fs_join(path, sizeof path, run_dir, "scores.jsonl");
     tail_open(&t, path, false);
     while (tail_next(&t)) {
-        if (score_from_json(&one, t.line.s, t.line.len) < 0) continue;
+        if (score_from_json(&one, t.line.s, t.line.len) < 0) {
+            s->damaged++;
+            continue;
+        }
         int at = s->n;
         for (int i = 0; i < s->n; i++)
             if (s->v[i].step == one.step && score_same_series(&s->v[i], &one)) at = i;

@@ -17,6 +17,7 @@ struct score {                               /* one line of scores.jsonl */
 struct scores {
     struct score *v;
     int n;
+    int damaged;                             /* whole lines that are no score */
 };
 /* A step scored twice under the same conditions counts once (the last line wins); sorted by series,
  * clean ones first, then by step. */
