@@ -42,6 +42,9 @@ void net_destroy(struct net **n);
  * its gradient is that of the rounded values: straight through. All adapted projections that share
  * an input must then agree (policy_plan). */
 int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, struct err *e);
+/* From the next adopt on, inputs and adapters are read as they are, whatever the model says: the
+ * network that a straight-through gradient is compared with. */
+void net_set_plain(struct net *n, bool plain);
 /* What rounding did to all A and to all B of the adapter in use; elements 0 where they are as they
  * were. */
 struct quant_stats;

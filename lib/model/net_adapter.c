@@ -84,7 +84,9 @@ static int take_layers(struct net *n, const struct lora *l, struct err *e) {
     const size_t params = l->params / (size_t)m->conf.layers;
     float *stack = mem_alloc(3 * (size_t)l->shape.rank *
                              (size_t)net_widest_input(n, &m->conf) * sizeof *stack);
-    float *rounded = model_quant_rounds(m->adapter) ? mem_alloc(params * sizeof *rounded) : NULL;
+    float *rounded = model_quant_rounds(m->adapter) && !n->plain
+                         ? mem_alloc(params * sizeof *rounded)
+                         : NULL;
     int rc = 0;
     for (int layer = 0; rc == 0 && layer < m->conf.layers; layer++) {
         const size_t first = (size_t)layer * params;
@@ -125,6 +127,8 @@ int net_adopt(struct net *n, const struct lora *l, const struct noise_view *v, s
     return 0;
 }
 
+void net_set_plain(struct net *n, bool plain) { n->plain = plain; }
+
 void net_adapter_stats(const struct net *n, struct quant_stats *a, struct quant_stats *b) {
     *a = n->adapter_stats[0];
     *b = n->adapter_stats[1];
@@ -138,7 +142,7 @@ bool net_adapter_rounds_in(const struct net *n, int layer, enum proj p, int coun
     for (int i = 0; i < count; i++, p++) {
         if (!net_lora_on(n, p)) continue;
         on++;
-        rounds += l->quant_in[p] && l->quant_adapter[p];
+        rounds += net_rounds_in(n, layer, p) && l->quant_adapter[p];
     }
     assert(rounds == 0 || rounds == on);             /* one product serves them all */
     return rounds > 0;

@@ -28,7 +28,7 @@ static void adapter_in(struct net *n, int layer, enum net_site site, kptr x, int
 static void round_input(struct net *n, int layer, enum proj p, int count, kptr x, int in,
                         int rows) {
     bool any = false;
-    for (int i = 0; i < count; i++) any |= n->model->layer[layer].quant_in[p + (enum proj)i];
+    for (int i = 0; i < count; i++) any |= net_rounds_in(n, layer, p + (enum proj)i);
     if (any) net_round_rows(n, x, n->xq, rows, in);
 }
 
@@ -85,7 +85,7 @@ static void project(struct net *n, int layer, enum proj p, int count, kptr x,
     assert(count <= KERN_LINEARS_MAX);
     for (int i = 0; i < count; i++, p++) {
         const struct kern_weight *w = &l->w[p];
-        a[i] = (struct kern_linear){ .x = l->quant_in[p] ? n->xq : x,
+        a[i] = (struct kern_linear){ .x = net_rounds_in(n, layer, p) ? n->xq : x,
                                      .x_type = n->type,
                                      .x_ld = w->in,
                                      .w = *w,

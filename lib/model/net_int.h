@@ -131,6 +131,7 @@ struct net {
     struct net_lora_layer *lora_layer;
     int site_rank[NET_SITE_COUNT];
     bool adapted;                                 /* an adapter is in use */
+    bool plain;                                   /* model.activations and .adapter are left out */
     struct quant_stats adapter_stats[2];          /* what rounding did to A, to B */
     const struct noise_view *noise;
     struct net_noise op_noise;
@@ -170,6 +171,9 @@ static inline float net_attn_scale(const struct net *n) {
 /* net_adapter.c. Whether the adapters of projections p .. p + count - 1 read their input as the
  * weights do, in model.activations. */
 bool net_adapter_rounds_in(const struct net *n, int layer, enum proj p, int count);
+static inline bool net_rounds_in(const struct net *n, int layer, enum proj p) {
+    return !n->plain && n->model->layer[layer].quant_in[p];
+}
 /* x rounded row by row to model.activations, into y; y may be x. */
 void net_round_rows(struct net *n, kptr x, kptr y, int rows, int dim);
 int net_widest_input(const struct net *n, const struct model_conf *m);

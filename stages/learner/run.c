@@ -18,6 +18,7 @@
 #include "stages/learner/ckpt.h"
 #include "stages/learner/metrics.h"
 #include "stages/learner/intake.h"
+#include "stages/learner/selftest.h"
 
 enum { NONFINITE_IN_A_ROW_MAX = 3 };
 
@@ -63,6 +64,32 @@ static int check_prompts(const struct run *r, struct err *e) {
                           "it does not fit the "
                           "model's context of %d",
                           c->data.train, i + 1, ids.n, (long long)c->sample.new_max, positions);
+    }
+    free(ids.id);
+    str_release(&text);
+    return rc;
+}
+
+/* On the first prompt: what every later update rests on. */
+static int test_gradient(const struct run *r, struct err *e) {
+    struct selftest t;
+    struct str text;
+    struct tok_ids ids = { 0 };
+    str_init(&text);
+    int rc = policy_prompt(&r->policy, &r->c->shared, r->train.q[0].question, &text, &ids, e);
+    if (rc == 0) rc = selftest_run(&t, &r->policy, ids.id, ids.n, e);
+    if (rc == 0) {
+        char rounded[80] = "";
+        if (t.layer >= 0)
+            snprintf(rounded, sizeof rounded, "; straight through, cosine at least %.3f (layer %d)",
+                     t.cosine, t.layer);
+        log_info("gradient self-test on %d tokens: difference quotient %.3f of the gradient%s, "
+                 "%.2f s",
+                 t.tokens, t.difference, rounded, t.seconds);
+        if (t.layer >= 0 && t.cosine < SELFTEST_COSINE_LOW)
+            log_warn("4-bit inputs or adapters turn the gradient of layer %d far from the one that "
+                     "it would have without (cosine %.3f): quant.exclude can leave layers out",
+                     t.layer, t.cosine);
     }
     free(ids.id);
     str_release(&text);
@@ -189,7 +216,8 @@ struct run *run_create(struct stage *s) {
     if (task_load(&r->train, c->data.train, "train", 0, e) < 0 || policy_open(&r->policy, c, e) < 0)
         goto failed;
     s->device = r->policy.device;
-    if (check_prompts(r, e) < 0 || updater_create(&r->updater, &r->policy, r->c, e) < 0 ||
+    if (check_prompts(r, e) < 0 || test_gradient(r, e) < 0 ||
+        updater_create(&r->updater, &r->policy, r->c, e) < 0 ||
         open_state(r, e) < 0)
         goto failed;
     if (intake_open(&r->intake, s, &r->policy, &r->train, r->fence, r->done.cursor, e) < 0)
