@@ -187,7 +187,8 @@ static void find_notes(struct comparison *c) {
         if (r->no_update)
             str_printf(&c->notes, "%s made no update: %d of %d steps skipped; its treatment was "
                                   "never trained under\n", r->f.id, r->points - 1, r->points - 1);
-        if (i && formats_differ(&c->run[0], r) && r->score_n && c->run[0].score_n &&
+        if (i && !r->reference && !c->run[0].reference && formats_differ(&c->run[0], r) &&
+            r->score_n && c->run[0].score_n &&
             strcmp(c->run[0].score->quant, r->score->quant) != 0)
             str_printf(&c->notes, "%s was trained and scored in %s, %s in %s: the difference is "
                                   "that of both. What the format does in scoring alone: qerl-pipe "
@@ -237,11 +238,26 @@ static void say_apart(struct comparison *c, int i, bool any) {
     str_release(&where);
 }
 
+/* A curve of the study often has its final score alone, at a step that a run has not: the ends are
+ * set beside each other then, and that is said. */
+static void add_ends(struct comparison *c, int i) {
+    const struct result *a = c->arm[0].run[0], *b = c->arm[i].run[0];
+    struct contrast *k = &c->contrast[i];
+    if (k->ends || !(a->reference || b->reference) || !a->score_n || !b->score_n) return;
+    const int64_t base_step = a->score[a->score_n - 1].step, step = b->score[b->score_n - 1].step;
+    if (!base_step || !step) return;
+    k->look[k->looks++] = (struct look){ base_step, step, (double)base_step, (double)step };
+    k->ends = true;
+    str_printf(&c->notes, "the ends are set beside each other, at other steps: %s at %lld, %s at "
+                          "%lld\n", a->f.id, (long long)base_step, b->f.id, (long long)step);
+}
+
 static void find_contrast(struct comparison *c, int i) {
     struct contrast *k = &c->contrast[i];
     const struct arm *base = &c->arm[0], *other = &c->arm[i];
-    k->look = mem_alloc(LOOKS_MAX * sizeof *k->look);
+    k->look = mem_alloc((LOOKS_MAX + 1) * sizeof *k->look);
     k->looks = looks_find(k->look, base, other, k->align, &k->ends);
+    add_ends(c, i);
     k->at = mem_alloc(((size_t)k->looks + 1) * sizeof *k->at);
     for (int j = 0; j < k->looks; j++)
         k->at[j] = effect_of_arms(base, k->look[j].base_step, other, k->look[j].step,

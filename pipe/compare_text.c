@@ -81,6 +81,10 @@ static void print_baseline(const struct comparison *c, const struct page *p) {
     struct table t;
     const struct arm *a = &c->arm[0];
     heading(p, a->label);
+    if (!a->run[0]->score_n) {
+        SAY(p, "no scores\n");
+        return;
+    }
     table_init(&t, "step|OOD accuracy|ID reward");
     for (int i = 0; i < a->run[0]->score_n; i++) {
         const int64_t step = a->run[0]->score[i].step;
@@ -99,9 +103,15 @@ static const char *basis_text(const struct effect *e) {
                                           : "unpaired";
 }
 
+static bool same_steps(const struct contrast *k) {
+    for (int i = 0; i < k->looks; i++)
+        if (k->look[i].step != k->look[i].base_step) return false;
+    return true;
+}
+
 static void print_curve(const struct comparison *c, int i, const struct page *p) {
     const struct contrast *k = &c->contrast[i];
-    const bool steps = k->align == ALIGN_STEP;
+    const bool axis = k->align != ALIGN_STEP, both = axis || !same_steps(k);
     struct table t;
     heading(p, c->arm[i].label);
     if (!k->looks) {
@@ -122,15 +132,15 @@ static void print_curve(const struct comparison *c, int i, const struct page *p)
     char head[200];
     snprintf(head, sizeof head,
              "step|%s%s%sOOD accuracy|ID reward|difference|interval|reward's|<reading",
-             steps ? "" : "baseline's|", steps ? "" : align_name[k->align],
-             steps ? "" : "|baseline's|");
+             both ? "baseline's|" : "", axis ? align_name[k->align] : "",
+             axis ? "|baseline's|" : "");
     table_init(&t, head);
     for (int j = 0; j < k->looks; j++) {
         const struct look *l = &k->look[j];
         const struct effect *e = &k->at[j];
         table_cell(&t, "%lld", (long long)l->step);
-        if (!steps) {
-            table_cell(&t, "%lld", (long long)l->base_step);
+        if (both) table_cell(&t, "%lld", (long long)l->base_step);
+        if (axis) {
             table_cell(&t, "%.0f", l->at);
             table_cell(&t, "%.0f", l->base_at);
         }
@@ -293,8 +303,10 @@ static void print_needs(const struct effect *e, const struct page *p) {
     for (int i = 0; i < 3; i++)
         if (needs[i] < 0) fprintf(p->to, "%s more than 10000", i ? "," : "");
         else fprintf(p->to, "%s %.0f", i ? "," : "", needs[i]);
-    fprintf(p->to, seeds ? " seeds per arm, at the spread seen here\n"
-                         : " questions, at the share answered differently here\n");
+    fputs(seeds                        ? " seeds per arm, at the spread seen here\n"
+          : e->basis == BASIS_UNPAIRED ? " questions in each, unpaired, at these accuracies\n"
+          : e->several ? " questions, with as many answers each, at the spread seen here\n"
+                       : " questions, at the share answered differently here\n", p->to);
 }
 
 static void print_verdict(const struct comparison *c, int i, const struct page *p) {

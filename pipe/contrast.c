@@ -258,6 +258,11 @@ void effect_needs(const struct effect *e, double needs[3]) {
             needs[i] = stat_questions_needed((double)(e->only_base + e->only_other) /
                                                  (double)e->questions,
                                              effect_points[i], e->alpha, CONTRAST_POWER);
+        else if (e->basis == BASIS_QUESTIONS && e->sd > 0)
+            needs[i] = stat_seeds_needed(e->sd, effect_points[i], e->alpha, CONTRAST_POWER);
+        else if (e->basis == BASIS_UNPAIRED)         /* pairs of strangers, so to speak */
+            needs[i] = stat_questions_needed(e->base * (1 - e->other) + e->other * (1 - e->base),
+                                             effect_points[i], e->alpha, CONTRAST_POWER);
         else if (e->basis == BASIS_SEEDS_PAIRED || e->basis == BASIS_SEEDS)
             needs[i] = seeds_needed(e, effect_points[i]);
     }
