@@ -16,8 +16,10 @@ static bool not_wsd(const void *conf) {
 static bool not_divided(const void *conf) {
     return ((const struct learner_conf *)conf)->advantage == LEARNER_ADVANTAGE_GROUP_MEAN;
 }
+/* who says one wave has it */
 static bool no_filter(const void *conf) {
-    return ((const struct learner_conf *)conf)->filter == FILTER_METRIC_OFF;
+    const struct learner_conf *c = conf;
+    return c->filter == FILTER_METRIC_OFF && c->waves_max != 1;
 }
 
 /* What rollouts apply and old log-probs do not. On one backend their log-probs have the same bits
