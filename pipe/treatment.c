@@ -41,11 +41,16 @@ static bool one_line(const json_t *a, const json_t *b) {
            number_of(a, "threshold") == number_of(b, "threshold");
 }
 
-/* "noise/rollout/op/matmul/forward/realised" */
+/* "noise/rollout/op/matmul/forward/realised": of a phase and a row's key. */
+enum { METRIC_NAME_MAX = 300 };
+static void metric_name(char name[METRIC_NAME_MAX], const char *phase, const char *key,
+                        const char *what) {
+    snprintf(name, METRIC_NAME_MAX, "noise/%.50s/%.150s/%.50s", phase, key, what);
+}
+
 static const json_t *measured(const json_t *metrics, const json_t *row, const char *what) {
-    char name[300];
-    snprintf(name, sizeof name, "noise/%.50s/%.50s/%.60s/%.50s/%.50s", text_of(row, "phase"),
-             text_of(row, "kind"), text_of(row, "name"), text_of(row, "direction"), what);
+    char name[METRIC_NAME_MAX];
+    metric_name(name, text_of(row, "phase"), text_of(row, "key"), what);
     return json_object_get(metrics, name);
 }
 
@@ -132,9 +137,9 @@ void treatment_add_score(json_t *metrics, const char *run_dir) {
     const char *name, *what;
     json_object_foreach(evidence, name, measured_there) {
         json_object_foreach(measured_there, what, v) {
-            char key[300];
-            snprintf(key, sizeof key, "noise/eval/%.150s/%.50s", name, what);
-            json_object_set(metrics, key, v);
+            char metric[METRIC_NAME_MAX];
+            metric_name(metric, "eval", name, what);
+            json_object_set(metrics, metric, v);
         }
     }
     json_decref(evidence);

@@ -1,8 +1,8 @@
 /* treatment.h - the noise on operators and modules as tables: what the stages plan, and what was
  * measured in a step.
  *
- * Knows: the rows that stages print with --plan ("phase", "kind", "name", "direction", "type",
- * "intended" or "threshold" or neither, "sites", "layers", "note") and the names of their metrics.
+ * Knows: the rows that stages print with --plan ("phase", "key", "kind", "name", "direction",
+ * "type", "intended" or "threshold" or neither, "sites", "layers", "note"), the names of metrics.
  * Does not know what any of it means.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_TREATMENT_H

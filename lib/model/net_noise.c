@@ -157,10 +157,8 @@ struct kern_noise net_noise_op(struct net *n, enum noise_op op, enum noise_direc
 
 static struct kern_noise module_noise(struct net *n, enum noise_module m, int layer,
                                       enum noise_point at, bool count) {
-    static const int bases[] = { NOISE_SITE_MODULE_INPUT, NOISE_SITE_MODULE_OUTPUT,
-                                 NOISE_SITE_MODULE_WEIGHT };
     if (!module_here(n, m, layer, at)) return (struct kern_noise){ 0 };
-    return draw(n, &n->op_noise.plan->module_text, layer, bases[at] + (int)m,
+    return draw(n, &n->op_noise.plan->module_text, layer, noise_site_module(at, m),
                 count ? &n->op_noise.seen.module[m] : NULL, NET_TALLY_MODULE + (int)m);
 }
 

@@ -59,7 +59,7 @@ double noise_tally_rms(const struct noise_tally *t, double scale) {
 
 /* One entry of the table phase x kind x name x direction. */
 struct entry {
-    char key[64];
+    char key[NOISE_KEY_MAX];
     enum noise_direction direction;
     const struct noise_text *text;
     const struct noise_bf16 *bf16;                   /* what bf16 makes of text's size */
@@ -88,12 +88,14 @@ static int entries_of(struct entry list[ENTRIES_MAX], const struct noise_plan *p
             x->passes = ev->passes[d];
             x->sites = d == NOISE_FORWARD ? forward_sites(ev, p->op_sites[op][d], last)
                                           : ev->passes[d] * p->op_sites[op][d];
-            snprintf(x->key, sizeof x->key, "op/%s/%s", noise_op_name[op],
-                     d == NOISE_FORWARD ? "forward" : "backward");
+            noise_key(x->key, "op", noise_op_name[op], (enum noise_direction)d);
         }
-    *x = (struct entry){ "op/lora_grad/backward", NOISE_BACKWARD, &p->op_text, &p->op_bf16,
-                         &ev->grad, noise_plan_op_on(p, NOISE_OP_MATMUL, NOISE_BACKWARD, phase),
-                         ev->passes[NOISE_BACKWARD], ev->updates, 1 };
+    *x = (struct entry){ .direction = NOISE_BACKWARD, .text = &p->op_text, .bf16 = &p->op_bf16,
+                         .tally = &ev->grad, .repeat = 1 };
+    x->intended = noise_plan_op_on(p, NOISE_OP_MATMUL, NOISE_BACKWARD, phase);
+    x->passes = ev->passes[NOISE_BACKWARD];
+    x->sites = ev->updates;
+    noise_key(x->key, "op", noise_site_about[NOISE_SITE_GRAD].name, NOISE_BACKWARD);
     x++;
     for (int m = 0; m < NOISE_MODULE_COUNT; m++, x++) {
         *x = (struct entry){ .text = &p->module_text, .bf16 = &p->module_bf16,
@@ -103,7 +105,7 @@ static int entries_of(struct entry list[ENTRIES_MAX], const struct noise_plan *p
         x->passes = ev->passes[NOISE_FORWARD];
         x->sites = forward_sites(ev, p->module_sites[m],
                                  noise_module_in_layer(m) ? 0 : p->module_sites[m]);
-        snprintf(x->key, sizeof x->key, "module/%s/forward", noise_module_name[m]);
+        noise_key(x->key, "module", noise_module_name[m], NOISE_FORWARD);
     }
     return (int)(x - list);
 }

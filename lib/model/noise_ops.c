@@ -10,34 +10,11 @@
 #include "lib/model/select.h"
 
 const char *const noise_phase_name[] = { "rollout", "logprob", "update", "eval" };
-const char *const noise_op_name[] = { "matmul", "bmm",  "softmax", "silu",
-                                      "gelu",   "norm", "rope",    "head" };
 const char *const noise_type_name[] = { "off",        "relative_gaussian", "relative_uniform",
                                         "systematic", "sparse",            "deadzone",
                                         "absolute_gaussian", "systematic_bias", "fp8" };
-const char *const noise_module_name[] = {
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    "input_layernorm", "post_attention_layernorm", "norm", "lm_head",
-};
-static const char *const direction_name[] = { "forward", "backward" };
-static const char *const point_name[] = { "input", "output", "weight" };
 _Static_assert(COUNT_OF(noise_phase_name) == NOISE_PHASE_COUNT, "a name for each phase");
-_Static_assert(COUNT_OF(noise_op_name) == NOISE_OP_COUNT, "a name for each operation");
 _Static_assert(COUNT_OF(noise_type_name) == KERN_NOISE_TYPE_COUNT, "a name for each type");
-_Static_assert(COUNT_OF(noise_module_name) == NOISE_MODULE_COUNT, "a name for each module");
-_Static_assert((int)NOISE_MODULE_DOWN == (int)PROJ_DOWN, "projections come first, in enum order");
-
-/* Sites in one layer, sites after the last layer, and what layer 0's backward leaves out: nothing
- * below it is trained. */
-static const struct sites { int layer[2], last[2], first_less; } sites[NOISE_OP_COUNT] = {
-    [NOISE_OP_MATMUL] = { { 7, 4 }, { 0, 0 }, 1 },   /* backward: qkv, o, gate and up, down */
-    [NOISE_OP_BMM] = { { 2, 4 }, { 0, 0 }, 0 },      /* scores, values; dq, dk, dv, dprobs */
-    [NOISE_OP_SOFTMAX] = { { 1, 1 }, { 0, 0 }, 0 },
-    [NOISE_OP_SILU] = { { 1, 1 }, { 0, 0 }, 0 },
-    [NOISE_OP_NORM] = { { 2, 2 }, { 1, 1 }, 1 },
-    [NOISE_OP_ROPE] = { { 2, 2 }, { 0, 0 }, 0 },     /* q, k */
-    [NOISE_OP_HEAD] = { { 0, 0 }, { 1, 1 }, 0 },
-};
 
 /* ---- what means nothing ---- */
 
@@ -178,17 +155,23 @@ static int parse_ops(struct noise_plan *p, const char *names, struct err *e) {
                     : "noise.ops.ops names no operation; 'all' means all of them");
 }
 
+/* Of a site: applications in one pass. */
+static int count_site(const struct noise_plan *p, const struct noise_site_about *site) {
+    int n = 0;
+    if (site->flags & NOISE_SITE_OF_GRAD) return 0;
+    if (site->flags & NOISE_SITE_LAST) return p->op_whole;
+    for (int l = site->flags & NOISE_SITE_ABOVE ? 1 : 0; l < p->layers; l++) n += p->op_layer[l];
+    return n;
+}
+
 static void count_ops(struct noise_plan *p) {
-    for (int op = 0; op < NOISE_OP_COUNT; op++)
-        for (int d = 0; d < NOISE_DIRECTION_COUNT; d++) {
-            if (!p->op[op] || !(d == NOISE_FORWARD ? p->op_text.forward : p->op_text.backward))
-                continue;
-            const struct sites *s = &sites[op];
-            int n = p->op_whole ? s->last[d] : 0;
-            for (int l = 0; l < p->layers; l++)
-                if (p->op_layer[l]) n += s->layer[d] - (l == 0 && d ? s->first_less : 0);
-            p->op_sites[op][d] = n;
-        }
+    for (int i = 0; i < NOISE_SITE_COUNT; i++) {
+        const struct noise_site_about *site = &noise_site_about[i];
+        const enum noise_direction d = noise_site_direction(i);
+        if (!site->name || !p->op[site->op]) continue;
+        if (d == NOISE_FORWARD ? p->op_text.forward : p->op_text.backward)
+            p->op_sites[site->op][d] += count_site(p, site);
+    }
 }
 
 static int make_ops(struct noise_plan *p, struct err *e) {
@@ -390,7 +373,7 @@ static void text_modules(const struct noise_plan *p, struct str *out) {
         before = ",";
         str_release(&layers);
     }
-    str_printf(out, " %s", point_name[p->module_text.point]);
+    str_printf(out, " %s", noise_point_name[p->module_text.point]);
     text_phases(&p->module_text, out);
 }
 
@@ -403,13 +386,21 @@ void noise_plan_text(const struct noise_plan *p, struct str *out) {
 
 /* ---- table ---- */
 
+void noise_key(char key[NOISE_KEY_MAX], const char *kind, const char *name,
+               enum noise_direction d) {
+    snprintf(key, NOISE_KEY_MAX, "%s/%s/%s", kind, name, noise_direction_name[d]);
+}
+
 static void row(json_t *table, int phase, const char *kind, const char *name, int direction,
                 const struct noise_text *t, int count, const char *layers) {
+    char key[NOISE_KEY_MAX];
     json_t *o = json_object();
+    noise_key(key, kind, name, (enum noise_direction)direction);
     json_object_set_new(o, "phase", json_string(noise_phase_name[phase]));
+    json_object_set_new(o, "key", json_string(key));
     json_object_set_new(o, "kind", json_string(kind));
     json_object_set_new(o, "name", json_string(name));
-    json_object_set_new(o, "direction", json_string(direction_name[direction]));
+    json_object_set_new(o, "direction", json_string(noise_direction_name[direction]));
     json_object_set_new(o, "type", json_string(noise_type_name[t->type]));
     if (noise_size_name(t))
         json_object_set_new(o, noise_size_name(t), json_real(noise_intended(t)));
@@ -433,7 +424,8 @@ json_t *noise_plan_json(const struct noise_plan *p) {
                     (p->op_absent[op] && t->phase[phase] && d == NOISE_FORWARD))
                     row(table, phase, "op", noise_op_name[op], d, t, p->op_sites[op][d], layers.s);
         if (noise_plan_op_on(p, NOISE_OP_MATMUL, NOISE_BACKWARD, phase))
-            row(table, phase, "op", "lora_grad", NOISE_BACKWARD, t, 1, layers.s);
+            row(table, phase, "op", noise_site_about[NOISE_SITE_GRAD].name, NOISE_BACKWARD, t, 1,
+                layers.s);
         for (int i = 0; i < NOISE_MODULE_COUNT && m->type && m->phase[phase]; i++) {
             struct str some;
             if (!p->module_sites[i]) continue;

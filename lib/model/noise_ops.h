@@ -8,44 +8,12 @@
 #ifndef QERL_NOISE_OPS_H
 #define QERL_NOISE_OPS_H
 #include "lib/base/json.h"
-#include "lib/model/model.h"
 #include "lib/model/noise_bf16.h"
+#include "lib/model/noise_site.h"
 
 enum noise_phase { NOISE_PHASE_ROLLOUT, NOISE_PHASE_LOGPROB, NOISE_PHASE_UPDATE, NOISE_PHASE_EVAL,
                    NOISE_PHASE_COUNT };
-/* matmul: the seven projections, each with its adapter, before the bias. bmm: attention's scores
- * and values. head: the logits. */
-enum noise_op { NOISE_OP_MATMUL, NOISE_OP_BMM, NOISE_OP_SOFTMAX, NOISE_OP_SILU, NOISE_OP_GELU,
-                NOISE_OP_NORM, NOISE_OP_ROPE, NOISE_OP_HEAD, NOISE_OP_COUNT };
-enum noise_direction { NOISE_FORWARD, NOISE_BACKWARD, NOISE_DIRECTION_COUNT };
-/* modules by the names that model files give them; projections first, as in enum proj */
-enum noise_module { NOISE_MODULE_Q, NOISE_MODULE_K, NOISE_MODULE_V, NOISE_MODULE_O,
-                    NOISE_MODULE_GATE, NOISE_MODULE_UP, NOISE_MODULE_DOWN, NOISE_MODULE_NORM_IN,
-                    NOISE_MODULE_NORM_POST, NOISE_MODULE_NORM_FINAL, NOISE_MODULE_HEAD,
-                    NOISE_MODULE_COUNT };
-enum noise_point { NOISE_POINT_INPUT, NOISE_POINT_OUTPUT, NOISE_POINT_WEIGHT };
-extern const char *const noise_phase_name[], *const noise_op_name[], *const noise_type_name[],
-    *const noise_module_name[];
-
-/* Numbers of sites, part of every draw's counter (KERN_NOISE_SITE(layer, number)): never renumber.
- * Those that lie in no layer have layer 0. Forward, of operations: the projections are 0 .. 6 as in
- * enum proj. */
-enum noise_site {
-    NOISE_SITE_SCORES = 7, NOISE_SITE_VALUES, NOISE_SITE_PROBS, NOISE_SITE_SILU,
-    NOISE_SITE_NORM_IN, NOISE_SITE_NORM_POST, NOISE_SITE_NORM_FINAL, NOISE_SITE_ROPE_Q,
-    NOISE_SITE_ROPE_K, NOISE_SITE_HEAD,
-    /* of modules: + enum noise_module */
-    NOISE_SITE_MODULE_INPUT = 32, NOISE_SITE_MODULE_OUTPUT = 48, NOISE_SITE_MODULE_WEIGHT = 64,
-    /* backward: gradients of inputs; DX_QKV and DX_MLP are the sums that q, k, v and gate, up
-     * return */
-    NOISE_SITE_DX_QKV = 128, NOISE_SITE_DX_O, NOISE_SITE_DX_MLP, NOISE_SITE_DX_DOWN,
-    NOISE_SITE_DQ, NOISE_SITE_DK, NOISE_SITE_DV, NOISE_SITE_DPROBS, NOISE_SITE_DSCORES,
-    NOISE_SITE_DGATE, NOISE_SITE_DNORM_IN, NOISE_SITE_DNORM_POST, NOISE_SITE_DNORM_FINAL,
-    NOISE_SITE_ROPE_DQ, NOISE_SITE_ROPE_DK, NOISE_SITE_DHEAD,
-    /* the accumulated gradient of the adapter: a layer's rows of NOISE_GRAD_ROW, what is left */
-    NOISE_SITE_GRAD = 192, NOISE_SITE_GRAD_REST
-};
-enum { NOISE_GRAD_ROW = 4096 };
+extern const char *const noise_phase_name[], *const noise_type_name[];
 
 /* As the configuration says it; texts are lent. */
 struct noise_text {
@@ -74,9 +42,6 @@ struct noise_plan {
     int op_sites[NOISE_OP_COUNT][NOISE_DIRECTION_COUNT], module_sites[NOISE_MODULE_COUNT];
     struct noise_bf16 op_bf16, module_bf16;          /* with dtype = bf16 */
 };
-static inline bool noise_module_in_layer(enum noise_module m) {
-    return m < NOISE_MODULE_NORM_FINAL;
-}
 /* Whether a pattern names a module: as select_name, and its last part may be "linear" (the seven
  * projections) or "rmsnorm" (the norms). */
 bool noise_module_hit(const char *pattern, enum noise_module m, int layer);
@@ -103,7 +68,10 @@ double noise_intended(const struct noise_text *t);
 /* Canonical text for records and hashes, "none" when off: "ops relative_gaussian 0.05 matmul,head
  * forward+backward rollout,logprob,update; modules ..."; one form for one treatment. Appends. */
 void noise_plan_text(const struct noise_plan *p, struct str *out);
-/* The table of `check`: array of {"phase","kind":"op"|"module","name","direction","type",
+/* "op/matmul/forward", kind op or module: what names a row of evidence wherever one stands. */
+enum { NOISE_KEY_MAX = 64 };
+void noise_key(char key[NOISE_KEY_MAX], const char *kind, const char *name, enum noise_direction d);
+/* The table of `check`: array of {"phase","key","kind":"op"|"module","name","direction","type",
  * noise_size_name,"sites"}, the adapter's gradient as "lora_grad", "layers" where only some are
  * hit, and for absent ones "note". */
 json_t *noise_plan_json(const struct noise_plan *p);

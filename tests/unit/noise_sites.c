@@ -62,8 +62,20 @@ static void silu_spy(struct kern *k, const struct kern_silu *a) {
 }
 
 /* Micro-batches of up to 6 texts: more wanted rows than the head takes at once. */
-static void world_open(struct world *w, enum model_quant q, int threads) {
+static struct net_opts opts(const struct world *w, bool peaks) {
+    return (struct net_opts){ .rows_max = 180, .slots_max = 7, .positions_max = 64, .train = true,
+                              .lora = w->l->shape, .noise = true, .noise_peaks = peaks };
+}
+/* A net for w->l, in place of the one that was there. */
+static void world_net(struct world *w, bool peaks) {
     struct err e = { 0 };
+    const struct net_opts o = opts(w, peaks);
+    if (w->n) net_destroy(&w->n);
+    cr_assert_eq(net_create(&w->n, &w->f.model, &o, &e), 0, "%s", e.text);
+    cr_assert_eq(net_adopt(w->n, w->l, NULL, &e), 0, "%s", e.text);
+}
+static void world_open(struct world *w, enum model_quant q, int threads) {
+    *w = (struct world){ 0 };
     w->c = fix_small_conf();
     fix_open(&w->f, "auto", threads, &w->c, q, fix_small_value);
     w->l = fix_lora(&w->c, 4, 8, .2f, 7);
@@ -73,10 +85,7 @@ static void world_open(struct world *w, enum model_quant q, int threads) {
     w->f.kern.perturb = perturb_spy;
     w->f.kern.attn = attn_spy;
     w->f.kern.attn_bwd = attn_bwd_spy;
-    const struct net_opts o = { .rows_max = 180, .slots_max = 7, .positions_max = 64, .train = true,
-                                .lora = w->l->shape, .noise = true };
-    cr_assert_eq(net_create(&w->n, &w->f.model, &o, &e), 0, "%s", e.text);
-    cr_assert_eq(net_adopt(w->n, w->l, NULL, &e), 0, "%s", e.text);
+    world_net(w, false);
     for (int s = 0; s < SEQS; s++) {
         for (int i = 0; i < TOKENS; i++)
             ids[s][i] = (int32_t)(rng_mix64((uint64_t)(i < PROMPT ? s / GROUP * 100 + i : s * 1000 + i)) % VOCAB);
@@ -94,6 +103,12 @@ static void world_close(struct world *w) {
 static struct noise_text text(const char *ops, bool forward, bool backward) {
     return (struct noise_text){ .type = KERN_NOISE_RELATIVE_GAUSSIAN, .scale = .02, .names = ops, .layers = "all",
                                 .forward = forward, .backward = backward, .phase = { true, true, true, false } };
+}
+static struct noise_text text_modules(const char *targets, enum noise_point at) {
+    struct noise_text m = text(targets, true, false);
+    m.exclude = "";
+    m.point = at;
+    return m;
 }
 static void make(struct world *w, const struct noise_text *ops, const struct noise_text *modules) {
     struct err e = { 0 };
@@ -129,6 +144,24 @@ static void expect_happened(struct world *w, enum noise_phase phase, struct nois
     ev->updates = ev->passes[NOISE_BACKWARD] > 0;    /* each test makes one */
     cr_expect_eq(noise_evidence_check(&w->plan, phase, ev, &e), 0, "%s", e.text);
 }
+/* Log-probs under the plan, or an update and noise on its gradient: what was measured, which must be what was meant. */
+static struct noise_evidence scored(struct world *w, uint64_t seed, float lp[SCORED]) {
+    net_set_noise(w->n, &w->plan, NOISE_PHASE_LOGPROB, seed, 2);
+    call_count = 0;
+    score(w, lp);
+    struct noise_evidence ev = take(w);
+    expect_happened(w, NOISE_PHASE_LOGPROB, &ev);
+    return ev;
+}
+static struct noise_evidence trained(struct world *w, uint64_t seed, float lp[SCORED]) {
+    net_set_noise(w->n, &w->plan, NOISE_PHASE_UPDATE, seed, 2);
+    call_count = 0;
+    free(train(w, lp));
+    net_noise_grad(w->n, seed);
+    struct noise_evidence ev = take(w);
+    expect_happened(w, NOISE_PHASE_UPDATE, &ev);
+    return ev;
+}
 /* Calls with noise at this site; only the counted ones, or the others. */
 static int calls_at(uint32_t site, bool counted) {
     int n = 0;
@@ -160,6 +193,19 @@ Test(noise_sites, a_plan_that_is_off_costs_nothing_and_changes_no_bit) {
 }
 
 /* ---- which sites ---- */
+
+/* A name for each number between the first and the last of a kind, none twice, and none elsewhere. */
+Test(noise_sites, every_site_of_an_operation_has_a_name_of_its_own) {
+    for (int i = 0; i < NOISE_SITE_COUNT; i++) {
+        const bool site = i <= NOISE_SITE_HEAD || (i >= NOISE_SITE_DX_QKV && i <= NOISE_SITE_DHEAD) || i == NOISE_SITE_GRAD;
+        const char *name = noise_site_about[i].name;
+        cr_expect_eq(name != NULL, site, "site %d", i);
+        for (int j = 0; name && j < i; j++)
+            cr_expect(!noise_site_about[j].name || strcmp(name, noise_site_about[j].name), "%d and %d: %s", i, j, name);
+    }
+    for (int p = 0; p < PROJ_COUNT; p++) cr_expect_str_eq(noise_site_about[p].name, model_proj_name[p]);
+    cr_expect_eq(noise_site_module(NOISE_POINT_WEIGHT, NOISE_MODULE_HEAD), 74);
+}
 
 static const struct { const char *op; int forward[4], backward[4]; } sites[] = {      /* 0: no more */
     { "matmul", { 1, 3, 5, 6 }, { NOISE_SITE_DX_QKV, NOISE_SITE_DX_O, NOISE_SITE_DX_MLP, NOISE_SITE_DX_DOWN } },
@@ -200,11 +246,7 @@ Test(noise_sites, each_operation_hits_its_own_sites_as_often_as_expected) {
             const struct noise_text t = text(sites[i].op, way & 1, way & 2);
             world_open(&w, MODEL_QUANT_MXFP4, 1);
             make(&w, &t, NULL);
-            net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, 1, 2);
-            free(train(&w, lp));
-            net_noise_grad(w.n, 0);
-            struct noise_evidence ev = take(&w);
-            expect_happened(&w, NOISE_PHASE_UPDATE, &ev);
+            const struct noise_evidence ev = trained(&w, 1, lp);
             cr_expect_gt(ev.passes[NOISE_BACKWARD], 1, "one micro-batch shows little");
             if (way & 1) expect_sites(&w, &ev, sites[i].forward, false);
             if (way & 2) expect_sites(&w, &ev, sites[i].backward, true);
@@ -233,11 +275,7 @@ Test(noise_sites, chosen_layers_only_and_in_no_layer) {
     t.layers = "1";
     world_open(&w, MODEL_QUANT_NVFP4, 1);
     make(&w, &t, NULL);
-    net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, 1, 2);
-    free(train(&w, lp));
-    net_noise_grad(w.n, 0);
-    struct noise_evidence ev = take(&w);
-    expect_happened(&w, NOISE_PHASE_UPDATE, &ev);
+    trained(&w, 1, lp);
     cr_expect_gt(call_count, 20);
     for (int c = 0; c < call_count; c++) {
         cr_expect_eq(calls[c].site >> 24, 1, "site %x", calls[c].site);
@@ -257,9 +295,8 @@ Test(noise_sites, modules_count_at_each_point) {
     for (int at = NOISE_POINT_INPUT; at <= NOISE_POINT_WEIGHT; at++) {
         struct world w;
         float lp[SCORED];
-        struct noise_text m = text("linear, rmsnorm, lm_head", true, false);
+        struct noise_text m = text_modules("linear, rmsnorm, lm_head", (enum noise_point)at);
         m.exclude = "layers.1";
-        m.point = (enum noise_point)at;
         world_open(&w, MODEL_QUANT_MXFP4, 2);
         make(&w, NULL, &m);
         alloc_real = w.f.kern.alloc;
@@ -287,18 +324,14 @@ Test(noise_sites, small_noise_on_inputs_survives_their_storage_in_bf16) {
     for (size_t i = 0; i < COUNT_OF(targets); i++) {
         struct world w;
         float clean[SCORED], lp[SCORED];
-        struct noise_text m = text(targets[i], true, false);
+        struct noise_text m = text_modules(targets[i], NOISE_POINT_INPUT);
         int differ = 0;
-        m.exclude = "";
         m.scale = 1e-5;
         world_open(&w, MODEL_QUANT_BF16, 1);
         make(&w, NULL, &m);
         score(&w, clean);
         take(&w);
-        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
-        score(&w, lp);
-        struct noise_evidence ev = take(&w);
-        expect_happened(&w, NOISE_PHASE_LOGPROB, &ev);
+        scored(&w, 1, lp);
         for (int j = 0; j < SCORED; j++) differ += lp[j] != clean[j];
         cr_expect_gt(differ, SCORED / 2, "%s: %d log-probs differ", targets[i], differ);
         world_close(&w);
@@ -309,9 +342,7 @@ Test(noise_sites, weights_drawn_once_are_counted_once_however_often_they_are_ask
     struct world w;
     struct err e = { 0 };
     float lp[SCORED];
-    struct noise_text m = text("linear, rmsnorm, lm_head", true, false);
-    m.exclude = "";
-    m.point = NOISE_POINT_WEIGHT;
+    struct noise_text m = text_modules("linear, rmsnorm, lm_head", NOISE_POINT_WEIGHT);
     world_open(&w, MODEL_QUANT_BF16, 2);
     make(&w, NULL, &m);
     for (int seed = 1; seed <= 2; seed++) {
@@ -344,18 +375,13 @@ Test(noise_sites, weights_drawn_once_are_counted_once_however_often_they_are_ask
 /* The counter of that type has no row: what else would tell rows of a long gradient apart? */
 Test(noise_sites, a_fixed_bias_of_the_gradient_does_not_repeat) {
     struct world w;
-    struct err e = { 0 };
     float lp[SCORED];
     struct noise_text m = text("matmul", false, true);
     m.type = KERN_NOISE_SYSTEMATIC;
     world_open(&w, MODEL_QUANT_F32, 2);
-    net_destroy(&w.n);
     lora_destroy(&w.l);
     w.l = fix_lora(&w.c, 16, 8, .2f, 7);
-    const struct net_opts o = { .rows_max = 180, .slots_max = 7, .positions_max = 64, .train = true,
-                                .lora = w.l->shape, .noise = true };
-    cr_assert_eq(net_create(&w.n, &w.f.model, &o, &e), 0, "%s", e.text);
-    cr_assert_eq(net_adopt(w.n, w.l, NULL, &e), 0, "%s", e.text);
+    world_net(&w, false);
     make(&w, &m, NULL);
     const size_t params = w.l->params, layer = params / (size_t)w.c.layers;
     cr_assert(layer > 2 * 4096);
@@ -392,9 +418,7 @@ Test(noise_sites, another_aqn_draw_makes_the_noise_of_norms_anew_and_no_other) {
     struct err e = { 0 };
     struct noise_view v;
     float alone[SCORED], with[SCORED], lp[SCORED];
-    struct noise_text m = text("q_proj, rmsnorm", true, false);
-    m.exclude = "";
-    m.point = NOISE_POINT_WEIGHT;
+    struct noise_text m = text_modules("q_proj, rmsnorm", NOISE_POINT_WEIGHT);
     world_open(&w, MODEL_QUANT_BF16, 2);
     make(&w, NULL, &m);
     cr_assert_eq(noise_view_open(&v, &w.f.model, NULL, .05, 5, 6, &e), 0, "%s", e.text);
@@ -500,12 +524,7 @@ Test(noise_sites, realised_sizes_lie_within_their_error) {
             t.rate = .05;
             t.scale = pow(10, -6 + i / 4);
             make(&w, &t, NULL);
-            net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, (uint64_t)i * 7 + q, 2);
-            call_count = 0;
-            free(train(&w, lp));
-            net_noise_grad(w.n, (uint64_t)i);
-            struct noise_evidence ev = take(&w);
-            expect_happened(&w, NOISE_PHASE_UPDATE, &ev);
+            const struct noise_evidence ev = trained(&w, (uint64_t)i * 7 + q, lp);
             cr_expect_eq(ev.rows, SEQS * (TOKENS - 1));
             cr_expect_eq(ev.rows_squared, SEQS * (TOKENS - 1 - PROMPT) + 2 * PROMPT * GROUP * GROUP);
         }
@@ -530,14 +549,9 @@ Test(noise_sites, sizes_under_bf16_lie_within_its_steps) {
             t.bf16 = true;
             if (t.type == KERN_NOISE_DEADZONE && t.scale < 5e-2) continue;
             if (t.type == KERN_NOISE_DEADZONE) t.backward = t.phase[NOISE_PHASE_UPDATE] = false;
-            const enum noise_phase phase = t.backward ? NOISE_PHASE_UPDATE : NOISE_PHASE_LOGPROB;
             make(&w, &t, NULL);
-            net_set_noise(w.n, &w.plan, phase, (uint64_t)i * 7 + (uint64_t)base, 2);
-            call_count = 0;
-            if (t.backward) free(train(&w, lp)), net_noise_grad(w.n, (uint64_t)i);
-            else score(&w, lp);
-            struct noise_evidence ev = take(&w);
-            expect_happened(&w, phase, &ev);
+            if (t.backward) trained(&w, i * 7 + (size_t)base, lp);
+            else scored(&w, i * 7 + (size_t)base, lp);
         }
         world_close(&w);
     }
@@ -548,18 +562,13 @@ Test(noise_sites, absolute_sizes_lie_within_what_their_arithmetic_can_hold) {
     float lp[SCORED];
     world_open(&w, MODEL_QUANT_BF16, 2);
     for (int i = 0; i < 24; i++) {
-        struct noise_text m = text("linear, rmsnorm, lm_head", true, false);
-        m.exclude = "";
+        struct noise_text m = text_modules("linear, rmsnorm, lm_head",
+                                           i % 4 < 2 ? NOISE_POINT_OUTPUT : NOISE_POINT_INPUT);
         m.type = i % 2 ? KERN_NOISE_BIAS : KERN_NOISE_ABSOLUTE_GAUSSIAN;
-        m.point = i % 4 < 2 ? NOISE_POINT_OUTPUT : NOISE_POINT_INPUT;
         m.scale = pow(10, -6 + i % 12 / 2);
         m.bf16 = i >= 12;
         make(&w, NULL, &m);
-        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, (uint64_t)i * 7, 2);
-        call_count = 0;
-        score(&w, lp);
-        struct noise_evidence ev = take(&w);
-        expect_happened(&w, NOISE_PHASE_LOGPROB, &ev);
+        scored(&w, (uint64_t)i * 7, lp);
     }
     world_close(&w);
 }
@@ -577,17 +586,12 @@ Test(noise_sites, every_type_lies_beside_weights) {
         take(&w);
         for (size_t i = 0; i < COUNT_OF(types); i++) {
             const bool flush = types[i] == KERN_NOISE_DEADZONE;      /* the small net's norms lie near 1 */
-            struct noise_text m = text(flush ? "linear, lm_head" : "linear, rmsnorm, lm_head", true, false);
-            m.exclude = "";
+            struct noise_text m = text_modules(flush ? "linear, lm_head" : "linear, rmsnorm, lm_head",
+                                               NOISE_POINT_WEIGHT);
             m.type = types[i];
-            m.point = NOISE_POINT_WEIGHT;
             m.scale = flush ? .3 : .01;
             make(&w, NULL, &m);
-            call_count = 0;
-            net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, i + 1, 2);
-            score(&w, lp);
-            struct noise_evidence ev = take(&w);
-            expect_happened(&w, NOISE_PHASE_LOGPROB, &ev);
+            const struct noise_evidence ev = scored(&w, i + 1, lp);
             for (int module = 0; module < NOISE_MODULE_COUNT; module++) {
                 const struct noise_tally *t = &ev.module[module];
                 cr_expect_eq(t->changed > 0, w.plan.module_sites[module] > 0, "%s", noise_module_name[module]);
@@ -609,30 +613,21 @@ Test(noise_sites, a_dead_zone_in_attention_is_trained_through) {
     static const enum model_quant quants[] = { MODEL_QUANT_BF16, MODEL_QUANT_MXFP4, MODEL_QUANT_NVFP4 };
     for (size_t q = 0; q < COUNT_OF(quants); q++) {
         struct world w;
-        struct err e = { 0 };
         float want[SCORED], lp[SCORED];
         struct noise_text t = text("bmm, softmax", true, false);
         t.type = KERN_NOISE_DEADZONE;
         t.scale = .2;
         world_open(&w, quants[q], 2);
-        struct net_opts o = { .rows_max = 180, .slots_max = 7, .positions_max = 64, .train = true,
-                              .lora = w.l->shape, .noise = true };
-        const size_t without = net_plan(&w.c, quants[q], &o);
-        o.noise_peaks = true;
-        cr_expect_eq(net_plan(&w.c, quants[q], &o) - without,
+        const struct net_opts without = opts(&w, false), with = opts(&w, true);
+        cr_expect_eq(net_plan(&w.c, quants[q], &with) - net_plan(&w.c, quants[q], &without),
                      (size_t)w.c.layers * ((180u * (size_t)w.c.heads * 8 + 63) & ~(size_t)63));
-        net_destroy(&w.n);
-        cr_assert_eq(net_create(&w.n, &w.f.model, &o, &e), 0, "%s", e.text);
-        cr_assert_eq(net_adopt(w.n, w.l, NULL, &e), 0, "%s", e.text);
+        world_net(&w, true);
         make(&w, &t, NULL);
         cr_expect(noise_plan_peaks(&w.plan));
-        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
-        score(&w, want);
-        struct noise_evidence ev = take(&w);
-        expect_happened(&w, NOISE_PHASE_LOGPROB, &ev);
+        scored(&w, 1, want);
         net_set_noise(w.n, &w.plan, NOISE_PHASE_UPDATE, 1, 2);
         float *grad = train(&w, lp);
-        ev = take(&w);
+        struct noise_evidence ev = take(&w);
         expect_happened(&w, NOISE_PHASE_UPDATE, &ev);
         cr_expect_eq(memcmp(want, lp, sizeof lp), 0);
         cr_expect_gt(ev.op[NOISE_OP_SOFTMAX][NOISE_FORWARD].changed, 100);
@@ -698,10 +693,7 @@ Test(noise_sites, bf16_arithmetic_shows_what_it_realises) {
     make(&w, &t, NULL);
     score(&w, clean);
     take(&w);
-    net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, 1, 2);
-    score(&w, lp);
-    struct noise_evidence ev = take(&w);
-    expect_happened(&w, NOISE_PHASE_LOGPROB, &ev);
+    const struct noise_evidence ev = scored(&w, 1, lp);
     cr_expect_gt(ev.op[NOISE_OP_MATMUL][NOISE_FORWARD].elements, 1000);
     cr_expect_eq(ev.op[NOISE_OP_MATMUL][NOISE_FORWARD].changed, 0);
     json_t *all = noise_evidence_json(&w.plan, NOISE_PHASE_LOGPROB, &ev);
