@@ -123,37 +123,34 @@ __device__ static inline float cuda_dot_tile(float acc, const float *a, size_t a
 
 /* ---- slots of the table, by file ---- */
 
-/* A file that is not written yet leaves its slots out, and open names the first of them. */
-#define CUDA_SLOT __attribute__((weak))
-
 /* rows.cu */
-CUDA_SLOT void cuda_embed(struct kern *k, const struct kern_embed *a);
-CUDA_SLOT void cuda_rmsnorm(struct kern *k, const struct kern_rmsnorm *a);
-CUDA_SLOT void cuda_rmsnorm_bwd(struct kern *k, const struct kern_rmsnorm_bwd *a);
-CUDA_SLOT void cuda_rope(struct kern *k, const struct kern_rope *a);
-CUDA_SLOT void cuda_swiglu(struct kern *k, const struct kern_swiglu *a);
-CUDA_SLOT void cuda_swiglu_bwd(struct kern *k, const struct kern_swiglu_bwd *a);
-CUDA_SLOT void cuda_silu(struct kern *k, const struct kern_silu *a);
-CUDA_SLOT void cuda_add(struct kern *k, const struct kern_add *a);
-CUDA_SLOT void cuda_gather(struct kern *k, const struct kern_gather *a);
-CUDA_SLOT void cuda_scatter_add(struct kern *k, const struct kern_scatter_add *a);
-CUDA_SLOT void cuda_adamw(struct kern *k, const struct kern_adamw *a);
-CUDA_SLOT double cuda_sum_squares(struct kern *k, kptr x, size_t n);
+void cuda_embed(struct kern *k, const struct kern_embed *a);
+void cuda_rmsnorm(struct kern *k, const struct kern_rmsnorm *a);
+void cuda_rmsnorm_bwd(struct kern *k, const struct kern_rmsnorm_bwd *a);
+void cuda_rope(struct kern *k, const struct kern_rope *a);
+void cuda_swiglu(struct kern *k, const struct kern_swiglu *a);
+void cuda_swiglu_bwd(struct kern *k, const struct kern_swiglu_bwd *a);
+void cuda_silu(struct kern *k, const struct kern_silu *a);
+void cuda_add(struct kern *k, const struct kern_add *a);
+void cuda_gather(struct kern *k, const struct kern_gather *a);
+void cuda_scatter_add(struct kern *k, const struct kern_scatter_add *a);
+void cuda_adamw(struct kern *k, const struct kern_adamw *a);
+double cuda_sum_squares(struct kern *k, kptr x, size_t n);
 /* linear.cu */
-CUDA_SLOT void cuda_linear(struct kern *k, const struct kern_linear *a, int n);
-CUDA_SLOT void cuda_linear_t(struct kern *k, const struct kern_linear_t *a);
-CUDA_SLOT void cuda_outer(struct kern *k, const struct kern_outer *a);
+void cuda_linear(struct kern *k, const struct kern_linear *a, int n);
+void cuda_linear_t(struct kern *k, const struct kern_linear_t *a);
+void cuda_outer(struct kern *k, const struct kern_outer *a);
 /* attn.cu */
-CUDA_SLOT void cuda_kv_put(struct kern *k, const struct kern_kv_put *a);
-CUDA_SLOT void cuda_attn(struct kern *k, const struct kern_attn *a);
-CUDA_SLOT void cuda_attn_bwd(struct kern *k, const struct kern_attn_bwd *a);
+void cuda_kv_put(struct kern *k, const struct kern_kv_put *a);
+void cuda_attn(struct kern *k, const struct kern_attn *a);
+void cuda_attn_bwd(struct kern *k, const struct kern_attn_bwd *a);
 /* loss.cu, sample.cu */
-CUDA_SLOT void cuda_logprob(struct kern *k, const struct kern_logprob *a);
-CUDA_SLOT void cuda_logprob_bwd(struct kern *k, const struct kern_logprob_bwd *a);
-CUDA_SLOT void cuda_sample(struct kern *k, const struct kern_sample *a);
+void cuda_logprob(struct kern *k, const struct kern_logprob *a);
+void cuda_logprob_bwd(struct kern *k, const struct kern_logprob_bwd *a);
+void cuda_sample(struct kern *k, const struct kern_sample *a);
 /* noise.cu */
-CUDA_SLOT void cuda_perturb(struct kern *k, const struct kern_perturb *a);
-CUDA_SLOT void cuda_quant_rows(struct kern *k, const struct kern_quant_rows *a);
+void cuda_perturb(struct kern *k, const struct kern_perturb *a);
+void cuda_quant_rows(struct kern *k, const struct kern_quant_rows *a);
 /* plugin.cu */
 void cuda_pack(struct kern *k, const struct kern_weight *w, const float *values);
 #endif
