@@ -79,7 +79,7 @@ static const struct effect_rule rules[] = {
     { "eval.adapter", in_run, single },
     { "eval.keep", in_run, single },
     { "eval.noise", in_run, single },
-    { "eval.device_seed", in_run, single },
+    { "eval.device_seed", in_run, "a run is scored on the device that it trains on; unset it" },
     { "eval.adapter", scores_kept_answers,
       "eval.answers are scored as they are, without a model; unset one of the two" },
     { "eval.keep", scores_kept_answers,
