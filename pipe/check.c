@@ -56,6 +56,16 @@ static void print_device(const json_t *of, int64_t bytes, FILE *to) {
             needed > left ? ": TOO LITTLE" : "");
 }
 
+/* Memory and keys and values are those of one rank. */
+static void print_ranks(const json_t *of, FILE *to) {
+    const json_int_t ranks = json_integer_value(json_object_get(of, "ranks")),
+                     cores = json_integer_value(json_object_get(of, "rank_cores"));
+    if (ranks < 2) return;
+    fprintf(to, ", in each of %d ranks with ", (int)ranks);
+    if (json_object_get(of, "device")) fprintf(to, "a GPU and ");
+    fprintf(to, "%d core%s", (int)cores, cores == 1 ? "" : "s");
+}
+
 static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *to) {
     fprintf(to, "\nstages\n");
     for (int i = 0; i < p->stages; i++) {
@@ -71,6 +81,7 @@ static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *
                 s->place_asked, memory);
         bytes_text(pages, sizeof pages, (double)pages_bytes);
         if (pages_bytes) fprintf(to, ", %s of it keys and values", pages);
+        print_ranks(pl->of[i], to);
         fprintf(to, s->replicas > 1 ? "  x %d replicas\n" : "\n", s->replicas);
         print_device(pl->of[i], bytes, to);
     }

@@ -117,16 +117,17 @@ static void add_file(struct plan *pl, json_t *o, const char *stage) {
 static void join(struct plan *pl, json_t *o, const struct pipe_stage *s) {
     struct err e = { 0 };
     const int64_t big = INT64_MAX;
-    int64_t memory = 0, disk = 0;
+    int64_t memory = 0, disk = 0, ranks = 1;
     double seconds = 0;
     json_may_int(o, "steps", &pl->steps, 0, big, s->name, &e);
     json_may_int(o, "prompts_least", &pl->prompts_least, 0, big, s->name, &e);
     json_may_int(o, "prompts_most", &pl->prompts_most, 0, big, s->name, &e);
     json_may_int(o, "memory_bytes", &memory, 0, big, s->name, &e);
+    json_may_int(o, "ranks", &ranks, 1, 1024, s->name, &e);
     json_may_int(o, "disk_bytes", &disk, 0, big, s->name, &e);
     json_may_num(o, "seconds_per_step", &seconds, s->name, &e);
     json_may_str(o, "seconds_how", &pl->seconds_how, s->name, &e);
-    if (!json_object_get(o, "device")) pl->memory_bytes += memory * s->replicas;
+    if (!json_object_get(o, "device")) pl->memory_bytes += memory * s->replicas * ranks;
     pl->disk_bytes += disk;
     pl->seconds_per_step += seconds;
     json_t *scored = json_object_get(o, "scored"), *sigma = json_object_get(o, "sigma"),

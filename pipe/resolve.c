@@ -316,7 +316,9 @@ static void check_kernels(struct pipeline *p) {
                        "run.kernels = %s is a path of the CPU, but stage '%s' is placed on %s: "
                        "write run.kernels = auto, or place = cpu:* in [stage %s]",
                        text, s->name, where, s->name);
-        else if (c->gpu && __builtin_popcountll(c->gpus) > 1)
+        /* learner.ranks says how many of several it uses */
+        else if (c->gpu && __builtin_popcountll(c->gpus) > 1 &&
+                 !about_key(&s->about, "learner.ranks"))
             lang_error(&p->lang, s->at,
                        "stage '%s' is placed on %s: it computes on one GPU, write place = gpu:%d",
                        s->name, where, __builtin_ctzll(c->gpus));

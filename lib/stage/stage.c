@@ -66,6 +66,7 @@ static int take_fd(struct args *a, const char *value) {
     if (!str_to_i64(value, &fd) || fd < 0 || fd > 1 << 20 || fcntl((int)fd, F_GETFD) < 0)
         return complain(&a->s->err, NULL,
                         "--ready-fd '%s': must be the number of an open descriptor", value);
+    fcntl((int)fd, F_SETFD, FD_CLOEXEC);
     own.ready_fd = (int)fd;
     return 0;
 }
@@ -89,6 +90,7 @@ enum option {
     OPT_ID,
     OPT_READY,
     OPT_BEAT,
+    OPT_RANK,                        /* between processes of one stage, not for people: rank.c */
     OPT_DESCRIBE,
     OPT_DEVICES,
     OPT_PLAN,
@@ -98,8 +100,20 @@ enum option {
 };
 static const char *const option_name[OPT_COUNT] = { "-c",     "--set",      "--in",
                                                     "--out",  "--id",       "--ready-fd",
-                                                    "--beat", "--describe", "--devices",
-                                                    "--plan", "--help",     "--version" };
+                                                    "--beat", "--rank",     "--describe",
+                                                    "--devices", "--plan",  "--help",
+                                                    "--version" };
+
+/* "1:5": rank 1, memory of the ranks on descriptor 5. */
+static int take_rank(struct args *a, const char *value) {
+    char *end = NULL;
+    const long rank = strtol(value, &end, 10), fd = *end == ':' ? strtol(end + 1, &end, 10) : -1;
+    if (*end || rank < 1 || fd < 0 || fcntl((int)fd, F_GETFD) < 0)
+        return complain(&a->s->err, NULL, "--rank '%s' is for processes of one stage", value);
+    a->s->rank = (int)rank;
+    a->s->rank_fd = (int)fd;
+    return 0;
+}
 
 static int take_option(struct args *a, enum option o, const char *value) {
     switch (o) {
@@ -111,7 +125,8 @@ static int take_option(struct args *a, enum option o, const char *value) {
     case OPT_IN: return take_port(a, value, false);
     case OPT_OUT: return take_port(a, value, true);
     case OPT_ID: return take_id(a, value);
-    case OPT_READY: return take_fd(a, value);
+    case OPT_READY: return a->s->rank ? 0 : take_fd(a, value);
+    case OPT_RANK: return take_rank(a, value);
     case OPT_BEAT: own.beat_url = value; return 0;
     case OPT_DESCRIBE: own.describe = true; return 0;
     case OPT_DEVICES: own.devices = true; return 0;
@@ -328,9 +343,10 @@ static void catch(int signo, void (*handler)(int), int flags) {
 }
 
 /* No SA_RESTART for the stopping ones: a stage asleep in a wait must wake. */
-static void catch_signals(void) {
-    catch(SIGTERM, on_stop, 0);
-    catch(SIGINT, on_stop, (int)SA_RESETHAND);       /* the second one ends at once */
+static void catch_signals(const struct stage *s) {
+    catch(SIGTERM, s->rank ? SIG_IGN : on_stop, 0);
+    /* the second one ends at once */
+    catch(SIGINT, s->rank ? SIG_IGN : on_stop, s->rank ? 0 : (int)SA_RESETHAND);
     catch(SIGUSR1, on_usr1, SA_RESTART);
     catch(SIGPIPE, SIG_IGN, 0);
     /* a full disk is an error of write, not a death */
@@ -376,8 +392,14 @@ static void read_configuration(struct stage *s) {
     if (s->err.text[0]) refuse(s, wrong.code ? wrong.code : EXIT_CONFIG);
 }
 
+/* "learner" -> "learner.1" in logs. */
+static void become_rank(struct stage *s) {
+    const size_t n = strlen(s->id);
+    snprintf(s->id + n, sizeof s->id - n, ".%d", s->rank);
+}
+
 void stage_open(struct stage *s, int argc, char **argv, const struct stage_about *about) {
-    *s = (struct stage){ .about = about, .waits_for = "" };
+    *s = (struct stage){ .about = about, .waits_for = "", .argc = argc, .argv = argv };
     settings_release(&own.settings);
     memset(&own, 0, sizeof own);
     own.s = s;
@@ -387,8 +409,10 @@ void stage_open(struct stage *s, int argc, char **argv, const struct stage_about
     s->conf = mem_alloc(about->conf_bytes);
     read_configuration(s);
     if (own.plan) plan_and_leave(s);
+    if (s->rank) become_rank(s);
     log_open(s->id, LOG_LEVEL_INFO);
-    catch_signals();
+    catch_signals(s);
+    if (s->rank) return;
     open_ports(s);
     stage_beat(s, "start", NULL);
 }
@@ -423,6 +447,7 @@ void stage_ready(struct stage *s) {
         str_puts(&metrics, ",\"device\":");
         json_quote(&metrics, s->device, strlen(s->device));
     }
+    if (s->ranks) str_printf(&metrics, ",\"ranks\":%d", s->ranks);
     str_puts(&metrics, "}");
     if (own.ready_fd >= 0) {
         if (write(own.ready_fd, "ready\n", 6) != 6)

@@ -68,7 +68,13 @@ struct stage {
     char id[64];                 /* "rollout-0": --id, default the stage's name */
     int64_t progress, step;      /* for beats; the work loop counts */
     const char *waits_for;       /* shown by beats and SIGUSR1; "" = working */
+    int ranks;                   /* processes it computes in, told when ready; 0 = this one */
     const char *device;          /* the GPU it computes on, told when ready; NULL or "" = none */
+    /* Started by another process of the same stage (rank.h): above 0, without links, beats and
+     * ready line; stopped by that process alone. */
+    int rank, rank_fd;
+    int argc;
+    char **argv;                 /* lent by main */
 };
 
 /* Parses and acts on the command line. --help, --describe, --devices and --plan print and exit

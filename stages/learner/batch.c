@@ -69,37 +69,62 @@ static double share_of(const struct batch *b, int s) {
     return start[b->first_seq + b->mini_seqs] - start[b->first_seq];
 }
 
+/* One token of sequence s, whose tokens are divided by `divisor`. */
+struct token {
+    struct dapo_token x, kl;         /* x.slope holds the KL term's share */
+    double weight;
+    float coef;                      /* its slope in the mean */
+};
+
+static struct token token_loss(const struct batch *b, int s, int32_t t, double divisor) {
+    const struct learner_conf *c = b->c;
+    const struct dapo_clip clip = { c->clip_low, c->clip_high, c->clip_dual };
+    const double cur = (double)b->cur[t], old = (double)b->old[t];
+    struct token k = { .weight = 1 };
+    if (c->tis_cap > 0) k.weight = dapo_tis(old, (double)b->mu[t], c->tis_cap);
+    k.x = dapo_loss(&clip, b->advantage[s], k.weight, cur, old);
+    if (b->ref) {
+        k.kl = dapo_kl((double)b->ref[t], cur);
+        k.x.slope += c->kl_coef * k.kl.slope;
+    }
+    k.coef = (float)(k.x.slope / divisor);
+    return k;
+}
+
 void batch_loss(void *batch, int seq, int first, int count, const float *lp, const float *entropy,
                 float *coef) {
     struct batch *b = batch;
-    const struct learner_conf *c = b->c;
-    struct update_metrics *m = b->metrics;
-    const int s = b->first_seq + seq;
-    const double divisor = share_of(b, s), part = by_sequence(b) ? divisor / b->mini_seqs : 1;
-    const struct dapo_clip clip = { c->clip_low, c->clip_high, c->clip_dual };
+    const int s = b->part_first + seq;
+    const double divisor = share_of(b, s);
     for (int i = 0; i < count; i++) {
         const int32_t t = b->start[s] + first + i;
-        if (b->old_is_cur) b->old[t] = lp[i];
         b->cur[t] = lp[i];
         b->entropy[t] = entropy ? entropy[i] : 0;
-        double w = c->tis_cap > 0 ? dapo_tis((double)b->old[t], (double)b->mu[t], c->tis_cap) : 1;
-        struct dapo_token x = dapo_loss(&clip, b->advantage[s], w, (double)lp[i],
-                                        (double)b->old[t]);
-        if (b->ref) {
-            struct dapo_token kl = dapo_kl((double)b->ref[t], (double)lp[i]);
-            x.slope += c->kl_coef * kl.slope;
-            m->kl_loss += kl.loss / part;
-        }
-        coef[i] = (float)(x.slope / divisor);
-        b->teaches |= coef[i] != 0;
-        m->loss += x.loss / part;
-        m->clipfrac += x.clipped;
-        m->clipfrac_lower += x.clipped_lower;
-        m->ppo_kl += (double)b->old[t] - (double)lp[i];
-        m->tis_mean += w;
-        double off = fabs((double)lp[i] - (double)b->old[t]);
+        if (b->old_is_cur) b->old[t] = lp[i];
+        coef[i] = token_loss(b, s, t, divisor).coef;
+    }
+}
+
+static void count_sequence(struct batch *b, int s) {
+    struct update_metrics *m = b->metrics;
+    const double divisor = share_of(b, s), part = by_sequence(b) ? divisor / b->mini_seqs : 1;
+    for (int32_t t = b->start[s]; t < b->start[s + 1]; t++) {
+        if (b->old_is_cur) b->old[t] = b->cur[t];
+        const struct token k = token_loss(b, s, t, divisor);
+        const double moved = (double)b->old[t] - (double)b->cur[t], off = fabs(moved);
+        b->teaches |= k.coef != 0;
+        m->loss += k.x.loss / part;
+        m->kl_loss += k.kl.loss / part;
+        m->clipfrac += k.x.clipped;
+        m->clipfrac_lower += k.x.clipped_lower;
+        m->ppo_kl += moved;
+        m->tis_mean += k.weight;
         if (b->first_seq == 0 && off > m->old_cur_max) m->old_cur_max = off;
     }
+}
+
+void batch_count(struct batch *b) {
+    for (int s = b->first_seq; s < b->first_seq + b->mini_seqs; s++) count_sequence(b, s);
 }
 
 void batch_finish(struct batch *b) {

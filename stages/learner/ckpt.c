@@ -115,8 +115,8 @@ static void first_difference(const char *a, const char *b, struct str *was, stru
     }
     str_init(was);
     str_init(is);
-    str_printf(was, "'%.*s'", (int)strcspn(a, "\n"), a);
-    str_printf(is, "'%.*s'", (int)strcspn(b, "\n"), b);
+    str_printf(was, *a ? "'%.*s'" : "the default", (int)strcspn(a, "\n"), a);
+    str_printf(is, *b ? "'%.*s'" : "the default", (int)strcspn(b, "\n"), b);
 }
 
 /* 1 good, 0 damaged (e says how), -1 made under other conditions. */

@@ -22,5 +22,6 @@ struct learner_conf {
     int64_t adv_ddof;
     int filter;                      /* enum filter_metric */
     int64_t waves_max;
+    int64_t ranks;                   /* after check: at least 1 */
 };
 #endif

@@ -2,7 +2,10 @@
  * adapter, commits.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/learner/check.h"
+#include "lib/base/ranks.h"
+#include "lib/stage/rank.h"
 #include "stages/learner/run.h"
+#include "stages/learner/team.h"
 
 #define AT(field) offsetof(struct learner_conf, field)
 static const struct stage_key keys[] = {
@@ -56,6 +59,9 @@ static const struct stage_key keys[] = {
       "score = all that is trained on (with format and length)" },
     { "filter.waves_max", KEY_INT, AT(waves_max), "5", 1, 1000, NULL,
       "waves of questions a step may ask for" },
+    { "learner.ranks", KEY_INT, AT(ranks), "0", 0, RANKS_MAX, NULL,
+      "processes that make each update together, each its share of sequences, cores or GPUs; 0 = "
+      "one for each GPU of the stage, on cores 1" },
     { 0 },
 };
 static const struct stage_key *const tables[] = { SHARED_POLICY_KEYS, keys, NULL };
@@ -72,7 +78,12 @@ static const struct stage_port ports[] = {
     { 0 },
 };
 
-static int check(void *conf, struct err *e) { return learner_check(conf, tables, e); }
+static int check(void *conf, struct err *e) {
+    struct learner_conf *c = conf;
+    if (c->ranks == 0) c->ranks = rank_default(&c->shared);
+    const int rc = learner_check(conf, tables, e);
+    return rank_check(&c->shared, "learner.ranks", c->ranks, e) < 0 ? -1 : rc;
+}
 
 static int plan(const void *conf, json_t *out, struct err *e) { return run_plan(conf, out, e); }
 
@@ -93,6 +104,7 @@ static const struct stage_about about = {
 int main(int argc, char **argv) {
     struct stage s;
     stage_open(&s, argc, argv, &about);
+    if (s.rank) team_work(&s);
     struct run *r = run_create(&s);
     if (!r) stage_die(&s, EXIT_ENV);
     stage_ready(&s);

@@ -224,6 +224,7 @@ const char *metrics_step(struct metrics *m, const struct progress *p, const stru
         set_update(o, u);
         set_groups(o, group, groups, group[0]->new_max);
     }
+    if (n->ranks > 1) set_int(o, "train/ranks", n->ranks);
     set_int(o, "train/num_gen_batches", n->waves);
     set_int(o, "train/groups", n->groups);
     set_int(o, "train/groups_kept", n->kept);

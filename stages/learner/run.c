@@ -14,11 +14,13 @@
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/stage/aqn.h"
+#include "lib/stage/rank.h"
 #include "lib/stage/effect.h"
 #include "stages/learner/ckpt.h"
 #include "stages/learner/metrics.h"
 #include "stages/learner/intake.h"
 #include "stages/learner/selftest.h"
+#include "stages/learner/team.h"
 
 enum { NONFINITE_IN_A_ROW_MAX = 3 };
 
@@ -28,6 +30,7 @@ struct run {
     struct policy policy;
     struct task_set train;
     struct updater *updater;
+    struct team *team;               /* NULL = one rank */
     struct update_state state;
     struct progress done;
     struct intake *intake;
@@ -135,8 +138,12 @@ static int open_state(struct run *r, struct err *e) {
                                        "data.prompt_max",
                                        "learner.micro_tokens",
                                        "learner.save_every",
+                                       "learner.ranks",
                                        NULL };
     stage_settings(r->s, but, &r->settings);
+    /* checkpoints from before there were ranks do without the line */
+    if (r->c->ranks > 1)
+        str_printf(&r->settings, "learner.ranks = %lld\n", (long long)r->c->ranks);
     r->identity = (struct ckpt_identity){ r->policy.model->sha256, tok_sha256(r->policy.tok),
                                           r->train.sha256, r->policy.treatment,
                                           r->policy.kern.bits, r->settings.s };
@@ -212,13 +219,13 @@ struct run *run_create(struct stage *s) {
         err_code(e, EXIT_USAGE, "the learner needs a folder to write to: --set run.dir=FOLDER");
         goto failed;
     }
-    if (own_folder(r, e) < 0) goto failed;
+    if (own_folder(r, e) < 0 || team_open(&r->team, s, e) < 0) goto failed;
     if (task_load(&r->train, c->data.train, "train", 0, e) < 0 || policy_open(&r->policy, c, e) < 0)
         goto failed;
     s->device = r->policy.device;
     if (check_prompts(r, e) < 0 || test_gradient(r, e) < 0 ||
-        updater_create(&r->updater, &r->policy, r->c, e) < 0 ||
-        open_state(r, e) < 0)
+        updater_create(&r->updater, &r->policy, r->c, e) < 0 || open_state(r, e) < 0 ||
+        team_begin(r->team, r->updater, &r->state, e) < 0)
         goto failed;
     if (intake_open(&r->intake, s, &r->policy, &r->train, r->fence, r->done.cursor, e) < 0)
         goto failed;
@@ -235,6 +242,7 @@ failed:
 void run_destroy(struct run **rp) {
     struct run *r = *rp;
     if (!r) return;
+    team_close(&r->team);
     metrics_close(&r->metrics);
     intake_close(&r->intake);
     updater_destroy(&r->updater);
@@ -340,7 +348,7 @@ static int update(struct run *r, int kept, struct update_metrics *m, struct err 
                                         .sigma = r->counts.sigma,
                                         .step = r->done.step,
                                         .version = r->done.version };
-    if (updater_step(r->updater, &r->state, r->group, kept, &t, m, e) < 0)
+    if (team_step(r->team, r->updater, &r->state, r->group, kept, &t, m, e) < 0)
         return err_wrap(e, "step %lld", (long long)r->done.step + 1);
     const struct noise_plan *p = &r->policy.plan;
     const struct treatment_seeds seeds = { t.seed, t.fixed_seed };
@@ -394,7 +402,7 @@ int run_step(struct run *r) {
                                .sigma = treatment_sigma(c, r->done.step),
                                .noise_seed = policy_noise_seed((uint64_t)c->run.seed,
                                                                r->done.step) };
-    r->counts = (struct step_counts){ .sigma = p.sigma };
+    r->counts = (struct step_counts){ .sigma = p.sigma, .ranks = (int)r->c->ranks };
     int kept, rc = collect(r, &p, &next, &kept, e);
     if (rc != 0) return rc < 0 ? -1 : 2;
     double collected = clock_seconds();
@@ -525,6 +533,8 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
     json_object_set_new(
         out, "disk_bytes",
         json_integer(adapter * kept + 2 * 3 * adapter + s->run.steps * wave_size(c) * record));
+    json_object_set_new(out, "ranks", json_integer((json_int_t)c->ranks));
+    json_object_set_new(out, "rank_cores", json_integer(rank_cores(s, (int)c->ranks)));
     json_object_set_new(out, "trainable_parameters",
                         json_integer((json_int_t)lora_params(&m, &shape)));
     plan_seconds(c, &m, out);

@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-#include "stages/learner/batch.h"
+#include "stages/learner/parts.h"
 
 struct updater {
     const struct learner_conf *c;
@@ -16,6 +16,8 @@ struct updater {
     /* [params]: the state before the step; only where several mini-batches may leave half a step */
     float *old_value, *old_m, *old_v;
     size_t params;
+    struct ranks *ranks;             /* NULL = alone */
+    struct parts_grad grad;
 };
 
 static bool keeps_peaks(const struct learner_conf *c, const struct model_conf *m) {
@@ -48,7 +50,7 @@ size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
     /* the state, AdamW's copy of it, and what save_state keeps */
     int copies = c->minibatch > 0 && c->minibatch < c->batch ? 9 : 6;
     return net_plan(m, (enum model_quant)c->shared.quant.weights, &o) +
-           (size_t)copies * sizeof(float) * lora_params(m, shape);
+           (size_t)copies * sizeof(float) * lora_params(m, shape) + parts_plan((int)c->ranks);
 }
 
 size_t updater_plan_pages(const struct learner_conf *c, const struct model_conf *m,
@@ -82,12 +84,18 @@ void updater_destroy(struct updater **up) {
     kptr *const all[] = { &u->p, &u->m, &u->v };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         if (all[i]->p) u->kern->free(u->kern, all[i]);
+    parts_grad_close(&u->grad);
     free(u->old_value);
     free(u->old_m);
     free(u->old_v);
     net_destroy(&u->net);
     free(u);
     *up = NULL;
+}
+
+void updater_join(struct updater *u, struct ranks *r) {
+    u->ranks = r;
+    parts_grad_open(&u->grad, r, u->kern);
 }
 
 /* The new adapter, piece by piece: did any byte change? */
@@ -103,17 +111,30 @@ static bool take_value(struct updater *u, float *value) {
     return changed;
 }
 
-/* The gradient of the mini-batch in hand, in net_grad; noise on it comes before its norm. */
+/* Log-probs and entropies of the mini-batch in hand; its gradient, in net_grad. */
+static int minibatch_pass(struct updater *u, struct batch *b, struct err *e) {
+    struct parts p;
+    parts_make(&p, u->ranks, b, b->first_seq, b->mini_seqs);
+    b->part_first = p.from[p.own];
+    if (net_train(u->net, b->seq + b->part_first, p.from[p.own + 1] - b->part_first,
+                  (float)u->c->shared.sample.temperature, batch_loss, b, NULL, e) < 0 ||
+        parts_tokens(&p, "log-probs", b, b->cur, e) < 0 ||
+        parts_tokens(&p, "entropies", b, b->entropy, e) < 0)
+        return -1;
+    b->repeats_update += parts_repeats(&p, b);
+    b->teaches = false;
+    batch_count(b);
+    return parts_grad_sum(&u->grad, net_grad(u->net), u->params, e);
+}
+
+/* The gradient of the mini-batch in hand; noise on it comes before its norm. */
 static int minibatch_grad(struct updater *u, const struct update_state *s, struct batch *b,
                           const struct update_treatment *t, struct err *e) {
     const struct noise_plan *plan = &u->policy->plan;
     if (net_adopt(u->net, s->lora, NULL, e) < 0) return -1;
     net_adapter_stats(u->net, &b->metrics->adapter_a, &b->metrics->adapter_b);
     net_set_noise(u->net, plan, NOISE_PHASE_UPDATE, t->seed, t->fixed_seed);
-    b->teaches = false;
-    if (net_train(u->net, b->seq + b->first_seq, b->mini_seqs,
-                  (float)u->c->shared.sample.temperature, batch_loss, b, NULL, e) < 0)
-        return -1;
+    if (minibatch_pass(u, b, e) < 0) return -1;
     b->metrics->update.updates += b->teaches;
     if (b->teaches) net_noise_grad(u->net, (uint64_t)s->adam_steps);
     return net_take_noise(u->net, &b->metrics->update, e);
@@ -189,6 +210,19 @@ static bool own_old_pass(const struct updater *u, const struct update_treatment 
            phases_differ(&p->module_text);
 }
 
+/* Of all sequences of the step, under what the net was told. */
+static int fixed_pass(struct updater *u, struct batch *b, const char *call, float *lp,
+                      struct err *e) {
+    struct parts p;
+    parts_make(&p, u->ranks, b, 0, b->seqs);
+    const int first = p.from[p.own], seqs = p.from[p.own + 1] - first;
+    if (net_logprobs(u->net, b->seq + first, seqs, (float)u->c->shared.sample.temperature,
+                     lp + b->start[first], NULL, e) < 0)
+        return -1;
+    if (lp == b->old) b->repeats_logprob = parts_repeats(&p, b);
+    return parts_tokens(&p, call, b, lp, e);
+}
+
 static int old_logprobs(struct updater *u, const struct update_state *s, struct batch *b,
                         const struct update_treatment *t, struct err *e) {
     const struct shared *c = &u->c->shared;
@@ -198,8 +232,7 @@ static int old_logprobs(struct updater *u, const struct update_state *s, struct 
         return -1;
     int rc = net_adopt(u->net, s->lora, v->sigma > 0 ? v : NULL, e);
     net_set_noise(u->net, &u->policy->plan, NOISE_PHASE_LOGPROB, t->seed, t->fixed_seed);
-    if (rc == 0)
-        rc = net_logprobs(u->net, b->seq, b->seqs, (float)c->sample.temperature, b->old, NULL, e);
+    if (rc == 0) rc = fixed_pass(u, b, "old log-probs", b->old, e);
     if (rc == 0) rc = net_take_noise(u->net, &b->metrics->logprob, e);
     if (v->sigma > 0) {
         if (net_adopt(u->net, s->lora, NULL, e) < 0) rc = -1;      /* it lent the view until now */
@@ -213,9 +246,7 @@ static int reference_logprobs(struct updater *u, struct batch *b, struct err *e)
     struct noise_evidence clean = { 0 };             /* its passes belong to no phase */
     if (net_adopt(u->net, NULL, NULL, e) < 0) return -1;
     net_set_noise(u->net, NULL, NOISE_PHASE_LOGPROB, 0, 0);
-    if (net_logprobs(u->net, b->seq, b->seqs, (float)u->c->shared.sample.temperature, b->ref, NULL,
-                     e) < 0)
-        return -1;
+    if (fixed_pass(u, b, "log-probs of the reference", b->ref, e) < 0) return -1;
     return net_take_noise(u->net, &clean, e);
 }
 
@@ -228,6 +259,11 @@ static int fixed_logprobs(struct updater *u, const struct update_state *s, struc
 
 static int check_evidence(const struct updater *u, const struct batch *b, struct err *e) {
     struct update_metrics *m = b->metrics;
+    if (parts_evidence(u->ranks, "noise of log-probs", &m->logprob, e) < 0 ||
+        parts_evidence(u->ranks, "noise of the update", &m->update, e) < 0)
+        return -1;
+    m->logprob.rows_squared += b->repeats_logprob;
+    m->update.rows_squared += b->repeats_update;
     if (b->old_is_cur) {
         m->logprob = m->update;
         m->logprob.passes[NOISE_BACKWARD] = 0;

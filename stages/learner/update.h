@@ -39,9 +39,13 @@ struct update_metrics {
     bool nonfinite;                  /* gradient not finite: nothing was touched */
 };
 struct updater;
+struct ranks;
 int updater_create(struct updater **out, const struct policy *p, const struct learner_conf *c,
                    struct err *e);
 void updater_destroy(struct updater **u);
+/* From now on a step is made together with the other ranks, lent: all call updater_step with equal
+ * states, groups and treatments, and end with equal states and metrics. */
+void updater_join(struct updater *u, struct ranks *r);
 size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
                     const struct lora_shape *shape);
 /* of these, the KV pages */

@@ -5,8 +5,10 @@
 
 #include <criterion/criterion.h>
 #include <math.h>
+#include <unistd.h>
 
 #include "lib/base/log.h"
+#include "stages/learner/parts.h"
 
 enum { GROUPS = 4, SAMPLES = 4, PROMPT = 40 };
 
@@ -385,4 +387,216 @@ Test(update, a_gradient_of_zero_is_no_missing_treatment) {
         for (int k = 0; k < SAMPLES; k++) b.group[g].group.sample[k].score = 1;
     struct update_metrics m = step(GROUPS, NULL);
     cr_expect(m.grad_norm == 0 && m.update.passes[NOISE_BACKWARD] == 0 && m.update.grad.sites == 0);
+}
+
+/* ---- several ranks ---- */
+
+struct outcome {
+    struct update_metrics m;
+    char sha[SHA256_HEX];
+    double *grad;                    /* direction of the gradient: AdamW's first moment */
+};
+
+static int rank_step(struct ranks *r, int groups, struct update_metrics *m, struct err *e) {
+    char all[RANKS_MAX][SHA256_HEX];
+    updater_join(b.u, r);
+    if (updater_step(b.u, &b.s, b.list, groups, &treatment, m, e) < 0) return -1;
+    lora_sha256(b.s.lora, all[ranks_own(r)]);
+    if (ranks_gather(r, "hash", all, sizeof *all, e) < 0) return -1;
+    for (int i = 1; i < ranks_count(r); i++)
+        if (strcmp(all[0], all[i]) != 0) return err_set(e, "rank %d has another adapter", i);
+    return 0;
+}
+
+/* The other ranks are forks: they have the model, the state and the groups. */
+static pid_t fork_rank(void *groups, int rank, int fd, struct err *e) {
+    const pid_t pid = fork();
+    if (pid) return pid;
+    struct update_metrics m;
+    struct ranks *r;
+    if (ranks_join(&r, rank, fd, e) < 0 || rank_step(r, *(int *)groups, &m, e) < 0) {
+        fprintf(stderr, "rank %d: %s\n", rank, e->text);
+        _exit(1);
+    }
+    _exit(0);
+}
+
+static struct outcome step_of(int ranks, int groups) {
+    struct outcome o;
+    struct ranks *r;
+    struct err e = { 0 };
+    open_updater();
+    fresh_state();
+    if (ranks == 1) o.m = step(groups, o.sha);
+    else {
+        cr_assert(ranks_open(&r, ranks, 60, fork_rank, &groups, &e) == 0, "%s", e.text);
+        cr_assert(rank_step(r, groups, &o.m, &e) == 0, "%s", e.text);
+        lora_sha256(b.s.lora, o.sha);
+        ranks_close(&r);
+    }
+    o.grad = mem_alloc(b.s.lora->params * sizeof *o.grad);
+    for (size_t i = 0; i < b.s.lora->params; i++) o.grad[i] = (double)b.s.m[i];
+    return o;
+}
+
+/* |a - b| / |a| */
+static double apart(const double *x, const double *y) {
+    double d = 0, n = 0;
+    for (size_t i = 0; i < b.s.lora->params; i++) {
+        d += (x[i] - y[i]) * (x[i] - y[i]);
+        n += x[i] * x[i];
+    }
+    return n > 0 ? sqrt(d / n) : d;
+}
+
+static void expect_same_metrics(const char *what, const struct update_metrics *a,
+                                const struct update_metrics *x) {
+    const double one[] = { a->loss, a->kl_loss, a->clipfrac, a->clipfrac_lower, a->ppo_kl,
+                           a->entropy, a->lr, a->old_cur_max, a->advantage_max, a->advantage_min,
+                           a->tis_mean, a->aqn.realised },
+                 two[] = { x->loss, x->kl_loss, x->clipfrac, x->clipfrac_lower, x->ppo_kl,
+                           x->entropy, x->lr, x->old_cur_max, x->advantage_max, x->advantage_min,
+                           x->tis_mean, x->aqn.realised };
+    for (size_t i = 0; i < COUNT_OF(one); i++)
+        cr_expect(one[i] == two[i], "%s: metric %zu is %.17g, of several ranks %.17g", what, i,
+                  one[i], two[i]);
+    cr_expect(memcmp(&a->gap, &x->gap, sizeof a->gap) == 0, "%s: the gap", what);
+    cr_expect(a->tokens == x->tokens && a->changed == x->changed && a->nonfinite == x->nonfinite,
+              "%s", what);
+}
+
+/* Passes and sites are as many as ranks make; what was drawn and measured at each token is not. */
+static void expect_same_noise(const char *what, const struct noise_evidence *a,
+                              const struct noise_evidence *x) {
+    cr_expect(a->rows == x->rows && a->rows_squared == x->rows_squared && a->updates == x->updates,
+              "%s: rows %lld %lld, of several ranks %lld %lld", what, (long long)a->rows,
+              (long long)a->rows_squared, (long long)x->rows, (long long)x->rows_squared);
+    cr_expect(a->grad.sites == x->grad.sites && a->grad.elements == x->grad.elements, "%s", what);
+    for (int i = 0; i < NOISE_OP_COUNT * NOISE_DIRECTION_COUNT + NOISE_MODULE_COUNT; i++) {
+        const int op = i / NOISE_DIRECTION_COUNT, d = i % NOISE_DIRECTION_COUNT;
+        struct noise_tally one = op < NOISE_OP_COUNT
+                                     ? a->op[op][d]
+                                     : a->module[i - NOISE_OP_COUNT * NOISE_DIRECTION_COUNT],
+                           two = op < NOISE_OP_COUNT
+                                     ? x->op[op][d]
+                                     : x->module[i - NOISE_OP_COUNT * NOISE_DIRECTION_COUNT];
+        one.sites = two.sites = 0;
+        cr_expect(memcmp(&one, &two, sizeof one) == 0, "%s: tally %d: %lld of %lld, %lld of %lld",
+                  what, i, (long long)one.r2, (long long)one.elements, (long long)two.r2,
+                  (long long)two.elements);
+    }
+}
+
+static void with_settings(const char *what) {
+    struct shared *c = &b.c.shared;
+    struct err e = { 0 };
+    static char projections[] = "linear";
+    if (strcmp(what, "kl") == 0) b.c.kl_coef = .1;
+    if (strcmp(what, "grpo") == 0) b.c.loss = LEARNER_LOSS_SEQ_MEAN;
+    if (strcmp(what, "tis") == 0) b.c.tis_cap = 2;
+    if (strcmp(what, "old under aqn") == 0) b.c.old_logprob = LEARNER_POLICY_NOISY;
+    if (strcmp(what, "minibatches") == 0) {
+        b.c.minibatch = 1;
+        b.c.lr = 0;                                  /* or the second meets other bits */
+    }
+    if (strcmp(what, "noise") == 0) with_noise("all", BOTH, true, true);
+    if (strcmp(what, "noise of one phase") == 0) with_noise("all", BOTH, false, true);
+    if (strcmp(what, "noise on weights") == 0) {
+        c->modules.type = 1;
+        c->modules.scale = .01;
+        c->modules.targets = projections;
+        c->modules.at = NOISE_POINT_WEIGHT;
+        c->modules.rollout = c->modules.logprob = c->modules.update = true;
+        policy_close(&b.policy);
+        cr_assert(policy_open(&b.policy, c, &e) == 0, "%s", e.text);
+    }
+}
+
+/* 1e-6: sums over 16 sequences, each rounded to 24 bits, in another order; 1e-7 is what is seen. */
+Test(update, several_ranks_have_the_metrics_of_one_and_nearly_its_gradient) {
+    static const char *const settings[] = { "plain", "kl", "grpo", "tis", "minibatches",
+                                            "old under aqn", "noise", "noise of one phase",
+                                            "noise on weights" };
+    for (size_t i = 0; i < COUNT_OF(settings); i++) {
+        if (i) stop(), start();
+        with_settings(settings[i]);
+        struct outcome one = step_of(1, GROUPS);
+        for (int ranks = 2; ranks <= 3; ranks++) {
+            char what[80];
+            struct outcome o = step_of(ranks, GROUPS);
+            snprintf(what, sizeof what, "%s, %d ranks", settings[i], ranks);
+            expect_same_metrics(what, &one.m, &o.m);
+            expect_same_noise(what, &one.m.logprob, &o.m.logprob);
+            expect_same_noise(what, &one.m.update, &o.m.update);
+            /* noise is relative to each rank's rounding of the sum: draws, not bits, are equal */
+            cr_expect(apart(one.grad, o.grad) < 1e-6, "%s: gradients are %g apart", what,
+                      apart(one.grad, o.grad));
+            free(o.grad);
+        }
+        free(one.grad);
+    }
+}
+
+Test(update, micro_batches_and_kernels_change_no_bit_of_several_ranks) {
+    static const struct { int64_t micro; int kernels; } t[] = { { 1280, 0 }, { 64, 0 }, { 97, 0 },
+                                                                { 300, 1 } };
+    char sha[COUNT_OF(t)][SHA256_HEX];
+    struct err e = { 0 };
+    for (size_t i = 0; i < COUNT_OF(t); i++) {
+        b.c.micro_tokens = t[i].micro;
+        b.c.shared.run.kernels = t[i].kernels;
+        policy_close(&b.policy);
+        cr_assert(policy_open(&b.policy, &b.c.shared, &e) == 0, "%s", e.text);
+        struct outcome o = step_of(2, GROUPS);
+        memcpy(sha[i], o.sha, sizeof o.sha);
+        free(o.grad);
+        cr_expect_str_eq(sha[0], sha[i], "micro_tokens %lld", (long long)t[i].micro);
+    }
+}
+
+Test(update, more_ranks_than_sequences) {
+    add_group(0, 2, (const int[]){ 5, 9 }, (const double[]){ 1, 0 });
+    struct outcome one = step_of(1, 1), many = step_of(4, 1);
+    expect_same_metrics("4 ranks, 2 sequences", &one.m, &many.m);
+    cr_expect(apart(one.grad, many.grad) < 1e-6);
+    free(one.grad);
+    free(many.grad);
+}
+
+Test(update, a_gradient_that_is_not_finite_touches_nothing_in_any_rank) {
+    struct lora *l = b.s.lora;
+    struct ranks *r;
+    struct err e = { 0 };
+    struct update_metrics m;
+    int groups = GROUPS;
+    l->value[5] = NAN;
+    cr_assert(ranks_open(&r, 2, 60, fork_rank, &groups, &e) == 0, "%s", e.text);
+    cr_assert(rank_step(r, groups, &m, &e) == 0, "%s", e.text);
+    cr_expect(m.nonfinite && !m.changed && b.s.adam_steps == 0);
+    ranks_close(&r);
+}
+
+Test(update, sequences_are_parted_by_rows) {
+    struct net_seq seq[40];
+    struct batch batch = { .seq = seq };
+    for (int seed = 0; seed < 200; seed++) {
+        struct parts p;
+        const int seqs = seed % 40, ranks = 1 + seed % 7;
+        int64_t all = 0, longest = 0;
+        for (int i = 0; i < seqs; i++) {
+            seq[i].n = 2 + (i * 7919 + seed * 104729) % (seed % 3 ? 90 : 5);
+            all += seq[i].n;
+            if (seq[i].n > longest) longest = seq[i].n;
+        }
+        parts_split(&p, ranks, &batch, 0, seqs);
+        cr_expect(p.from[0] == 0 && p.from[ranks] == seqs);
+        for (int k = 0; k < ranks; k++) {
+            int64_t rows = 0;
+            cr_assert_leq(p.from[k], p.from[k + 1]);
+            for (int i = p.from[k]; i < p.from[k + 1]; i++) rows += seq[i].n;
+            cr_expect(llabs(rows * ranks - all) <= longest * ranks,
+                      "%d sequences, rank %d of %d: %lld of %lld rows", seqs, k, ranks,
+                      (long long)rows, (long long)all);
+        }
+    }
 }
