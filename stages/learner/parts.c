@@ -4,8 +4,8 @@
 
 /* ---- sequences ---- */
 
-/* Rank i ends with the sequence that brings the rows to (i + 1) / count of all, or nearer to it than
- * without. */
+/* Rank i ends with the sequence that brings the rows to (i + 1) / count of all, or nearer to it
+ * than without. */
 void parts_split(struct parts *p, int count, const struct batch *b, int first, int seqs) {
     *p = (struct parts){ .count = count };
     const int end = first + seqs;

@@ -2,7 +2,7 @@
  * everybody's.
  *
  * Every rank has all groups of the step, and the same adapter and moments; it makes passes over its
- * own sequences only. What a token gets (log-probs, entropy) is then shared, so that the metrics of
+ * own sequences only. Each token's log-probs and entropy are then shared, so that the metrics of
  * the step are summed in the same order as by one rank, to the same bits. The gradient is a sum for
  * each rank, added in rank order: other bits than one rank's, but the same for any threads,
  * micro-batches and kernels. ranks NULL = one rank, alone: then nothing here costs anything.
@@ -32,8 +32,8 @@ int64_t parts_repeats(const struct parts *p, const struct batch *b);
 int parts_evidence(struct ranks *ranks, const char *call, struct noise_evidence *v, struct err *e);
 
 /* How the ranks' gradients become one, PARTS_GRAD floats at a time: gather brings those of all
- * ranks to where add finds them, add leaves their sum, made in rank order, in grad. The host's table
- * goes through shared memory; one for devices would gather by NCCL and add by a kernel. */
+ * ranks to where add finds them, add leaves their sum, made in rank order, in grad. The host's
+ * table goes through shared memory; one for devices would gather by NCCL and add by a kernel. */
 enum { PARTS_GRAD = 1 << 18 };
 struct parts_grad {
     const struct parts_grad_ops *ops;

@@ -10,7 +10,7 @@
 #include "lib/task/task.h"
 #include "stages/learner/selftest.h"
 
-/* Seconds without processor time after which a rank hangs: model files may come from a slow disk. */
+/* Seconds without processor time after which a rank hangs: model files may be on a slow disk. */
 #define PATIENCE_SECONDS 120.0
 
 struct team {

@@ -1,9 +1,9 @@
 /* team.h - the learner's ranks: processes of which the first alone talks to other stages, journals
  * and commits, and all make every update together (parts.h).
  *
- * Rank 0 gives the others its state once and each step's groups and treatment; after a step all must
- * have the same adapter and moments, or nothing is committed. Whatever ends a rank ends the step and
- * the learner: the launcher starts it again, and it goes on from what was committed.
+ * Rank 0 gives the others its state once, and each step's groups and treatment; after a step all
+ * must have the same adapter and moments, or nothing is committed. Whatever ends a rank ends the
+ * step and the learner: the launcher starts it again, and it goes on from what was committed.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_LEARNER_TEAM_H
 #define QERL_LEARNER_TEAM_H
