@@ -20,8 +20,8 @@ struct expectation {
 /* Lends l's texts. -1: above is neither a share nor a name, or at is neither final nor best. */
 int expect_read(struct expectation *x, const struct lang *l, struct err *e);
 /* expect_name.c: -1 where no run has that name (of runs_dir; a matrix adds -sSEED) and no .pipe
- * file beside those of l would make one, or where it is `own`; the error lists those that would
- * do. */
+ * file beside l, or beside its base that says so, would make one, or where it is `own`; the error
+ * lists those that would do. */
 int expect_check_name(const char *name, const char *own, const char *runs_dir,
                       const struct lang *l, struct err *e);
 /* "above 73.24 % at the final score" */

@@ -84,7 +84,10 @@ int expect_check_name(const char *name, const char *own, const char *runs_dir,
         return err_set(e, "'%s' for 'expect.above' is this pipeline itself", name);
     if (folder_find(&f, runs_dir, name, NULL) == 0) return 0;
     struct names *s = mem_alloc(sizeof *s);
-    for (int i = 0; i < l->files; i++) add_pipelines(s, l->file[i]);
+    /* a base may have said it: then the names beside the base count too */
+    const struct lang_value *said = lang_get(l, "expect.above");
+    add_pipelines(s, l->path);
+    if (said && fs_exists(said->at.file)) add_pipelines(s, said->at.file);
     add_runs(s, runs_dir);
     qsort(s->v, (size_t)s->n, sizeof *s->v, by_name);
     bool known = false;

@@ -123,6 +123,12 @@ Test(runs, what_was_expected_is_met_or_not_or_cannot_be_told) {
     box_expect(0, "qerl-pipe check a.pipe --set expect.above=called");
     box_expect(0, "qerl-pipe check a.pipe --set expect.above=called-tiny-s7");
     box_expect(EXIT_CONFIG, "qerl-pipe check a.pipe --set expect.above=later");
+    /* of a file elsewhere: beside it, or beside the base that names it */
+    box_expect(0, "mkdir far; printf 'pipe 1\\nbase ../a.pipe\\n[expect]\\nabove = 0.5\\n' > "
+                  "far/b.pipe; qerl-pipe check far/b.pipe");
+    box_expect(EXIT_CONFIG, "qerl-pipe check far/b.pipe --set expect.above=called");
+    box_expect(0, "sed -i 's/^above = .*/above = called/' a.pipe; sed -i /above/d far/b.pipe; "
+                  "qerl-pipe check far/b.pipe");
     /* a matrix names its runs by their seeds */
     box_pipeline("a.pipe", GOOD, EVAL, "[expect]\nabove = other\n");
     box_expect(0, "rm -r runs/other-0001; qerl-pipe matrix other.pipe a.pipe --seeds 2 && "
