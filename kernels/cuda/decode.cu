@@ -55,7 +55,8 @@ __device__ static void few_chains(float chain[ROWS][few<ROWS>::OUTS], const floa
     for (int half16 = 0; half16 < KERN_IN_BLOCK; half16 += 16) {
         record_scales<OUTS>(scale, record, FORMAT, half16, first);
 #pragma unroll
-        for (int k = half16 + odd; k < half16 + 16; k += 2) {
+        for (int step = 0; step < 8; step++) {
+            const int k = half16 + 2 * step + odd;
             record_values<OUTS>(w, record, FORMAT, k, first, scale);
             few_rows<ROWS>(v, x + k * ROWS);
             for (int r = 0; r < ROWS; r++)
