@@ -90,5 +90,11 @@ int learner_check(const struct learner_conf *c, const struct stage_key *const *t
         rc = err_more(e, EXIT_CONFIG,
                       "sample.n = 1: a group of one has no spread; use at least 2 or set "
                       "filter.metric = off");
+    const int64_t answers = (c->minibatch > 0 ? c->minibatch : c->batch) * c->shared.sample.n;
+    if (c->ranks > answers)
+        rc = err_more(e, EXIT_CONFIG,
+                      "learner.ranks = %lld, but an update has %lld answers (sample.n times "
+                      "learner.minibatch or learner.batch): some ranks would have nothing to do",
+                      (long long)c->ranks, (long long)answers);
     return rc;
 }
