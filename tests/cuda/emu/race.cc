@@ -20,16 +20,24 @@ struct access {
     uint32_t block;                                   /* counts blocks of all launches, from 1 */
     uint32_t meeting;                                 /* barriers of the block before it */
     uint32_t own;                                     /* the lane's clock */
+    uint32_t pc;                                      /* from the start of the image */
     uint16_t thread;
     bool atomic;
-    const void *pc;
 };
 struct cell {
     struct access write, read;                        /* read: the last one */
     uint32_t lanes;                                   /* of its warp that have read since */
     bool warps, blocks;                               /* other warps, other blocks have */
+    bool split;                                       /* of a word: its bytes have their own */
 };
-struct region { const char *first; size_t bytes; struct cell *cells; bool shared; int device; };
+/* A cell a word of four bytes, and where part of a word was touched, one a byte. */
+struct region {
+    const char *first;
+    size_t bytes, map_bytes;
+    struct cell *word, *byte;
+    bool shared;
+    int device;
+};
 
 static struct region regions[8192];
 static int region_count;
@@ -63,28 +71,30 @@ void emu_race_warp(int warp, unsigned mask) {
 void emu_race_forget(const void *p) {
     for (int i = 0; i < region_count; i++) {
         if (regions[i].first != p) continue;
-        munmap(regions[i].cells, regions[i].bytes * sizeof(struct cell));
+        munmap(regions[i].word, regions[i].map_bytes);
         regions[i] = regions[--region_count];
     }
 }
 
 /* ---- where an address belongs ---- */
 
+/* Constants and tables of the plugin itself; the linker knows where it begins and ends. */
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[], _end[];
+static bool in_image(const char *p) { return p >= __ehdr_start && p < _end; }
 static struct region *region_add(const char *first, size_t bytes, bool shared, int device) {
     if (region_count == (int)(sizeof regions / sizeof *regions))
         emu_die(__FILE__, __LINE__, "more than %d buffers", region_count);
-    void *cells = mmap(nullptr, bytes * sizeof(struct cell), PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (cells == MAP_FAILED) emu_die(__FILE__, __LINE__, "no memory to watch %zu bytes", bytes);
-    regions[region_count] = { first, bytes, (struct cell *)cells, shared, device };
+    size_t words = (bytes + 3) / 4, map_bytes = 5 * words * sizeof(struct cell);
+    void *map = mmap(nullptr, map_bytes, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (map == MAP_FAILED) emu_die(__FILE__, __LINE__, "no memory to watch %zu bytes", bytes);
+    struct cell *word = (struct cell *)map;
+    regions[region_count] = { first, bytes, map_bytes, word, word + words, shared, device };
     return &regions[region_count++];
 }
 static bool inside(const struct region *r, const char *p) {
     return p >= r->first && p < r->first + r->bytes;
 }
-/* Constants and tables of the plugin itself; the linker knows where it begins and ends. */
-extern "C" __attribute__((visibility("hidden"))) char __ehdr_start[], _end[];
-static bool in_image(const char *p) { return p >= __ehdr_start && p < _end; }
 static struct region *region_of(const char *p) {
     static struct region *last;
     if (last && last < regions + region_count && inside(last, p)) return last;
@@ -105,9 +115,9 @@ static void say_place(const char *who, const struct access *a) {
     char command[512], line[512] = "";
     fprintf(stderr, "emu:   %s by thread %d of block %u of the launch", who, a->thread,
             a->block - launch_first);
-    if (dladdr(a->pc, &in)) {
-        snprintf(command, sizeof command, "addr2line -e '%s' %#zx 2>/dev/null", in.dli_fname,
-                 (size_t)((const char *)a->pc - (const char *)in.dli_fbase) - 1);
+    if (dladdr(__ehdr_start, &in)) {
+        snprintf(command, sizeof command, "addr2line -e '%s' %#x 2>/dev/null", in.dli_fname,
+                 a->pc - 1);
         FILE *f = popen(command, "r");
         if (f && fgets(line, sizeof line, f)) fprintf(stderr, " at %s", line);
         if (f) pclose(f);
@@ -173,13 +183,27 @@ static void check(struct cell *c, const struct access *now, bool write, bool sha
         race("a thread writes what another reads", &c->read, now, p);
     c->write = *now;
 }
-static void touch(const void *at, size_t bytes, bool write, bool atomic, bool aligned,
+/* The bytes [at, at + 4) of a word that was split; a write makes it whole again. */
+static void check_word(struct region *r, size_t at, const struct access *now, bool write) {
+    struct cell *c = &r->word[at / 4];
+    for (size_t i = 0; i < 4 && c->split; i++)
+        check(&r->byte[at + i], now, write, r->shared, r->first + at + i);
+    if (!c->split) check(c, now, write, r->shared, r->first + at);
+    else if (write) *c = r->byte[at];
+}
+static void check_byte(struct region *r, size_t at, const struct access *now, bool write) {
+    struct cell *c = &r->word[at / 4];
+    for (size_t i = 0; i < 4 && !c->split; i++) r->byte[at / 4 * 4 + i] = *c;
+    c->split = true;
+    check(&r->byte[at], now, write, r->shared, r->first + at);
+}
+static void touch(const void *to, size_t bytes, bool write, bool atomic, bool aligned,
                   const void *pc) {
-    const char *p = (const char *)at;
-    if (!emu_self || emu_private(at)) return;
+    const char *p = (const char *)to;
+    if (!emu_self || emu_private(p)) return;
     int id = emu_self->id;
-    struct access now = { block_now, meeting, known[id / 32][id % 32][id % 32], (uint16_t)id,
-                          atomic, pc };
+    struct access now = { block_now, meeting, known[id / 32][id % 32][id % 32],
+                          (uint32_t)((const char *)pc - __ehdr_start), (uint16_t)id, atomic };
     struct region *r = region_of(p);
     const char *why = nullptr;
     if (!r && in_image(p) && !write) return;
@@ -188,12 +212,16 @@ static void touch(const void *at, size_t bytes, bool write, bool atomic, bool al
     else if (!r->shared && r->device != launch_device) why = "touches another device's memory";
     else if (aligned && (uintptr_t)p % bytes) why = "is not aligned to its size";
     if (why) {
-        fprintf(stderr, "emu: access to %zu bytes at %p %s%s\n", bytes, at, why, emu_where());
+        fprintf(stderr, "emu: access to %zu bytes at %p %s%s\n", bytes, to, why, emu_where());
         say_place("access", &now);
         abort();
     }
-    for (size_t i = 0; i < bytes; i++)
-        check(&r->cells[p - r->first + (long)i], &now, write, r->shared, p + i);
+    size_t at = (size_t)(p - r->first), end = at + bytes;
+    while (at < end)
+        if (at % 4 == 0 && end - at >= 4) {
+            check_word(r, at, &now, write);
+            at += 4;
+        } else check_byte(r, at++, &now, write);
 }
 void emu_atomic(const void *at, size_t bytes) {
     touch(at, bytes, true, true, true, __builtin_return_address(0));
