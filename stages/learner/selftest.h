@@ -1,5 +1,5 @@
-/* selftest.h - is the gradient that this learner would train with right? Asked once, of the model and
- * the kernels in use, before the first step.
+/* selftest.h - is the gradient that this learner would train with right? Asked once, of the model
+ * and the kernels in use, before the first step.
  *
  * On the middle of a prompt under a random adapter of small rank, without noise:
  *   difference   (L(v + h d) - L(v - h d)) / (2 h |g|) for d = g / |g|, inputs and adapter as they
