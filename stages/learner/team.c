@@ -22,7 +22,8 @@ struct team {
 
 /* ---- what is sent ---- */
 
-/* A step: this, then `groups` times a length (uint64_t) and a packed record. */
+/* A step: this, as it lies in memory (no pointers), then `groups` times a length (uint64_t) and a
+ * packed record. */
 struct order {
     struct update_treatment how;
     char before[SHA256_HEX];         /* state */
