@@ -5,10 +5,13 @@
 #include <criterion/hooks.h>
 #include <stdarg.h>
 
+#include "tests/kernels/carry.h"
+
 const int kt_dims[] = { 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129, 160, 0 };
 
 /* run beside those that kern_paths lists */
 #define EMULATED "amx-emulated"
+#define DEVICE   "cuda:0"
 static bool can_emulate(void) {
     struct kern k;
     struct err e = { 0 };
@@ -36,6 +39,12 @@ ReportHook(PRE_ALL)(struct criterion_test_set *set) {
             !can_emulate()     ? "SKIPPED, this machine lacks AVX-512 with VBMI"
             : wanted(EMULATED) ? "exercised: the text of amx, its tile instructions done in C"
                                : "SKIPPED by QERL_KERNELS");
+    const char *plugin = carry_plugin(), *sched = getenv("EMU_SCHED");
+    if (!plugin) fprintf(stderr, "kernels: path %-10s SKIPPED, no plugin was built\n", DEVICE);
+    else if (!wanted(DEVICE)) fprintf(stderr, "kernels: path %-10s SKIPPED by QERL_KERNELS\n", DEVICE);
+    else
+        fprintf(stderr, "kernels: path %-10s exercised: %s, threads %s\n", DEVICE, plugin,
+                sched ? sched : "as they come");
 }
 
 void kt_open(struct kt *t) {
@@ -45,12 +54,20 @@ void kt_open(struct kt *t) {
     t->seed = 1;
     cr_assert(kern_open(&t->ref, "ref", NULL, &e) == 0, "%s", e.text);
     for (int i = 0; i < 3; i++) t->pool[i] = pool_create(i + 1);
+    /* the last of all is the fastest of the CPU's */
+    if (carry_plugin() && wanted(DEVICE)) {
+        struct kern *k = &t->k[t->n++];
+        *k = t->ref;
+        k->pool = t->pool[0];
+        carry_open(k);
+    }
     int n = kern_paths(names);
     if (n < 8 && can_emulate()) names[n++] = EMULATED;
     for (int i = 0; i < n; i++)
         for (int j = 0; j < 3; j++)
             if (wanted(names[i]))
                 cr_assert(kern_open(&t->k[t->n++], names[i], t->pool[j], &e) == 0, "%s", e.text);
+    cr_assert(t->n, "QERL_KERNELS=%s names no path that is here", getenv("QERL_KERNELS"));
 }
 
 void kt_close(struct kt *t) {

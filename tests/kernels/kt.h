@@ -1,5 +1,5 @@
-/* kt.h - what the kernel tests share: every path times 1, 2 and 3 threads, exact-size buffers,
- * awkward sizes.
+/* kt.h - what the kernel tests share: every path times 1, 2 and 3 threads, a device once (carry.h),
+ * exact-size buffers, awkward sizes.
  *
  * QERL_KERNELS in the environment restricts the tests to one path. Buffers come from malloc with no
  * slack, so that a sanitizer sees every access beyond an array.
@@ -43,6 +43,9 @@ static inline float kt_get(const void *p, enum kern_type type, size_t i) {
     return cpu_get((kptr){ (void *)(uintptr_t)p }, type, i);
 }
 static inline kptr kt_p(const void *p) { return (kptr){ (void *)(uintptr_t)p }; }
+
+/* A launch on an emulated device takes some 100 us: a test that would need too many takes fewer. */
+static inline bool kt_slow(const struct kern *k) { return !strncmp(k->name, "cuda", 4); }
 
 #define KT_EACH(t, k) for (struct kern *k = (t)->k; k < (t)->k + (t)->n; k++)
 /* The same bits, or a message that says who, what and where. */

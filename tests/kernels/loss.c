@@ -99,11 +99,11 @@ static int32_t draw(struct kern *k, float *logits, int vocab, struct kern_sample
 
 /* Draws with many u and counts: which tokens survive the cuts, and with which probabilities. */
 static void kept_set(struct kern *k, struct kern_sampler s, const double want[4]) {
-    enum { DRAWS = 20000 };
+    const int draws = kt_slow(k) ? 500 : 20000;
     int count[4] = { 0 };
-    for (int i = 0; i < DRAWS; i++) {
+    for (int i = 0; i < draws; i++) {
         float lp, raw;
-        s.u = ((float)i + 0.5f) / DRAWS;
+        s.u = ((float)i + 0.5f) / (float)draws;
         int32_t token = draw(k, small, 4, s, &lp, &raw);
         cr_assert(token >= 0 && token < 4);
         count[token]++;
@@ -113,7 +113,7 @@ static void kept_set(struct kern *k, struct kern_sampler s, const double want[4]
                 "%s: lp at temperature 1, uncut", k->name);
     }
     for (int i = 0; i < 4; i++)
-        KT_NEAR((double)count[i] / DRAWS, want[i], 1e-4, "%s: share of token %d", k->name, i);
+        KT_NEAR((double)count[i] / draws, want[i], 2.0 / draws, "%s: share of token %d", k->name, i);
 }
 
 Test(sample, worked_example) {

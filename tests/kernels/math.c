@@ -104,7 +104,7 @@ Test(select, names_what_the_machine_has) {
     struct kern k;
     struct err e = { 0 };
     cr_assert(kern_open(&k, "no-such-path", NULL, &e) == -1);
-    cr_assert(e.code == EXIT_ENV && strstr(e.text, "ref"), "%s", e.text);
+    cr_assert(e.code == EXIT_CONFIG && strstr(e.text, "ref"), "%s", e.text);
     cr_assert(kern_open(&k, NULL, NULL, &e) == 0);
     const char *names[8];
     cr_assert_str_eq(k.name, names[kern_paths(names) - 1]);
