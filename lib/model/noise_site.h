@@ -41,8 +41,8 @@ enum noise_site {
 };
 enum { NOISE_GRAD_ROW = 4096 };
 
-/* LAST: behind the layers. HEADS: of each attention head. ABOVE: not in the first layer, below which
- * nothing is trained. GRAD: of the adapter's gradient, once an update and not in a pass. */
+/* LAST: behind the layers. HEADS: of each attention head. ABOVE: not in the first layer, below
+ * which nothing is trained. GRAD: of the adapter's gradient, once an update and not in a pass. */
 enum { NOISE_SITE_LAST = 1, NOISE_SITE_HEADS = 2, NOISE_SITE_ABOVE = 4, NOISE_SITE_OF_GRAD = 8 };
 /* By number; .name NULL: no site of an operation. */
 extern const struct noise_site_about { const char *name; enum noise_op op; int flags; }
