@@ -227,7 +227,8 @@ static void status_metrics(const json_t *o, FILE *to) {
                                        "actor/entropy",        "actor/grad_norm",
                                        "response_length/mean", "noise/sigma_intended",
                                        "noise/sigma_realised", "training/rollout_logp_differ",
-                                       "perf/throughput",      "train/ranks" };
+                                       "perf/throughput",      "train/ranks",
+                                       "train/staleness/mean" };
     for (size_t i = 0; i < COUNT_OF(key); i++) {
         const json_t *v = json_object_get(o, key[i]);
         if (json_is_number(v)) fprintf(to, "  %-30s %.6g\n", key[i], json_number_value(v));

@@ -22,11 +22,17 @@ static bool no_filter(const void *conf) {
     return c->filter == FILTER_METRIC_OFF && c->waves_max != 1;
 }
 
-/* What rollouts apply and old log-probs do not. On one backend their log-probs have the same bits
- * otherwise, and each weight would be exactly 1. */
+/* ahead of nothing */
+static bool one_step(const void *conf) {
+    return ((const struct learner_conf *)conf)->shared.run.steps <= 1;
+}
+
+/* What rollouts apply and old log-probs do not, an older adapter included. On one backend their
+ * log-probs have the same bits otherwise, and each weight would be exactly 1. */
 static bool same_policy(const void *conf) {
     const struct learner_conf *c = conf;
     const struct shared *s = &c->shared;
+    if (c->lag_max > 0 && !one_step(conf)) return false;
     const bool aqn = s->aqn.sigma_start > 0 || s->aqn.sigma_end > 0;
     const bool ops = s->ops.type && s->ops.direction != SHARED_DIRECTION_BACKWARD &&
                      s->ops.rollout != s->ops.logprob;
@@ -37,8 +43,10 @@ static bool same_policy(const void *conf) {
 static const struct effect_rule rules[] = {
     { "learner.tis_cap", same_policy,
       "the old log-probs are those of the policy that sampled, so every weight is 1; it acts under "
-      "noise.aqn with learner.old_logprob = clean, or under noise that is on in only one of the "
-      "phases rollout and logprob; unset it" },
+      "noise.aqn with learner.old_logprob = clean, under noise that is on in only one of the "
+      "phases rollout and logprob, or with learner.lag_max; unset it" },
+    { "learner.lag_max", one_step,
+      "a run of one step has nothing to ask for ahead; raise run.steps, or unset it" },
     { "learner.lr_floor", rate_constant,
       "it is of learner.lr_schedule = cosine and wsd; set one of these, or unset it" },
     { "learner.lr_stable", not_wsd,

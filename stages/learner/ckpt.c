@@ -49,6 +49,32 @@ static void path_of(char *out, const char *dir, const char *what, int64_t n, con
     (void)len;
 }
 
+static json_t *leases_json(const struct progress *p) {
+    json_t *all = json_array();
+    for (int i = 0; i < p->leases; i++)
+        json_array_append_new(all, json_pack("{s:I, s:I, s:s}", "first",
+                                             (json_int_t)p->lease[i].first, "version",
+                                             (json_int_t)p->lease[i].version, "sha256",
+                                             p->lease[i].sha256));
+    return all;
+}
+
+static int leases_read(struct progress *p, const json_t *all, const char *path, struct err *e) {
+    p->leases = 0;
+    if (json_array_size(all) > LAG_MAX) return err_set(e, "%s: too many 'leases'", path);
+    for (size_t i = 0; i < json_array_size(all); i++) {
+        struct lease *l = &p->lease[p->leases++];
+        const json_t *o = json_array_get(all, i);
+        const char *sha = "";
+        if (json_need_int(o, "first", &l->first, 0, INT64_MAX, path, e) < 0 ||
+            json_need_int(o, "version", &l->version, 0, INT64_MAX, path, e) < 0 ||
+            json_need_str(o, "sha256", &sha, path, e) < 0)
+            return -1;
+        snprintf(l->sha256, sizeof l->sha256, "%s", sha);
+    }
+    return 0;
+}
+
 static json_t *manifest_of(const struct progress *p, const struct update_state *s,
                            const struct ckpt_identity *id) {
     json_t *o = json_object();
@@ -65,6 +91,7 @@ static json_t *manifest_of(const struct progress *p, const struct update_state *
     json_object_set_new(o, "treatment", json_string(id->treatment));
     json_object_set_new(o, "bits", json_string(id->bits));
     json_object_set_new(o, "settings", json_string(id->settings));
+    if (p->leases) json_object_set_new(o, "leases", leases_json(p));
     return o;
 }
 
@@ -152,7 +179,8 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
         json_need_str(m, "data_sha256", &data, path, e) < 0 ||
         json_need_str(m, "treatment", &treatment, path, e) < 0 ||
         json_need_str(m, "bits", &bits, path, e) < 0 ||
-        json_need_str(m, "settings", &settings, path, e) < 0)
+        json_need_str(m, "settings", &settings, path, e) < 0 ||
+        leases_read(p, json_object_get(m, "leases"), path, e) < 0)
         goto done;
     const char *other = strcmp(model, id->model_sha256)           ? "another base model"
                         : strcmp(tokenizer, id->tokenizer_sha256) ? "another tokenizer"
@@ -230,11 +258,17 @@ int ckpt_load(const char *dir, struct progress *p, struct update_state *s,
     return rc;
 }
 
-int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const char *model_path,
-                 char *path, size_t size, struct err *e) {
+void ckpt_adapter_path(char out[FS_PATH_MAX], const char *dir, int64_t version) {
     char parent[FS_PATH_MAX];
     fs_join(parent, sizeof parent, dir, "adapters");
-    snprintf(path, size, "%s/v%06lld", parent, (long long)version);
+    path_of(out, parent, "v", version, "");
+}
+
+int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const char *model_path,
+                 char path[FS_PATH_MAX], struct err *e) {
+    char parent[FS_PATH_MAX];
+    fs_join(parent, sizeof parent, dir, "adapters");
+    ckpt_adapter_path(path, dir, version);
     return fs_mkdirs(parent, e) < 0 ? -1 : lora_save(l, path, model_path, e);
 }
 
@@ -250,7 +284,8 @@ int ckpt_mark_scored(const char *dir, const struct rec *adapter, struct err *e) 
     return rc;
 }
 
-/* Versions that scored steps or checkpoints point at; the caller frees. */
+/* Versions that scored steps or checkpoints point at, or steps to come of a checkpoint; the caller
+ * frees. */
 static int64_t *versions_in_use(const char *dir, int *count) {
     char parent[FS_PATH_MAX], path[FS_PATH_MAX], folder[FS_PATH_MAX];
     int marks, ckpts;
@@ -258,7 +293,7 @@ static int64_t *versions_in_use(const char *dir, int *count) {
     int64_t *mark = numbered(parent, "at-", ".json", &marks);
     fs_join(folder, sizeof folder, dir, "ckpt");
     int64_t *ckpt = numbered(folder, "step-", "", &ckpts);
-    int64_t *used = mem_alloc((size_t)(marks + ckpts + 1) * sizeof *used);
+    int64_t *used = mem_alloc((size_t)(marks + ckpts * (LAG_MAX + 1) + 1) * sizeof *used);
     *count = 0;
     for (int i = 0; i < marks + ckpts; i++) {
         if (i < marks) path_of(path, parent, "at-", mark[i], ".json");
@@ -270,6 +305,9 @@ static int64_t *versions_in_use(const char *dir, int *count) {
         json_t *o = json_parse_file(path, 1 << 20, NULL);
         if (json_is_integer(json_object_get(o, "version")))
             used[(*count)++] = json_integer_value(json_object_get(o, "version"));
+        struct progress p;
+        if (i >= marks && leases_read(&p, json_object_get(o, "leases"), path, NULL) == 0)
+            for (int k = 0; k < p.leases; k++) used[(*count)++] = p.lease[k].version;
         json_decref(o);
     }
     free(mark);
@@ -285,6 +323,7 @@ static bool among(const int64_t *list, int count, int64_t x) {
 
 int ckpt_prune(const char *dir, const struct progress *p, struct err *e) {
     char parent[FS_PATH_MAX], path[FS_PATH_MAX];
+    const int64_t oldest = p->leases ? p->lease[0].version : p->version;
     int count, used, rc = 0;
     fs_join(parent, sizeof parent, dir, "ckpt");
     int64_t *list = numbered(parent, "step-", "", &count);
@@ -297,7 +336,7 @@ int ckpt_prune(const char *dir, const struct progress *p, struct err *e) {
     int64_t *in_use = versions_in_use(dir, &used);
     list = numbered(parent, "v", "", &count);
     for (int i = 0; rc == 0 && i < count; i++) {
-        if (list[i] > p->version - 2 || among(in_use, used, list[i])) continue;
+        if (list[i] > oldest - 2 || among(in_use, used, list[i])) continue;
         path_of(path, parent, "v", list[i], "");
         rc = fs_remove_tree(path, e);
     }

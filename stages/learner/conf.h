@@ -5,6 +5,7 @@
 #include "lib/stage/policy.h"
 #include "stages/learner/dapo.h"
 
+enum { LAG_MAX = 8 };
 enum { PORT_TICKET, PORT_GROUP, PORT_ADAPTER, PORT_SCORE };
 enum learner_policy { LEARNER_POLICY_CLEAN, LEARNER_POLICY_NOISY };
 enum learner_loss { LEARNER_LOSS_TOKEN_MEAN, LEARNER_LOSS_SEQ_MEAN };
@@ -22,6 +23,7 @@ struct learner_conf {
     int64_t adv_ddof;
     int filter;                      /* enum filter_metric */
     int64_t waves_max;
+    int64_t lag_max;                 /* steps asked for ahead, 0 .. LAG_MAX: ahead.h */
     int64_t ranks;                   /* after check: at least 1 */
 };
 #endif

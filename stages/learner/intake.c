@@ -24,8 +24,9 @@ struct peer {
     int64_t credit;
     double heard_at;
 };
-struct want {                        /* one group of the open wave */
+struct want {                        /* one group that was asked for and is not here */
     int64_t group;
+    const struct intake_policy *policy;
     int peer;                        /* -1 = not leased */
     double leased_at;
     /* of what was made for us as we asked: it would come again the same */
@@ -40,14 +41,17 @@ struct intake {
     struct task_order order;
     struct tape *journal;            /* NULL when groups come from a file */
     int64_t fence;
-    /* groups at hand, unordered; few: those of the open step. Each stays where it is: lent */
+    /* groups at hand, unordered; few: those of the open steps. Each stays where it is: lent */
     struct rec **held;
     int helds, held_cap;
     struct peer peer[PEERS_MAX];
     int peers;
-    struct want *want;
+    struct want *want;               /* by step, then as asked for */
     int wants;
-    const struct intake_policy *now_wanted;
+    struct intake_policy policy_of[LAG_MAX + 1];     /* by step modulo their number */
+    const struct intake_policy *now_wanted;          /* of the step that is waited for */
+    int64_t floor;                   /* groups below it are of committed steps */
+    double resumed_at;               /* before that nobody listened to rollouts */
     struct intake_counts counts;
 };
 
@@ -98,6 +102,7 @@ int intake_open(struct intake **out, struct stage *s, const struct policy *p,
     in->policy = p;
     in->train = train;
     in->fence = fence;
+    in->floor = cursor;
     task_order_init(&in->order, (uint64_t)in->c->shared.run.seed, train->n);
     if (!link_is_file(s->link[PORT_GROUP])) {
         char path[FS_PATH_MAX];
@@ -131,6 +136,7 @@ void intake_close(struct intake **sp) {
 
 void intake_forget(struct intake *in, int64_t cursor) {
     int kept = 0;
+    in->floor = cursor;
     for (int i = 0; i < in->helds; i++) {
         if (in->held[i]->group.group >= cursor) {
             in->held[kept++] = in->held[i];
@@ -155,7 +161,7 @@ static int question_id(struct intake *in, int64_t group, char id[QUESTION_ID_MAX
 
 static int send_ticket(struct intake *in, int w, int peer, struct err *e) {
     const struct learner_conf *c = in->c;
-    const struct intake_policy *p = in->now_wanted;
+    const struct intake_policy *p = in->want[w].policy;
     int64_t group = in->want[w].group;
     char id[QUESTION_ID_MAX];
     const struct task_question *q = &in->train->q[question_id(in, group, id)];
@@ -248,8 +254,9 @@ static void take_want(struct intake *in, const struct rec_want *want, const char
         bool holds = false;
         for (int i = 0; i < want->groups; i++) holds |= want->group[i] == in->want[w].group;
         if (holds) continue;
-        /* the ticket never arrived */
-        if (clock_seconds() - in->want[w].leased_at > LEASE_LOST_SECONDS) in->want[w].peer = -1;
+        /* the ticket never arrived; what was said while nobody listened may be older than it */
+        const double since = fmax(in->want[w].leased_at, in->resumed_at);
+        if (clock_seconds() - since > LEASE_LOST_SECONDS) in->want[w].peer = -1;
         else in_flight++;
     }
     peer->credit = want->credit - in_flight;
@@ -286,8 +293,8 @@ static int check_aqn(const struct intake_policy *p, const struct rec_group *g, s
 
 /* A treatment that differs from what was asked for is fatal: the same pipeline would send it again
  * for ever. */
-static enum verdict check_treatment(const struct intake *in, const struct rec_group *g,
-                                    struct err *e) {
+static enum verdict check_treatment(const struct intake *in, const struct intake_policy *asked,
+                                    const struct rec_group *g, struct err *e) {
     const struct policy *p = in->policy;
     const char *ops = g->treatment.ops;
     struct noise_evidence readable = { 0 };
@@ -299,9 +306,15 @@ static enum verdict check_treatment(const struct intake *in, const struct rec_gr
                 (long long)g->group, ops, p->ops.s);
     else if (treatment_evidence_add(&readable, &p->plan, NOISE_PHASE_ROLLOUT, g->evidence, e) < 0)
         err_wrap(e, "group %lld", (long long)g->group);
-    else if (check_aqn(in->now_wanted, g, e) == 0) return VERDICT_TAKE;
+    else if (check_aqn(asked, g, e) == 0) return VERDICT_TAKE;
     e->code = EXIT_CONFIG;
     return VERDICT_FATAL;
+}
+
+static struct want *want_of(const struct intake *in, int64_t group) {
+    for (int w = 0; w < in->wants; w++)
+        if (in->want[w].group == group) return &in->want[w];
+    return NULL;
 }
 
 static const char *prompt_fault(const struct intake *in, const struct rec_group *g) {
@@ -351,24 +364,25 @@ static const char *group_fault(struct intake *in, const struct rec_group *g) {
 static enum verdict check(struct intake *in, const struct rec_group *g, const char **why,
                           struct err *e) {
     const struct learner_conf *c = in->c;
-    const struct intake_policy *p = in->now_wanted;
-    bool wanted = false, offline = !in->journal;
-    for (int w = 0; w < in->wants; w++) wanted |= in->want[w].group == g->group;
+    const bool offline = !in->journal;
+    const struct want *wanted = want_of(in, g->group);
     if (!offline && strcmp(g->run, c->shared.run.id) != 0) {
         *why = "it belongs to another run";
         return VERDICT_REFUSE;
     }
     if (!offline && find(in, g->group)) return VERDICT_REPEAT;
     if (!wanted) {
-        *why = g->step < p->step ? "its step is committed" : "nobody asked for it";
-        return g->step < p->step ? VERDICT_REPEAT : VERDICT_REFUSE;
+        const bool over = g->step < in->now_wanted->step || g->group < in->floor;
+        *why = over ? "its step is committed" : "nobody asked for it";
+        return over ? VERDICT_REPEAT : VERDICT_REFUSE;
     }
+    const struct intake_policy *p = wanted->policy;
     if (g->version != p->version || strcmp(g->adapter_sha256, p->adapter_sha256) != 0) {
         *why = "it was made with another adapter";
         return VERDICT_REFUSE;
     }
     if ((*why = group_fault(in, g))) return VERDICT_REFUSE;
-    return check_treatment(in, g, e);
+    return check_treatment(in, p, g, e);
 }
 
 static void answer(struct intake *in, enum rec_type type, const char *peer, int64_t *group, int n,
@@ -383,6 +397,11 @@ static void answer(struct intake *in, enum rec_type type, const char *peer, int6
     struct err ignored = { 0 };
     /* lost? the rollout sends its group again */
     link_send(in->s->link[PORT_TICKET], &r, peer, 0, &ignored);
+}
+
+static void more_credit(struct intake *in, const char *rollout) {
+    for (int p = 0; p < in->peers; p++)
+        if (strcmp(in->peer[p].name, rollout) == 0) in->peer[p].credit++;
 }
 
 /* Takes what has arrived, journals it with one sync, then acknowledges. */
@@ -409,11 +428,11 @@ static int receive(struct intake *in, int timeout_ms, struct err *e) {
                      why);
             answer(in, REC_NACK, r.group.rollout, &r.group.group, 1, why);
             bool hopeless = false;
-            for (int w = 0; w < in->wants; w++)
-                if (in->want[w].group == r.group.group) {
-                    in->want[w].peer = -1;
-                    hopeless = r.group.fence == in->fence && ++in->want[w].refusals == REFUSALS_MAX;
-                }
+            struct want *asked = want_of(in, r.group.group);
+            if (asked) {
+                asked->peer = -1;
+                hopeless = r.group.fence == in->fence && ++asked->refusals == REFUSALS_MAX;
+            }
             in->counts.refused++;
             if (hopeless)
                 err_set(e, "group %lld was refused %d times, and would come again the same: %s",
@@ -436,6 +455,8 @@ static int receive(struct intake *in, int timeout_ms, struct err *e) {
         taken++;
         in->counts.journalled++;
         in->s->progress++;
+        /* Acknowledged it is forgotten there. To be told so may take an update too long. */
+        if (in->c->lag_max > 0) more_credit(in, r.group.rollout);
         hold(in, &r);
     }
     if (taken && tape_sync(in->journal, e) < 0) return -1;
@@ -459,26 +480,36 @@ static int listen_to_rollouts(struct intake *in, struct err *e) {
     return got < 0 ? -1 : 0;
 }
 
-static int missing(const struct intake *in) {
+/* What arrived is wanted no more. */
+static void drop_arrived(struct intake *in) {
+    int left = 0;
+    for (int w = 0; w < in->wants; w++)
+        if (!find(in, in->want[w].group)) in->want[left++] = in->want[w];
+    in->wants = left;
+}
+
+static int missing(const struct intake *in, int64_t first, int count) {
     int n = 0;
-    for (int w = 0; w < in->wants; w++) n += !find(in, in->want[w].group);
+    for (int i = 0; i < count; i++) n += !find(in, first + i);
     return n;
 }
 
-int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first, int count,
-                const struct rec_group **group, struct err *e) {
-    if (stage_stopping(in->s)) return 1;             /* with a file nothing below ever waits */
-    in->now_wanted = p;
-    in->want = mem_grow(in->want, (size_t)count * sizeof *in->want);
-    in->wants = 0;
-    for (int i = 0; i < count; i++)
-        if (!find(in, first + i))
-            in->want[in->wants++] = (struct want){ .group = first + i, .peer = -1 };
-    if (in->wants && !in->journal)
-        return err_set(e, "port 'group': '%s' does not hold group %lld, which step %lld needs",
-                       link_url(in->s->link[PORT_GROUP]), (long long)in->want[0].group,
-                       (long long)p->step);
-    while (missing(in)) {
+void intake_ask(struct intake *in, const struct intake_policy *p, int64_t first, int count) {
+    struct intake_policy *own = &in->policy_of[p->for_step % (LAG_MAX + 1)];
+    *own = *p;
+    in->want = mem_grow(in->want, (size_t)(in->wants + count) * sizeof *in->want);
+    for (int i = 0; i < count; i++) {
+        if (find(in, first + i) || want_of(in, first + i)) continue;
+        int at = in->wants++;
+        for (; at > 0 && in->want[at - 1].policy->for_step > p->for_step; at--)
+            in->want[at] = in->want[at - 1];
+        in->want[at] = (struct want){ .group = first + i, .policy = own, .peer = -1 };
+    }
+}
+
+static int wait_for(struct intake *in, int64_t first, int count, struct err *e) {
+    in->resumed_at = clock_seconds();
+    while (missing(in, first, count)) {
         if (stage_stopping(in->s)) return 1;
         in->s->waits_for = "group";
         stage_beat(in->s, "wait", NULL);
@@ -486,27 +517,46 @@ int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first,
         struct link *l[2] = { in->s->link[PORT_GROUP], in->s->link[PORT_TICKET] };
         link_wait(l, 2, 100);
         if (receive(in, 0, e) < 0) return -1;
-        int left = 0;                                /* arrived groups are wanted no more */
-        for (int w = 0; w < in->wants; w++)
-            if (!find(in, in->want[w].group)) in->want[left++] = in->want[w];
-        in->wants = left;
+        drop_arrived(in);
     }
     in->s->waits_for = "";
-    for (int i = 0; i < count; i++) {
-        const struct rec_group *g = group[i] = find(in, first + i);
-        const char *fault = group_fault(in, g);
-        if (fault)
-            return err_set(e, "group %lld for step %lld: %s", (long long)g->group,
-                           (long long)p->step, fault);
-        if (g->version != p->version || strcmp(g->adapter_sha256, p->adapter_sha256) != 0)
-            return err_set(e,
-                           "recorded group %lld was made with adapter version %lld %.12s, this "
-                           "configuration arrives at version "
-                           "%lld %.12s: settings, model or program differ from the recorded run's",
-                           (long long)g->group, (long long)g->version, g->adapter_sha256,
-                           (long long)p->version, p->adapter_sha256);
-        if (check_treatment(in, g, e) != VERDICT_TAKE) return -1;
-    }
+    if (!in->wants) return 0;
+    if (listen_to_rollouts(in, e) < 0 || receive(in, 0, e) < 0) return -1;
+    drop_arrived(in);
+    return lease(in, e);
+}
+
+/* What is at hand may come from a journal or a recording. */
+static int check_held(struct intake *in, const struct intake_policy *p, const struct rec_group *g,
+                      struct err *e) {
+    const char *fault = group_fault(in, g);
+    if (fault)
+        return err_set(e, "group %lld for step %lld: %s", (long long)g->group,
+                       (long long)p->for_step, fault);
+    if (g->version != p->version || strcmp(g->adapter_sha256, p->adapter_sha256) != 0)
+        return err_set(e,
+                       "recorded group %lld was made with adapter version %lld %.12s, this "
+                       "configuration arrives at version "
+                       "%lld %.12s: settings, model or program differ from the recorded run's",
+                       (long long)g->group, (long long)g->version, g->adapter_sha256,
+                       (long long)p->version, p->adapter_sha256);
+    return check_treatment(in, p, g, e) == VERDICT_TAKE ? 0 : -1;
+}
+
+int intake_wave(struct intake *in, const struct intake_policy *p, int64_t first, int count,
+                const struct rec_group **group, struct err *e) {
+    if (stage_stopping(in->s)) return 1;             /* with a file nothing below ever waits */
+    intake_ask(in, p, first, count);
+    in->now_wanted = &in->policy_of[p->for_step % (LAG_MAX + 1)];
+    for (int i = 0; i < count && !in->journal; i++)
+        if (!find(in, first + i))
+            return err_set(e, "port 'group': '%s' does not hold group %lld, which step %lld needs",
+                           link_url(in->s->link[PORT_GROUP]), (long long)(first + i),
+                           (long long)p->for_step);
+    const int rc = in->journal ? wait_for(in, first, count, e) : 0;
+    if (rc != 0) return rc;
+    for (int i = 0; i < count; i++)
+        if (check_held(in, p, group[i] = find(in, first + i), e) < 0) return -1;
     return 0;
 }
 

@@ -62,6 +62,9 @@ static const struct stage_key keys[] = {
     { "learner.ranks", KEY_INT, AT(ranks), "0", 0, RANKS_MAX, NULL,
       "processes that make each update together, each its share of sequences, cores or GPUs; 0 = "
       "one for each GPU of the stage, on cores 1" },
+    { "learner.lag_max", KEY_INT, AT(lag_max), "0", 0, LAG_MAX, NULL,
+      "steps whose groups are asked for ahead: a step's answers come from the adapter of so many "
+      "steps before, and rollouts work while the learner does; 0 = in turn" },
     { 0 },
 };
 static const struct stage_key *const tables[] = { SHARED_POLICY_KEYS, keys, NULL };

@@ -118,6 +118,28 @@ static void set_groups(json_t *o, const struct rec_group *const *group, int grou
     set(o, "prompt_length/mean", prompt / m);
 }
 
+/* Updates between the adapter that sampled and the one that is trained; by samples. */
+static void set_staleness(json_t *o, const struct step_counts *n,
+                          const struct rec_group *const *group, int groups) {
+    int64_t samples = 0, sum = 0, most = 0, count[LAG_MAX + 1] = { 0 };
+    char name[40];
+    for (int g = 0; g < groups; g++) {
+        const int64_t stale = n->trained - group[g]->version;
+        assert(stale >= 0 && stale <= LAG_MAX);
+        count[stale] += group[g]->samples;
+        samples += group[g]->samples;
+        sum += stale * group[g]->samples;
+        most = stale > most ? stale : most;
+    }
+    if (!samples) return;
+    set(o, "train/staleness/mean", (double)sum / (double)samples);
+    set_int(o, "train/staleness/max", most);
+    for (int64_t k = 0; k <= n->lag; k++) {
+        snprintf(name, sizeof name, "train/staleness/samples_%lld", (long long)k);
+        set_int(o, name, count[k]);
+    }
+}
+
 static void set_adapter(json_t *o, const struct update_metrics *u) {
     struct quant_stats all = u->adapter_a;
     quant_stats_add(&all, &u->adapter_b);
@@ -225,6 +247,7 @@ const char *metrics_step(struct metrics *m, const struct progress *p, const stru
         set_groups(o, group, groups, group[0]->new_max);
     }
     if (n->ranks > 1) set_int(o, "train/ranks", n->ranks);
+    if (n->lag > 0) set_staleness(o, n, group, groups);
     set_int(o, "train/num_gen_batches", n->waves);
     set_int(o, "train/groups", n->groups);
     set_int(o, "train/groups_kept", n->kept);

@@ -10,6 +10,7 @@ struct step_counts {                 /* of one step, all its waves */
     int waves, groups, kept, surplus, all_right, all_wrong;
     int64_t samples, right, tokens, version;
     int ranks;                       /* that made the update */
+    int64_t lag, trained;            /* learner.lag_max; the version that the update began with */
     double sigma, sigma_realised;
     int64_t noise_elements, noise_changed;
     /* measured noise by phase, as groups carry it: rollout (all groups), log-probs, update; NULL or

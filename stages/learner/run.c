@@ -16,6 +16,7 @@
 #include "lib/stage/aqn.h"
 #include "lib/stage/rank.h"
 #include "lib/stage/effect.h"
+#include "stages/learner/ahead.h"
 #include "stages/learner/ckpt.h"
 #include "stages/learner/metrics.h"
 #include "stages/learner/intake.h"
@@ -118,6 +119,25 @@ static int own_folder(struct run *r, struct err *e) {
     return 0;
 }
 
+/* A checkpoint's steps to come need adapters that it does not hold itself. */
+static int check_leases(const struct run *r, struct err *e) {
+    char path[FS_PATH_MAX];
+    if (!ahead_whole(&r->done, r->c))
+        return err_code(e, EXIT_CONFIG,
+                        "the checkpoint of step %lld does not say which adapters sample the next "
+                        "%lld steps: start a new run",
+                        (long long)r->done.step, (long long)r->c->lag_max);
+    for (int i = 0; i < r->done.leases; i++) {
+        ckpt_adapter_path(path, r->c->shared.run.dir, r->done.lease[i].version);
+        if (!fs_is_dir(path))
+            return err_code(e, EXIT_ENV,
+                            "'%s' is missing: with learner.lag_max = %lld step %lld is sampled by "
+                            "it; remove ckpt/ to train again from the journal",
+                            path, (long long)r->c->lag_max, (long long)r->done.step + i + 1);
+    }
+    return 0;
+}
+
 static int open_state(struct run *r, struct err *e) {
     const struct shared *c = &r->c->shared;
     struct update_state *s = &r->state;
@@ -139,23 +159,27 @@ static int open_state(struct run *r, struct err *e) {
                                        "learner.micro_tokens",
                                        "learner.save_every",
                                        "learner.ranks",
+                                       "learner.lag_max",
                                        NULL };
     stage_settings(r->s, but, &r->settings);
-    /* checkpoints from before there were ranks do without the line */
+    /* checkpoints from before there were ranks and lag do without the lines */
     if (r->c->ranks > 1)
         str_printf(&r->settings, "learner.ranks = %lld\n", (long long)r->c->ranks);
+    if (r->c->lag_max > 0)
+        str_printf(&r->settings, "learner.lag_max = %lld\n", (long long)r->c->lag_max);
     r->identity = (struct ckpt_identity){ r->policy.model->sha256, tok_sha256(r->policy.tok),
                                           r->train.sha256, r->policy.treatment,
                                           r->policy.kern.bits, r->settings.s };
     int got = ckpt_load(c->run.dir, &r->done, s, &r->identity, e);
     if (got < 0) return -1;
+    if (got && check_leases(r, e) < 0) return -1;
     if (got) log_info("going on after step %lld", (long long)r->done.step);
     log_info("%zu trainable parameters", s->lora->params);
     /* Only from here on the run folder is written to: what was refused above left it as it was. */
     if (fs_mkdirs(c->run.dir, e) < 0 || (r->lock_fd < 0 && own_folder(r, e) < 0) ||
         ckpt_next_fence(c->run.dir, &r->fence, e) < 0) return -1;
     return ckpt_publish(c->run.dir, s->lora, r->done.version, c->model.path, r->adapter,
-                        sizeof r->adapter, e);
+                        e);
 }
 
 static int announce(struct run *r, struct err *e) {
@@ -227,7 +251,7 @@ struct run *run_create(struct stage *s) {
         updater_create(&r->updater, &r->policy, r->c, e) < 0 || open_state(r, e) < 0 ||
         team_begin(r->team, r->updater, &r->state, e) < 0)
         goto failed;
-    if (intake_open(&r->intake, s, &r->policy, &r->train, r->fence, r->done.cursor, e) < 0)
+    if (intake_open(&r->intake, s, &r->policy, &r->train, r->fence, ahead_floor(&r->done), e) < 0)
         goto failed;
     if (metrics_open(&r->metrics, c->run.dir, s->device, r->done.step, e) < 0 || announce(r, e) < 0)
         goto failed;
@@ -317,10 +341,11 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
     int rc = 0;
     *kept = 0;
     for (int w = 0; rc == 0 && w < most && *kept < c->batch; w++) {
-        rc = intake_wave(r->intake, p, next->cursor, wave, arrived, e);
+        const int64_t first = w ? next->cursor : next->lease[0].first;
+        rc = intake_wave(r->intake, p, first, wave, arrived, e);
         if (rc != 0) break;
         r->counts.waves++;
-        next->cursor += wave;
+        if (w) next->cursor += wave;
         for (int i = 0; rc == 0 && i < wave; i++) {
             rc = treatment_evidence_add(&applied, &r->policy.plan, NOISE_PHASE_ROLLOUT,
                                         part = arrived[i]->evidence, e);
@@ -340,13 +365,13 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
     return rc;
 }
 
-static int update(struct run *r, int kept, struct update_metrics *m, struct err *e) {
-    const struct shared *c = &r->c->shared;
-    const struct update_treatment t = { .seed = policy_noise_seed((uint64_t)c->run.seed,
-                                                                  r->done.step),
-                                        .fixed_seed = (uint64_t)c->run.seed,
-                                        .sigma = r->counts.sigma,
-                                        .step = r->done.step,
+/* Noise has the keys and the size that it had where the groups were sampled. */
+static int update(struct run *r, const struct intake_policy *sampled, int kept,
+                  struct update_metrics *m, struct err *e) {
+    const struct update_treatment t = { .seed = sampled->noise_seed,
+                                        .fixed_seed = (uint64_t)r->c->shared.run.seed,
+                                        .sigma = sampled->sigma,
+                                        .step = sampled->step,
                                         .version = r->done.version };
     if (team_step(r->team, r->updater, &r->state, r->group, kept, &t, m, e) < 0)
         return err_wrap(e, "step %lld", (long long)r->done.step + 1);
@@ -359,8 +384,8 @@ static int update(struct run *r, int kept, struct update_metrics *m, struct err 
     return 0;
 }
 
-static int train(struct run *r, struct progress *next, int kept, struct update_metrics *m,
-                 struct err *e) {
+static int train(struct run *r, const struct intake_policy *sampled, struct progress *next,
+                 int kept, struct update_metrics *m, struct err *e) {
     if (!kept) {
         next->skipped_starved++;
         log_warn("step %lld skipped: no group of %d could teach (%d all right, %d all wrong)",
@@ -368,7 +393,7 @@ static int train(struct run *r, struct progress *next, int kept, struct update_m
                  r->counts.all_right, r->counts.all_wrong);
         return 0;
     }
-    if (update(r, kept, m, e) < 0) return -1;
+    if (update(r, sampled, kept, m, e) < 0) return -1;
     if (m->nonfinite) {
         next->skipped_nonfinite++;
         next->nonfinite_in_a_row++;
@@ -386,6 +411,16 @@ static int train(struct run *r, struct progress *next, int kept, struct update_m
     return 0;
 }
 
+/* Leases of the open step and of those after it; the policy of the open one. */
+static struct intake_policy ask_ahead(struct run *r, struct progress *next) {
+    ahead_open(next, r->c, wave_size(r->c), r->adapter_sha256);
+    for (int i = 0; i < next->leases; i++) {
+        const struct intake_policy p = ahead_policy(next, r->c, i);
+        intake_ask(r->intake, &p, next->lease[i].first, (int)wave_size(r->c));
+    }
+    return ahead_policy(next, r->c, 0);
+}
+
 int run_step(struct run *r) {
     const struct shared *c = &r->c->shared;
     struct err *e = &r->s->err;
@@ -395,25 +430,22 @@ int run_step(struct run *r) {
     double begun = clock_seconds();
     struct progress next = r->done;
     struct update_metrics m = { 0 };
-    struct intake_policy p = { .step = r->done.step,
-                               .version = r->done.version,
-                               .adapter = r->adapter,
-                               .adapter_sha256 = r->adapter_sha256,
-                               .sigma = treatment_sigma(c, r->done.step),
-                               .noise_seed = policy_noise_seed((uint64_t)c->run.seed,
-                                                               r->done.step) };
-    r->counts = (struct step_counts){ .sigma = p.sigma, .ranks = (int)r->c->ranks };
+    const struct intake_policy p = ask_ahead(r, &next);
+    r->counts = (struct step_counts){ .sigma = p.sigma,
+                                      .ranks = (int)r->c->ranks,
+                                      .lag = r->c->lag_max,
+                                      .trained = r->done.version };
     int kept, rc = collect(r, &p, &next, &kept, e);
     if (rc != 0) return rc < 0 ? -1 : 2;
     double collected = clock_seconds();
+    ahead_close(&next);
     next.step++;
     stage_beat(r->s, "work", NULL);
-    if (train(r, &next, kept, &m, e) < 0) return -1;
+    if (train(r, &p, &next, kept, &m, e) < 0) return -1;
     double trained = clock_seconds();
     r->counts.version = next.version;
     if (next.version != r->done.version &&
-        ckpt_publish(c->run.dir, r->state.lora, next.version, c->model.path, r->adapter,
-                     sizeof r->adapter, e) < 0)
+        ckpt_publish(c->run.dir, r->state.lora, next.version, c->model.path, r->adapter, e) < 0)
         return -1;
     r->done = next;
     r->s->step = next.step;
@@ -426,7 +458,7 @@ int run_step(struct run *r) {
                                     &seconds, e);
     if (!line) return -1;
     stage_beat(r->s, "work", line);
-    intake_forget(r->intake, next.cursor);
+    intake_forget(r->intake, ahead_floor(&next));
     if (next.step % r->c->save_every == 0 || next.step == c->run.steps) {
         if (metrics_sync(r->metrics, e) < 0 ||
             ckpt_save(c->run.dir, &next, &r->state, &r->identity, e) < 0)
@@ -453,6 +485,21 @@ int run_finish(struct run *r) {
 
 /* ---- plan ---- */
 
+static void lag_notes(const struct learner_conf *c, json_t *notes) {
+    char text[400];
+    snprintf(text, sizeof text,
+             "learner.lag_max = %lld: the answers of a step come from the adapter of %lld step%s "
+             "before; rollouts work while the learner does, as far ahead as rollout.credit reaches",
+             (long long)c->lag_max, (long long)c->lag_max, c->lag_max == 1 ? "" : "s");
+    json_array_append_new(notes, json_string(text));
+    if (c->tis_cap <= 0)
+        json_array_append_new(notes, json_string("nothing corrects for the older adapter that "
+                                                 "sampled: learner.tis_cap = 2 would"));
+    if (stage_linked(PORT_SCORE))
+        json_array_append_new(notes, json_string("the learner waits for scores: rollouts that "
+                                                 "share cores with it do not take turns now"));
+}
+
 static void plan_notes(const struct learner_conf *c, json_t *out) {
     json_t *notes = json_array();
     if (c->minibatch <= 0 || c->minibatch >= c->batch)
@@ -476,6 +523,7 @@ static void plan_notes(const struct learner_conf *c, json_t *out) {
     if (c->warmup >= c->shared.run.steps)
         json_array_append_new(notes, json_string("the warm-up is as long as the run: the full "
                                                  "learning rate is never reached"));
+    if (c->lag_max > 0) lag_notes(c, notes);
     effect_notes(&c->shared, notes);
     json_object_set_new(out, "notes", notes);
 }
@@ -523,7 +571,7 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
     if (known < 0 || aqn_plan(out, s, known ? &m : NULL, e) < 0) return -1;
     if (!known) return 0;
     json_int_t adapter = (json_int_t)(lora_params(&m, &shape) * sizeof(float));
-    json_int_t kept = (json_int_t)json_array_size(scored) + 4;
+    json_int_t kept = (json_int_t)json_array_size(scored) + 4 + 3 * c->lag_max;
     json_int_t record = (json_int_t)(s->sample.n * (s->sample.new_max * 12 + 1000));
     const size_t aqn = c->old_logprob == LEARNER_POLICY_NOISY ? aqn_bytes(s, &m) : 0,
                  modules = treatment_bytes(s, &m, false, NOISE_PHASE_LOGPROB, NOISE_PHASE_UPDATE);
@@ -533,6 +581,7 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
     json_object_set_new(
         out, "disk_bytes",
         json_integer(adapter * kept + 2 * 3 * adapter + s->run.steps * wave_size(c) * record));
+    if (c->lag_max > 0) json_object_set_new(out, "lag", json_integer((json_int_t)c->lag_max));
     json_object_set_new(out, "ranks", json_integer((json_int_t)c->ranks));
     json_object_set_new(out, "rank_cores", json_integer(rank_cores(s, (int)c->ranks)));
     json_object_set_new(out, "trainable_parameters",

@@ -1,7 +1,7 @@
 /* work.c - see work.h. In the order in which a ticket lives: taken, adopted for, generated, sent,
  * acknowledged.
  *
- * Tickets are made in the order they came, and only tickets of one policy (version, sigma, noise
+ * Tickets are made in the order they came (a learner's: of earlier steps first), and only tickets of one policy (version, sigma, noise
  * seed) are in the generator at a time: the next policy is adopted when the generator is idle.
  * Finished groups leave in that order too.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -183,6 +183,17 @@ static int check_treatment(struct work *w, const struct rec_ticket *t) {
                     (long long)t->group, asked->hash, asked->ops, w->policy.treatment, ours);
 }
 
+/* A learner asks ahead: what its earlier steps want is made first. */
+static void job_insert(struct work *w, struct job *j) {
+    int at = w->jobs++;
+    while (w->live && at > 0 && w->job[at - 1]->state == JOB_STATE_WAITING &&
+           w->job[at - 1]->ticket.ticket.step > j->ticket.ticket.step) {
+        w->job[at] = w->job[at - 1];
+        at--;
+    }
+    w->job[at] = j;
+}
+
 static int ticket_take(struct work *w, struct rec *r) {
     struct rec_ticket *t = &r->ticket;
     if (check_treatment(w, t) < 0) {
@@ -206,8 +217,8 @@ static int ticket_take(struct work *w, struct rec *r) {
     struct job *j = mem_alloc(sizeof *j);
     j->ticket = *r;
     rec_init(&j->traj, REC_TRAJ);
-    w->job[w->jobs++] = j;
-    return ticket_complete(w, t == &r->ticket ? &j->ticket.ticket : t);
+    job_insert(w, j);
+    return ticket_complete(w, &j->ticket.ticket);
 }
 
 static int look_at_tickets(struct work *w) {
