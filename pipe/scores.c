@@ -3,12 +3,23 @@
 #include "pipe/scores.h"
 
 #include "lib/base/fs.h"
+#include "lib/base/hash.h"
 #include "lib/base/stat.h"
 #include "pipe/tail.h"
 
 static void copy_field(const json_t *o, const char *key, char *out, size_t size) {
     const char *text = json_string_value(json_object_get(o, key));
     snprintf(out, size, "%s", text ? text : "");
+}
+
+/* One that is too long for its field ends in a hash of all of it: a cut label would be others'. */
+static void copy_label(const json_t *o, const char *key, char *out, size_t size) {
+    const char *text = json_string_value(json_object_get(o, key));
+    char hex[SHA256_HEX];
+    copy_field(o, key, out, size);
+    if (!text || strlen(text) < size) return;
+    sha256_of(text, strlen(text), hex);
+    snprintf(out + size - 17, 17, "... #%.11s", hex);
 }
 
 int score_from_json(struct score *s, const char *line, size_t bytes) {
@@ -24,7 +35,7 @@ int score_from_json(struct score *s, const char *line, size_t bytes) {
     copy_field(o, "split", s->split, sizeof s->split);
     copy_field(o, "rule", s->rule, sizeof s->rule);
     copy_field(o, "quant", s->quant, sizeof s->quant);
-    copy_field(o, "noise", s->noise, sizeof s->noise);
+    copy_label(o, "noise", s->noise, sizeof s->noise);
     copy_field(o, "adapter_sha256", s->adapter_sha256, sizeof s->adapter_sha256);
     copy_field(o, "model_sha256", s->model_sha256, sizeof s->model_sha256);
     copy_field(o, "data_sha256", s->data_sha256, sizeof s->data_sha256);

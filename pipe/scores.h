@@ -10,7 +10,7 @@
 
 struct score {                               /* one line of scores.jsonl */
     int64_t step, n, right, version, samples_per_question;
-    char split[40], rule[40], quant[60], noise[400];
+    char split[40], rule[40], quant[60], noise[1000];
     char adapter_sha256[65], model_sha256[65], data_sha256[65];
     double low, high;                        /* 95 % interval of right / n */
 };

@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "lib/base/hash.h"
 #include "lib/base/log.h"
 #include "lib/base/str.h"
 
@@ -106,9 +107,10 @@ void aqn_text(const struct shared *c, struct str *out) {
                    c->aqn.zone_middle, c->aqn.zone_early, c->aqn.zone_late, c->aqn.zone_switch);
 }
 
+enum { LIST_BYTES_MAX = 48 };
+
 /* A list without blanks, cut where it is longer than a label has room for. */
 static void short_list(struct str *out, const char *before, const char *list) {
-    enum { LIST_BYTES_MAX = 48 };
     int n = 0;
     if (!*list) return;
     str_puts(out, before);
@@ -117,12 +119,40 @@ static void short_list(struct str *out, const char *before, const char *list) {
     if (*list) str_puts(out, "...");
 }
 
-void aqn_target_text(const struct shared *c, struct str *out) {
+/* What the middle zone has in that step. */
+static double middle_times(const struct shared *c, int64_t step) {
+    const struct noise_target_text x = target_text(c);
+    const int64_t change = noise_target_switch(&x, c->run.steps);
+    return change >= 0 && step >= change ? c->aqn.zone_late : c->aqn.zone_early;
+}
+
+/* Whether the label must say more than the names of the targets: they alone make no multiplier. */
+static bool needs_hash(const struct shared *c) {
+    return *c->aqn.exclude || *c->aqn.layers || *c->aqn.zone_edge || *c->aqn.zone_middle ||
+           strlen(c->aqn.targets) > LIST_BYTES_MAX;
+}
+
+static void hash_target(struct str *out, const struct noise_target *t, const struct model_conf *m) {
+    char hex[SHA256_HEX];
+    struct sha256 sum;
+    sha256_init(&sum);
+    sha256_add(&sum, t->norm, (size_t)(2 * m->layers + 1) * sizeof *t->norm);
+    sha256_add(&sum, t->linear, (size_t)m->layers * sizeof *t->linear);
+    sha256_hex(&sum, hex);
+    str_printf(out, " #%.12s", hex);
+}
+
+void aqn_target_text(const struct shared *c, const struct model_conf *m, int64_t step,
+                     struct str *out) {
+    struct noise_target t;
     short_list(out, "", c->aqn.targets);
     short_list(out, " but ", c->aqn.exclude);
     short_list(out, " in layers ", c->aqn.layers);
     short_list(out, " in zones ", c->aqn.zone_edge);
     short_list(out, *c->aqn.zone_edge ? " and " : " in zones ", c->aqn.zone_middle);
+    if (*c->aqn.zone_middle) str_printf(out, " x%.9g", middle_times(c, step));
+    if (c->aqn.others != 1) str_printf(out, " others %.9g", c->aqn.others);
+    if (needs_hash(c) && aqn_target(&t, c, step, m, NULL) == 0) hash_target(out, &t, m);
 }
 
 /* ---- plan ---- */

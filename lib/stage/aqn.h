@@ -16,8 +16,11 @@ int aqn_target(struct noise_target *t, const struct shared *c, int64_t done,
                const struct model_conf *m, struct err *e);
 /* One form for one treatment, "none" when off: for records and hashes. Appends. */
 void aqn_text(const struct shared *c, struct str *out);
-/* The same in few words, for labels: "norms", "linears but o_proj in layers 14-17". Appends. */
-void aqn_target_text(const struct shared *c, struct str *out);
+/* The same in few words, for labels: "norms", "linears in layers 14-17 others 0 #5c1f03aa9d42".
+ * Long lists are cut; where more than names of targets counts, a hash of the multipliers that a
+ * model of that shape has after `step` completed steps says whether two are the same. Appends. */
+void aqn_target_text(const struct shared *c, const struct model_conf *m, int64_t step,
+                     struct str *out);
 /* Draws the strongest view of the run once: noise larger than the weights is refused (EXIT_CONFIG)
  * before the first step, above NOISE_STRONG of them it is worth a warning. */
 int aqn_try(const struct shared *c, const struct model *m, struct err *e);

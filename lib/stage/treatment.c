@@ -70,7 +70,8 @@ static void keep_phase(struct noise_text *t, enum noise_phase phase) {
 }
 
 void treatment_text(struct str *out, const struct noise_plan *p, const struct shared *c,
-                    enum noise_phase phase, double sigma) {
+                    const struct model_conf *m, enum noise_phase phase, int64_t step,
+                    double sigma) {
     struct noise_plan here = *p;
     const bool on = noise_plan_on(p, phase);
     keep_phase(&here.op_text, phase);
@@ -78,7 +79,7 @@ void treatment_text(struct str *out, const struct noise_plan *p, const struct sh
     if (on || sigma <= 0) noise_plan_text(&here, out);
     if (sigma <= 0) return;
     str_printf(out, "%saqn %.9g on ", on ? "; " : "", sigma);
-    aqn_target_text(c, out);
+    aqn_target_text(c, m, step, out);
 }
 
 /* By layer, the final norm last; four digits are enough to see a multiplier. */

@@ -25,10 +25,11 @@ int treatment_plan(struct noise_plan *p, const struct shared *c, const struct mo
 /* Bytes of noise on weights of modules, for a stage that computes these phases. */
 size_t treatment_bytes(const struct shared *c, const struct model_conf *m, bool in_eval,
                        enum noise_phase from, enum noise_phase to);
-/* What acts in a phase, as scores name it: "none", or "ops ...; modules ...; aqn 0.01 on norms".
- * Appends. */
+/* What acts in a phase after `step` completed steps, as scores name it: "none", or "ops ...;
+ * modules ...; aqn 0.01 on norms" (aqn_target_text). Appends. */
 void treatment_text(struct str *out, const struct noise_plan *p, const struct shared *c,
-                    enum noise_phase phase, double sigma);
+                    const struct model_conf *m, enum noise_phase phase, int64_t step,
+                    double sigma);
 
 /* Whose draws they were; fixed: of type systematic. */
 struct treatment_seeds { uint64_t seed, fixed; };

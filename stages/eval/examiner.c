@@ -95,7 +95,8 @@ void examiner_warn(const struct examiner *x, const struct rec_adapter *a) {
 }
 
 void exam_noise(struct str *out, const struct examiner *x, const struct exam *m) {
-    treatment_text(out, m->plan, &x->c->shared, NOISE_PHASE_EVAL, m->sigma);
+    treatment_text(out, m->plan, &x->c->shared, &x->policy.model->conf, NOISE_PHASE_EVAL, m->step,
+                   m->sigma);
 }
 
 int64_t examiner_answers(const struct examiner *x) { return x->test.n * x->c->samples; }

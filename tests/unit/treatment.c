@@ -103,19 +103,31 @@ Test(treatment, every_key_of_noise_and_formats_is_in_the_hash) {
         }
 }
 
-static void expect_text(const char *text, enum noise_phase phase, bool in_eval, double sigma,
-                        const char *want) {
+/* Into got, which is cleared. */
+static void text_of(struct str *got, const char *text, enum noise_phase phase, bool in_eval, int64_t step,
+                    double sigma) {
     struct shared c;
     struct noise_plan plan;
     struct err e = { 0 };
-    struct str got;
-    str_init(&got);
     load(&c, text, NULL, NULL);
     cr_assert(treatment_plan(&plan, &c, &model, in_eval, &e) == 0, "%s", e.text);
-    treatment_text(&got, &plan, &c, phase, sigma);
+    str_clear(got);
+    treatment_text(got, &plan, &c, &model, phase, step, sigma);
+    shared_release(&c);
+}
+
+/* A hash at its end is left to the test of hashes. */
+static void expect_text(const char *text, enum noise_phase phase, bool in_eval, double sigma,
+                        const char *want) {
+    struct str got;
+    str_init(&got);
+    text_of(&got, text, phase, in_eval, 0, sigma);
+    char *hash = strchr(got.s, '#');
+    cr_expect_eq(hash != NULL, want[strlen(want) - 1] == '#', "%s", got.s);
+    if (hash) cr_expect_eq(strlen(hash), 13u);
+    if (hash) hash[1] = 0;
     cr_expect_str_eq(got.s, want);
     str_release(&got);
-    shared_release(&c);
 }
 
 Test(treatment, a_label_says_what_acts_in_that_phase) {
@@ -132,15 +144,46 @@ Test(treatment, a_label_says_what_acts_in_that_phase) {
                 "ops relative_gaussian 0.05 matmul forward+backward update");
     expect_text(back, NOISE_PHASE_EVAL, true, 0, "none");
     expect_text(back, NOISE_PHASE_EVAL, true, .01, "aqn 0.01 on norms");
-    expect_text("noise.aqn.targets = input_layernorm, down_proj\nnoise.aqn.exclude = o_proj\n"
-                "noise.aqn.layers = 0-13:0.5, 14-17:1.5\n", NOISE_PHASE_EVAL, true, .01,
-                "aqn 0.01 on input_layernorm,down_proj but o_proj in layers 0-13:0.5,14-17:1.5");
-    expect_text("noise.aqn.targets = linears\nnoise.aqn.zone_edge = 0-5,23-27\n"
-                "noise.aqn.zone_middle = 6-22\n", NOISE_PHASE_EVAL, true, .01,
-                "aqn 0.01 on linears in zones 0-5,23-27 and 6-22");
+    expect_text("noise.aqn.targets = input_layernorm, down_proj\nnoise.aqn.exclude = layers.0.down_proj\n"
+                "noise.aqn.layers = 0-3:0.5, 4-5:1.5\n", NOISE_PHASE_EVAL, true, .01,
+                "aqn 0.01 on input_layernorm,down_proj but layers.0.down_proj in layers 0-3:0.5,4-5:1.5 #");
+    expect_text("noise.aqn.targets = linears\nnoise.aqn.zone_edge = 0,5\n"
+                "noise.aqn.zone_middle = 1-4\nnoise.aqn.zone_early = 0.5\nnoise.aqn.others = 0.25\n",
+                NOISE_PHASE_EVAL, true, .01, "aqn 0.01 on linears in zones 0,5 and 1-4 x0.5 others 0.25 #");
     expect_text("noise.aqn.targets = q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj,norm\n",
                 NOISE_PHASE_EVAL, true, .01,
-                "aqn 0.01 on q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,do...");
+                "aqn 0.01 on q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,do... #");
+}
+
+/* Multipliers that differ anywhere, behind the cut of a list too, are another noise. */
+Test(treatment, labels_of_different_multipliers_differ) {
+    static const char *const text[] = {
+        "noise.aqn.layers = 0:1\nnoise.aqn.others = .1\n", "noise.aqn.layers = 0:1\nnoise.aqn.others = 9\n",
+        "noise.aqn.layers = 0:.5,1:0.123456789,2:0.123456789,3:0.123456789,4:0.93,5:0.5\n",
+        "noise.aqn.layers = 0:.5,1:0.123456789,2:0.123456789,3:0.123456789,4:0.93,5:9.0\n",
+        "noise.aqn.zone_middle = 1-4\nnoise.aqn.zone_early = .1\nnoise.aqn.zone_late = 2\nrun.steps = 4\n",
+        "noise.aqn.zone_middle = 1-4\nnoise.aqn.zone_early = 9\nnoise.aqn.zone_late = 2\nrun.steps = 4\n",
+        "noise.aqn.targets = norms, layers.0.q_proj, layers.0.k_proj, layers.0.v_proj, layers.1.q_proj\n",
+        "noise.aqn.targets = norms, layers.0.q_proj, layers.0.k_proj, layers.0.v_proj, layers.2.q_proj\n",
+    };
+    struct str a, b;
+    str_init(&a);
+    str_init(&b);
+    for (size_t i = 0; i < COUNT_OF(text); i += 2) {
+        text_of(&a, text[i], NOISE_PHASE_EVAL, true, 0, .03);
+        text_of(&b, text[i + 1], NOISE_PHASE_EVAL, true, 0, .03);
+        cr_assert(strchr(a.s, '#') && strchr(b.s, '#'), "%s, %s", a.s, b.s);
+        cr_expect_str_neq(strchr(a.s, '#'), strchr(b.s, '#'));
+    }
+    /* one thing in two wordings; zones that have changed */
+    text_of(&a, "noise.aqn.layers = 0-2:2,3:3\n", NOISE_PHASE_EVAL, true, 0, .03);
+    text_of(&b, "noise.aqn.layers = 3:3, 0:2, 1:2, 2:2\n", NOISE_PHASE_EVAL, true, 0, .03);
+    cr_expect_str_eq(strchr(a.s, '#'), strchr(b.s, '#'));
+    text_of(&a, text[4], NOISE_PHASE_EVAL, true, 4, .03);
+    text_of(&b, text[5], NOISE_PHASE_EVAL, true, 4, .03);
+    cr_expect_str_eq(a.s, b.s);
+    str_release(&a);
+    str_release(&b);
 }
 
 Test(treatment, evidence_that_lacks_an_operation_is_found_out) {
