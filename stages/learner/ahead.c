@@ -28,6 +28,12 @@ bool ahead_whole(const struct progress *p, const struct learner_conf *c) {
     return p->leases == lesser(c->lag_max, c->shared.run.steps - p->step);
 }
 
+int64_t ahead_sampled_alike(const struct intake_policy *p, const struct learner_conf *c) {
+    if (p->step > 0) return 1;
+    const int64_t last = lesser(c->lag_max, c->shared.run.steps - 1);
+    return p->for_step == last ? last + 1 : 0;
+}
+
 struct intake_policy ahead_policy(const struct progress *p, const struct learner_conf *c, int i) {
     assert(i < p->leases);
     const struct lease *l = &p->lease[i];

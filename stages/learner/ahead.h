@@ -24,6 +24,10 @@ void ahead_close(struct progress *p);
 int64_t ahead_floor(const struct progress *p);
 /* Whether a checkpoint has the leases that a run with this lag left there. */
 bool ahead_whole(const struct progress *p, const struct learner_conf *c);
+/* How many steps up to this one a rollout cannot tell apart: 1, or, for the last of those that the
+ * fresh adapter samples before any update, all of these; 0 for the ones before. What a rollout
+ * measured between two groups may be of two such steps. */
+int64_t ahead_sampled_alike(const struct intake_policy *p, const struct learner_conf *c);
 /* What the groups of the i-th leased step must be made with. */
 struct intake_policy ahead_policy(const struct progress *p, const struct learner_conf *c, int i);
 #endif

@@ -45,6 +45,9 @@ struct run {
     const struct rec_group **group;
     struct step_counts counts;
     char *evidence[NOISE_PHASE_COUNT];       /* of the last step and its update */
+    /* of all groups that were sampled as those of the open step; how many steps they are of */
+    struct noise_evidence sampled;
+    int64_t sampled_steps;
 };
 
 static int64_t wave_size(const struct learner_conf *c) { return c->wave > 0 ? c->wave : c->batch; }
@@ -319,14 +322,22 @@ static void keep_evidence(struct run *r, enum noise_phase phase, char *text) {
 
 /* What the rollouts applied in this step: the sum over all of its groups, the filtered ones too,
  * whoever made them. */
-static int sum_rollouts(struct run *r, const struct noise_evidence *sum, const char *part,
-                        struct err *e) {
+static int sum_rollouts(struct run *r, const struct intake_policy *made_with,
+                        const struct noise_evidence *sum, const char *part, struct err *e) {
     const struct noise_plan *p = &r->policy.plan;
-    if (treatment_check(p, NOISE_PHASE_ROLLOUT, sum, e) < 0)
+    if (ahead_sampled_alike(made_with, r->c) == r->sampled_steps &&
+        treatment_check(p, NOISE_PHASE_ROLLOUT, &r->sampled, e) < 0)
         return err_wrap(e, "groups of step %lld", (long long)r->done.step + 1);
     keep_evidence(r, NOISE_PHASE_ROLLOUT,
                   treatment_evidence_sum(p, NOISE_PHASE_ROLLOUT, sum, part));
     return 0;
+}
+
+static int add_evidence(struct run *r, struct noise_evidence *step, const char *text,
+                        struct err *e) {
+    const struct noise_plan *p = &r->policy.plan;
+    if (treatment_evidence_add(step, p, NOISE_PHASE_ROLLOUT, text, e) < 0) return -1;
+    return treatment_evidence_add(&r->sampled, p, NOISE_PHASE_ROLLOUT, text, e);
 }
 
 /* Waves until `batch` groups teach or the waves are used up. 0, 1 asked to stop, -1. Kept groups
@@ -340,6 +351,11 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
     const char *part = "";
     int rc = 0;
     *kept = 0;
+    if (p->step > 0 || p->for_step == 0) {
+        r->sampled = applied;
+        r->sampled_steps = 0;
+    }
+    r->sampled_steps++;
     for (int w = 0; rc == 0 && w < most && *kept < c->batch; w++) {
         const int64_t first = w ? next->cursor : next->lease[0].first;
         rc = intake_wave(r->intake, p, first, wave, arrived, e);
@@ -347,8 +363,8 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
         r->counts.waves++;
         if (w) next->cursor += wave;
         for (int i = 0; rc == 0 && i < wave; i++) {
-            rc = treatment_evidence_add(&applied, &r->policy.plan, NOISE_PHASE_ROLLOUT,
-                                        part = arrived[i]->evidence, e);
+            part = arrived[i]->evidence;
+            rc = add_evidence(r, &applied, part, e);
             bool teaches = group_teaches(c, arrived[i]), keep = teaches && *kept < c->batch;
             count_group(&r->counts, next, arrived[i]);
             if (keep) r->group[(*kept)++] = arrived[i];
@@ -360,7 +376,7 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
     }
     next->groups_kept += *kept;
     r->counts.kept = *kept;
-    if (rc == 0) rc = sum_rollouts(r, &applied, part, e);
+    if (rc == 0) rc = sum_rollouts(r, p, &applied, part, e);
     free(arrived);
     return rc;
 }
