@@ -14,8 +14,8 @@
 #include "stages/learner/ckpt.h"
 #include "stages/learner/intake.h"
 
-/* Gives the steps p->step .. p->step + lag, as far as the run has them, the leases they lack: of the
- * adapter p->version with this hash, and of waves of `wave` groups from p->cursor on. */
+/* Gives the steps p->step .. p->step + lag, as far as the run has them, the leases they lack: of
+ * the adapter p->version with this hash, and of waves of `wave` groups from p->cursor on. */
 void ahead_open(struct progress *p, const struct learner_conf *c, int64_t wave,
                 const char *sha256);
 /* The first lease's step is completed. */

@@ -43,8 +43,8 @@ int ckpt_publish(const char *dir, const struct lora *l, int64_t version, const c
                  char path[FS_PATH_MAX], struct err *e);
 /* adapters/at-NNNNNN.json: the adapter record of a scored step; the evaluator's truth. */
 int ckpt_mark_scored(const char *dir, const struct rec *adapter, struct err *e);
-/* Keeps the last two checkpoints, and of the adapters the last two, the scored, the checkpointed and
- * those that steps to come are sampled with. */
+/* Keeps the last two checkpoints, and of the adapters the last two, the scored, the checkpointed
+ * and those that steps to come are sampled with. */
 int ckpt_prune(const char *dir, const struct progress *p, struct err *e);
 /* Number of this start of the learner, from 1; made durable before it returns. */
 int ckpt_next_fence(const char *dir, int64_t *fence, struct err *e);
