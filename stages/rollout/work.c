@@ -1,9 +1,9 @@
 /* work.c - see work.h. In the order in which a ticket lives: taken, adopted for, generated, sent,
  * acknowledged.
  *
- * Tickets are made in the order they came (a learner's: of earlier steps first), and only tickets of
- * one policy (version, sigma, noise seed) are in the generator at a time: the next policy is adopted
- * when the generator is idle. Finished groups leave in that order too.
+ * Tickets are made in the order they came (a learner's: of earlier steps first), and only tickets
+ * of one policy (version, sigma, noise seed) are in the generator at a time: the next policy is
+ * adopted when the generator is idle. Finished groups leave in that order too.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/rollout/work.h"
 
