@@ -187,6 +187,10 @@ static void find_notes(struct comparison *c) {
         if (r->no_update)
             str_printf(&c->notes, "%s made no update: %d of %d steps skipped; its treatment was "
                                   "never trained under\n", r->f.id, r->points - 1, r->points - 1);
+        if (r->b_zeroed > B_ZEROED_SAID)
+            str_printf(&c->notes, "%s: in its last step quant.adapter read %.0f %% of B as 0: what "
+                                  "was learnt there is in no answer\n", r->f.id,
+                       100 * r->b_zeroed);
         if (i && !r->reference && !c->run[0].reference && formats_differ(&c->run[0], r) &&
             r->score_n && c->run[0].score_n &&
             strcmp(c->run[0].score->quant, r->score->quant) != 0)

@@ -160,7 +160,9 @@ static void print_curve(const struct comparison *c, int i, const struct page *p)
             table_cell(&t, "no test: n is not known");
             continue;
         }
-        table_cell(&t, "%s", verdict_name[e->verdict]);
+        char reading[80];
+        effect_reading(reading, e);
+        table_cell(&t, "%s", reading);
     }
     table_print(&t, p->markdown, p->to);
     table_release(&t);
@@ -234,7 +236,9 @@ static void print_noise(const struct comparison *c, const struct page *p) {
             }
             table_cell(&t, "%+.1f", 100 * e.difference);
             table_cell(&t, "[%+.1f, %+.1f]", 100 * e.low, 100 * e.high);
-            table_cell(&t, "%s", verdict_name[e.verdict]);
+            char reading[80];
+            effect_reading(reading, &e);
+            table_cell(&t, "%s", reading);
         }
     table_print(&t, p->markdown, p->to);
     table_release(&t);

@@ -23,6 +23,12 @@ static void judge(struct effect *e) {
                                        : VERDICT_NONE;
 }
 
+void effect_reading(char out[80], const struct effect *e) {
+    const bool withheld = e->verdict == VERDICT_NONE && (e->low > 0 || e->high < 0);
+    const int n = snprintf(out, 80, "%s", verdict_name[e->verdict]);
+    if (withheld) snprintf(out + n, (size_t)(80 - n), " (p = %.3g, not < %.3g)", e->p, e->alpha);
+}
+
 /* ---- two adapters ---- */
 
 /* Right answers of one question from *i on, k by k where both have them; moves both on. */

@@ -44,6 +44,8 @@ struct effect {
     int seeds_base, seeds_other;
     enum verdict verdict;
 };
+/* The verdict as a cell of a table; where the test alone withholds it, with its p. */
+void effect_reading(char out[80], const struct effect *e);
 /* Two runs at their steps; two arms. An effect is called one only where both the exact test and the
  * interval say so. */
 struct effect effect_of_runs(const struct result *base, int64_t base_step,

@@ -115,6 +115,8 @@ static void read_noise(struct grid *g, const struct result *r) {
     g->ops = g->own && ops ? ops : "matmul";
     g->layers = g->own ? result_value(r, "noise.ops.layers") : NULL;
     g->dtype = g->own ? result_value(r, "noise.ops.dtype") : NULL;
+    const char *modules = result_value(r, "noise.modules.type");
+    g->modules = modules && strcmp(modules, "off") != 0 ? modules : NULL;
     g->device = r->seed;
 }
 

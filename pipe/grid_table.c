@@ -71,7 +71,9 @@ static void difference_cells(struct table *t, const struct grid *g, int i, doubl
     }
     table_cell(t, "%+.1f", 100 * e.difference);
     table_cell(t, "[%+.1f, %+.1f]", 100 * e.low, 100 * e.high);
-    table_cell(t, "%s", verdict_name[e.verdict]);
+    char reading[80];
+    effect_reading(reading, &e);
+    table_cell(t, "%s", reading);
 }
 
 void grid_print(const struct grid *g, FILE *to) {
@@ -85,8 +87,10 @@ void grid_print(const struct grid *g, FILE *to) {
     if (g->dtype && strcmp(g->dtype, "f32") != 0) fprintf(to, "drawn in %s, ", g->dtype);
     if (strcmp(g->type, "systematic") == 0)
         fprintf(to, "on the device of the run (seed %lld), ", (long long)g->device);
-    fprintf(to, "%s\n", g->own ? "of the kind that the run trained under, in the size given"
-                              : "chosen here: the run had no operator noise");
+    fprintf(to, "%s", g->own ? "of the kind that the run trained under, in the size given"
+                            : "chosen here: the run had no operator noise");
+    if (g->modules) fprintf(to, "; its noise on modules (%s) is off here", g->modules);
+    fputc('\n', to);
     if (g->state != RUN_STATE_DONE)
         fprintf(to, "  the run is %s: this is its last scored adapter, not its end\n",
                 run_state_name[g->state]);

@@ -176,7 +176,9 @@ static bool difference_cells(struct table *t, const struct doses *d, int i, int 
                                            d->alpha);
     table_cell(t, "%+.1f", 100 * e.difference);
     table_cell(t, "[%+.1f, %+.1f]", 100 * e.low, 100 * e.high);
-    table_cell(t, "%s%s", verdict_name[e.verdict],
+    char reading[80];
+    effect_reading(reading, &e);
+    table_cell(t, "%s%s", reading,
                contrast_of_treatments(&e) ? "" : " (two adapters)");
     return e.verdict == VERDICT_WORSE;
 }

@@ -13,6 +13,7 @@
 
 #include "lib/base/fs.h"
 #include "pipe/expect.h"
+#include "pipe/result.h"
 #include "pipe/tail.h"
 #include "pipe/treatment.h"
 
@@ -48,6 +49,15 @@ static void print_no_update(const json_t *metrics, const char *indent, FILE *to)
                 "finite); the adapter is the one that it began with\n", indent,
             (long long)(starved + nonfinite), (long long)step, (long long)starved,
             (long long)nonfinite);
+}
+
+/* An adapter that its own format reads as 0 is scored as if nothing had been learnt. */
+static void print_unseen(const json_t *metrics, const char *indent, FILE *to) {
+    const double zeroed = json_number_value(json_object_get(metrics, "quant/adapter/b_zeroed"));
+    if (zeroed > B_ZEROED_SAID)
+        fprintf(to, "%sADAPTER UNSEEN  in step %lld quant.adapter read %.0f %% of B as 0: what was "
+                    "learnt there is in no answer and no score\n", indent,
+                (long long)json_integer_value(json_object_get(metrics, "step")), 100 * zeroed);
 }
 
 /* ---- the end of a run ---- */
@@ -132,6 +142,7 @@ void report_results(const struct folder *f, FILE *to) {
     json_t *metrics = report_last_metrics(f);
     json_t *manifest = read_manifest(f);
     print_no_update(metrics, "  ", to);
+    print_unseen(metrics, "  ", to);
     if (metrics) treatment_add_score(metrics, f->dir);
     treatment_print(json_object_get(manifest, "noise"), metrics, "noise    ", to);
     treatment_warnings(metrics, "  ", to);
@@ -254,6 +265,7 @@ static void status_details(const struct folder *f, const json_t *m, json_t *metr
     treatment_print(json_object_get(m, "noise"), metrics, "  noise      ", to);
     treatment_warnings(metrics, "  ", to);
     print_no_update(metrics, "  ", to);
+    print_unseen(metrics, "  ", to);
     status_metrics(metrics, to);
 }
 

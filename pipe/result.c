@@ -76,6 +76,7 @@ static void read_points(struct result *r) {
         if (o && step > 0) {
             /* without a step between nobody knows the tokens since the start */
             if (step != r->point[r->points - 1].step + 1) tokens = NAN;
+            r->b_zeroed = json_number_value(json_object_get(o, "quant/adapter/b_zeroed"));
             updates += !json_is_false(json_object_get(o, "updated"));
             r->point = mem_grow(r->point, (size_t)(r->points + 1) * sizeof *r->point);
             tokens += metric(o, "perf/total_num_tokens");

@@ -20,6 +20,8 @@ struct mark {                                /* one answer of one score */
     bool right;
     char question[QUESTION_BYTES];
 };
+/* A larger share of B that quant.adapter reads as 0 is said: what was learnt is hardly seen. */
+#define B_ZEROED_SAID .5
 struct result {
     struct folder f;
     enum run_state state;
@@ -33,6 +35,7 @@ struct result {
     const struct score *score; int score_n;
     int damaged;                             /* lines of metrics.jsonl that cannot be read */
     bool no_update;                          /* steps were made, and every one was skipped */
+    double b_zeroed;                         /* of the last step; 0 = not quantised, or not known */
     struct point *point; int points;         /* by step; the first is step 0 */
     /* of that series, by step, question, k; none: the run kept no answers, or none by this rule */
     struct mark *mark; int marks;

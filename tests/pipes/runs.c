@@ -163,6 +163,28 @@ Test(runs, a_run_that_never_learned_and_noise_that_never_was_are_said) {
     box_lacks(box_out.s, "b-0001 made no update");
 }
 
+Test(runs, an_adapter_that_its_format_reads_as_0_is_said) {
+    static const struct { const char *share; bool said; } cases[] = { { "1", true }, { "0.51", true },
+                                                                      { "0.5", false }, { "0", false } };
+    box_pipeline("b.pipe", GOOD, EVAL, "");
+    box_expect(0, "qerl-pipe b.pipe");
+    box_lacks(box_out.s, "ADAPTER UNSEEN");
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        char does[300];
+        snprintf(does, sizeof does, "start; score 0 10; echo '{\"step\":1,\"quant/adapter/b_zeroed\":0.9}' "
+                 ">> $dir/metrics.jsonl; echo '{\"step\":3,\"quant/adapter/b_zeroed\":%s}' >> $dir/metrics.jsonl; score 3 10",
+                 cases[i].share);
+        box_pipeline("a.pipe", does, EVAL, "");
+        box_expect(0, "qerl-pipe a.pipe");
+        if (i == 0) box_has(box_out.s, "ADAPTER UNSEEN  in step 3 quant.adapter read 100 % of B as 0");
+        cr_expect_eq(strstr(box_out.s, "ADAPTER UNSEEN") != NULL, cases[i].said);
+        box_expect(0, "qerl-pipe status a");
+        cr_expect_eq(strstr(box_out.s, "ADAPTER UNSEEN") != NULL, cases[i].said);
+        box_expect(0, "qerl-pipe compare b a --force");
+        cr_expect_eq(strstr(box_out.s, "in its last step quant.adapter read") != NULL, cases[i].said);
+    }
+}
+
 Test(runs, an_expectation_is_about_the_model_and_the_data_of_its_file) {
     box_pipeline("a.pipe", GOOD, EVAL, "[expect]\nabove = 30 %\n");
     box_expect(0, "qerl-pipe a.pipe --set data.test=other.jsonl");

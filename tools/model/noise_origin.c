@@ -42,6 +42,9 @@ static int read_journal(struct origin *s, const struct ask *a, const char *path,
     tape_close(&t);
     if (got < 0) return -1;
     if (s->groups) return 0;
+    if (last < 0)
+        return err_code(e, EXIT_USAGE, "'%s' holds no groups: the run ended before its first step "
+                                       "was sampled", path);
     return err_code(e, EXIT_USAGE, "'%s' holds no group of step %lld: its steps are 0 to %lld",
                     path, (long long)a->step, (long long)last);
 }
