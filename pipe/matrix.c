@@ -71,10 +71,7 @@ static void collect_sets(struct cell_told *s, const struct matrix *m, const stru
     snprintf(s->own[1], sizeof s->own[1], "run.seed=%lld", (long long)seed + c->seed);
     s->set[s->sets++] = s->own[0];
     s->set[s->sets++] = s->own[1];
-    if (c->value) {
-        snprintf(s->own[2], sizeof s->own[2], "%.100s=%.180s", m->key, c->value);
-        s->set[s->sets++] = s->own[2];
-    }
+    if (c->value) s->set[s->sets++] = s->own[2];
     if (c->value && is_control(m, c)) {
         snprintf(s->own[4], sizeof s->own[4], "%.*s.type=off",
                  (int)(strrchr(m->key, '.') - m->key), m->key);
@@ -96,8 +93,17 @@ static bool asks_in_vain(const struct pipeline *p) {
            strtod(pipeline_text(p, "noise.aqn.sigma_end", "0"), NULL) == 0;
 }
 
+/* what --tiny asks: the file, --set and the sweep's value */
+static void load_plain(struct cell_told *t, const struct matrix *m, const struct cell *c) {
+    for (t->sets = 0; t->sets < m->line->sets; t->sets++) t->set[t->sets] = m->line->set[t->sets];
+    snprintf(t->own[2], sizeof t->own[2], "%.100s=%.180s", c->value ? m->key : "",
+             c->value ? c->value : "");
+    if (c->value) t->set[t->sets++] = t->own[2];
+    pipeline_load(&t->plain, c->file, t->set, t->sets);
+}
+
 void cell_load(struct cell_told *t, const struct matrix *m, const struct cell *c) {
-    pipeline_load(&t->plain, c->file, m->line->set, m->line->sets);
+    load_plain(t, m, c);
     collect_sets(t, m, c);
     pipeline_load(&t->p, c->file, t->set, t->sets);
     if (!c->value || !asks_in_vain(&t->p)) return;

@@ -30,6 +30,13 @@ static const struct { const char *key, *value; enum when when; } table[] = {
     { "rollout.rows", "64", IF_MORE },
 };
 
+/* Where the stages refuse the key, since it would change nothing. */
+static const struct { const char *key, *under, *value; } idle[] = {
+    { "filter.waves_max", "filter.metric", "off" },
+    { "noise.aqn.stages", "noise.aqn.schedule", "constant" },
+    { "noise.aqn.stages", "noise.aqn.schedule", "linear" },
+};
+
 /* What some stage would be given for the key; NULL where no stage reads it. */
 static const char *value_now(struct pipeline *p, const char *key) {
     for (int i = 0; i < p->stages; i++) {
@@ -39,6 +46,15 @@ static const char *value_now(struct pipeline *p, const char *key) {
         if (text) return text;
     }
     return NULL;
+}
+
+static bool is_idle(struct pipeline *p, const char *key) {
+    for (size_t i = 0; i < COUNT_OF(idle); i++) {
+        if (strcmp(idle[i].key, key) != 0) continue;
+        const char *now = value_now(p, idle[i].under);
+        if (now && strcmp(now, idle[i].value) == 0) return true;
+    }
+    return false;
 }
 
 static int add(struct pipeline *p, const char **set, int n, const char *key, const char *value) {
@@ -54,7 +70,7 @@ int tiny_sets(struct pipeline *p, const char *set[TINY_SETS_MAX]) {
     for (size_t i = 0; i < COUNT_OF(table); i++) {
         double is, most;
         const char *now = value_now(p, table[i].key);
-        if (!now) continue;
+        if (!now || is_idle(p, table[i].key)) continue;
         if (table[i].when == IF_MORE &&
             !(str_to_f64(now, &is) && str_to_f64(table[i].value, &most) && is > most))
             continue;
