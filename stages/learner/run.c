@@ -77,30 +77,30 @@ static int check_prompts(const struct run *r, struct err *e) {
     return rc;
 }
 
-/* On the first prompt: what every later update rests on. */
+/* What every later update rests on. */
 static int test_gradient(const struct run *r, struct err *e) {
+    struct selftest_window w[SELFTEST_WINDOWS];
     struct selftest t;
-    struct str text;
-    struct tok_ids ids = { 0 };
-    str_init(&text);
-    int rc = policy_prompt(&r->policy, &r->c->shared, r->train.q[0].question, &text, &ids, e);
-    if (rc == 0) rc = selftest_run(&t, &r->policy, ids.id, ids.n, e);
-    if (rc == 0) {
-        char rounded[80] = "";
-        if (t.layer >= 0)
-            snprintf(rounded, sizeof rounded, "; straight through, cosine at least %.3f (layer %d)",
-                     t.cosine, t.layer);
-        log_info("gradient self-test on %d tokens: difference quotient %.3f of the gradient%s, "
-                 "%.2f s",
-                 t.tokens, t.difference, rounded, t.seconds);
-        if (t.layer >= 0 && t.cosine < SELFTEST_COSINE_LOW)
-            log_warn("4-bit inputs or adapters turn the gradient of layer %d far from the one that "
-                     "it would have without (cosine %.3f): quant.exclude can leave layers out",
-                     t.layer, t.cosine);
-    }
-    free(ids.id);
-    str_release(&text);
-    return rc;
+    if (selftest_windows(w, &r->policy, &r->c->shared, &r->train, e) < 0 ||
+        selftest_run(&t, &r->policy, w, e) < 0)
+        return -1;
+    char rounded[80] = "", quotient[80] = "no difference quotient";
+    if (t.layer >= 0)
+        snprintf(rounded, sizeof rounded, "; straight through, cosine at least %.3f (layer %d)",
+                 t.cosine, t.layer);
+    if (t.right)
+        snprintf(quotient, sizeof quotient, "difference quotient %.3f of the gradient",
+                 t.difference);
+    log_info("gradient self-test on %d tokens: %s%s, %.2f s", t.tokens, quotient, rounded,
+             t.seconds);
+    if (!t.right)
+        log_warn("the gradient self-test could not judge its size: on none of %d windows were both "
+                 "steps right, and on not all of them both wrong", t.windows);
+    if (t.layer >= 0 && t.cosine < SELFTEST_COSINE_LOW)
+        log_warn("4-bit inputs or adapters turn the gradient of layer %d far from the one that it "
+                 "would have without (cosine at most %.3f on %d windows): quant.exclude can leave "
+                 "layers out", t.layer, t.cosine, t.windows);
+    return 0;
 }
 
 /* One learner a folder; and a replay does not go into the folder of the run that it replays. */

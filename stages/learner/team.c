@@ -157,14 +157,11 @@ struct worker {
 /* As rank 0 does: a sum of gradients is as right as the worst of them, on whichever device. */
 static int work_test(const struct worker *w, const struct shared *c, struct err *e) {
     struct task_set train;
+    struct selftest_window windows[SELFTEST_WINDOWS];
     struct selftest t;
-    struct str text = { 0 };
-    struct tok_ids ids = { 0 };
     if (task_load(&train, c->data.train, "train", 0, e) < 0) return -1;
-    int rc = policy_prompt(&w->policy, c, train.q[0].question, &text, &ids, e);
-    if (rc == 0) rc = selftest_run(&t, &w->policy, ids.id, ids.n, e);
-    free(ids.id);
-    str_release(&text);
+    int rc = selftest_windows(windows, &w->policy, c, &train, e);
+    if (rc == 0) rc = selftest_run(&t, &w->policy, windows, e);
     task_release(&train);
     return rc;
 }
