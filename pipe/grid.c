@@ -292,6 +292,17 @@ static int work_row(struct grid *g, const struct asked *a, struct grid_row *row,
 
 /* ---- the command ---- */
 
+/* "trained" and its name are one condition. */
+static int check_formats(const struct grid *g, const struct asked *a, struct err *e) {
+    bool trained = false;
+    for (int i = 0; i < a->quants; i++) trained = trained || !strcmp(a->quant[i], "trained");
+    for (int i = 0; i < a->quants && trained; i++)
+        if (strcmp(a->quant[i], g->trained) == 0)
+            return err_code(e, EXIT_USAGE, "--quant has %s twice: the run was trained in it",
+                            g->trained);
+    return 0;
+}
+
 static int work(struct grid *g, const struct asked *a, const struct result *r, struct err *e) {
     char exec[FS_PATH_MAX] = "", adapter[FS_PATH_MAX];
     if (proc_find(exec, sizeof exec, "qerl-eval") < 0) exec[0] = 0;
@@ -338,7 +349,8 @@ int command_eval(const struct command_line *l) {
         g.row = mem_alloc(GRID_ROWS_MAX * sizeof *g.row);
         g.state = r.state;
         stop_catch();
-        rc = work(&g, &a, &r, &e);
+        rc = check_formats(&g, &a, &e);
+        if (rc == 0) rc = work(&g, &a, &r, &e);
         if (g.rows && g.row[0].cells) grid_print(&g, stdout);
     }
     int code = EXIT_DONE;

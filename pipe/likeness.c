@@ -3,6 +3,7 @@
  * What ran is compared, not where: names, places, folders and everything that changes no bit is
  * left out, and files count by their hash.
  * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/base/fs.h"
 #include "pipe/matrix.h"
 
 /* Whole keys, or ".suffix" of any stage's key, or "section." */
@@ -202,9 +203,39 @@ static void unfinished(struct str *out, const struct result *r) {
     if (!r->score_n) str_printf(out, "%s has no scores\n", r->f.id);
 }
 
+/* The last `parts` names of a path: where a file lies does not matter. */
+static const char *tail_of(const char *path, int parts) {
+    const char *p = path + strlen(path);
+    while (p > path && (p[-1] != '/' || --parts > 0)) p--;
+    return p;
+}
+
+/* A curve of the study is about the model and the questions of the pipeline of its name. */
+static void study_differs(struct str *out, const struct result *run, const struct result *study) {
+    static const struct { const char *what, *key; int parts; } file[] = {
+        { "the model", "model.path", 1 }, { "the test data", "data.test", 2 },
+    };
+    const char *name = study->f.id + strlen("ref:");
+    char path[FS_PATH_MAX];
+    struct lang l;
+    snprintf(path, sizeof path, "pipelines/%.200s.pipe", name);
+    if (str_ends(name, ".tsv") || !fs_exists(path)) return;
+    lang_read(&l, path, NULL, 0);
+    for (size_t i = 0; i < COUNT_OF(file) && !l.errors; i++) {
+        const struct lang_value *v = lang_get(&l, file[i].key);
+        const char *own = result_value(run, file[i].key);
+        if (!v || !own || !strcmp(tail_of(v->text, file[i].parts), tail_of(own, file[i].parts)))
+            continue;
+        str_printf(out, "%s is not the study's: %s has %.300s, %s %.300s\n", file[i].what,
+                   run->f.id, own, study->f.id, v->text);
+    }
+    lang_release(&l);
+}
+
 void result_reasons(const struct result *a, const struct result *b, struct str *out) {
     unfinished(out, a);
     unfinished(out, b);
+    if (a->reference != b->reference) study_differs(out, a->reference ? b : a, a->reference ? a : b);
     if (a->reference || b->reference || !a->score_n || !b->score_n) return;
     differ(out, a, b, "the training data (sha256)", result_file_sha256(a, "train"),
            result_file_sha256(b, "train"));

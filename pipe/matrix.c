@@ -20,6 +20,9 @@ static int read_sweep(struct matrix *m, const char *text, struct err *e) {
         return err_code(e, EXIT_USAGE, "--sweep takes section.key=value,value,...; not '%s'", text);
     m->key = mem_dup(text);
     m->key[eq - text] = 0;
+    if (!strcmp(m->key, "run.seed") || !strcmp(m->key, "run.name"))
+        return err_code(e, EXIT_USAGE, "--sweep of %s: a matrix names its runs and gives them "
+                                       "their seeds; --seeds K runs each with K of them", m->key);
     char *rest = m->key + (eq - text) + 1;
     const char *parted = strchr(rest, ';') ? ";" : ",";
     for (char *value; (value = strsep(&rest, parted));) {

@@ -276,7 +276,8 @@ void report_status(const struct folder *f, bool details, FILE *to) {
     json_t *m = read_manifest(f);
     enum run_state state = folder_state(f, reason, sizeof reason);
     scores_read(&s, f->dir);
-    if (s.n) score_text(text, sizeof text, &s.v[scores_series_end(&s, 0) - 1]);
+    const struct score *last = s.n ? &s.v[scores_series_end(&s, 0) - 1] : NULL;
+    if (last) score_text(text, sizeof text, last);
     json_t *o = report_last_metrics(f);
     json_may_int(o, "step", &step, 0, INT64_MAX, "metrics", NULL);
     fprintf(to, "%s  %s%s%s", f->id, run_state_name[state], *reason ? ": " : "", reason);
@@ -286,7 +287,10 @@ void report_status(const struct folder *f, bool details, FILE *to) {
     int64_t steps = json_integer_value(json_object_get(m, "steps"));
     if (steps >= 0)
         fprintf(to, "; step %lld of %lld", (long long)(step < 0 ? 0 : step), (long long)steps);
-    fprintf(to, "; %s\n", text);
+    fprintf(to, "; %s", text);
+    if (last && last->step != (step < 0 ? 0 : step))
+        fprintf(to, " at step %lld", (long long)last->step);
+    fputc('\n', to);
     if (details) status_details(f, m, o, &s, to);
     json_decref(o);
     json_decref(m);

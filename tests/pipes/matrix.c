@@ -106,6 +106,16 @@ Test(matrix, a_sweep_ends_with_the_first_value_that_is_worse) {
     box_has(box_out.s, "no value is worse than 0, within these intervals");
 }
 
+Test(matrix, a_sweep_of_seeds_is_refused) {
+    static const char *const key[] = { "seed", "name" };
+    box_pipeline("a.pipe", "start; score 0 90; score 3 90", EVAL, "");
+    for (size_t i = 0; i < COUNT_OF(key); i++) {
+        box_expect(EXIT_USAGE, "qerl-pipe matrix a.pipe --sweep run.%s=1,2 --seeds 2", key[i]);
+        box_has(box_talk.s, "a matrix names its runs and gives them their seeds; --seeds K");
+    }
+    cr_assert(!fs_exists("runs"));
+}
+
 #define DOSES "start; score 0 90; case $(value noise.ops.type)-$(value noise.ops.scale) in " \
               "off-*) score 3 90 aa;; *-1e-4) score 3 89 bb;; *) score 3 30 cc;; esac"
 

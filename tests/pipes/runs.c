@@ -163,6 +163,17 @@ Test(runs, a_run_that_never_learned_and_noise_that_never_was_are_said) {
     box_lacks(box_out.s, "b-0001 made no update");
 }
 
+Test(runs, the_headline_of_a_run_names_the_step_of_an_older_score) {
+    box_pipeline("a.pipe", "start; score 0 10; metric 1; metric 2; metric 3; exit 1", EVAL, "");
+    box_run("qerl-pipe a.pipe");
+    box_expect(0, "qerl-pipe status");
+    box_has(box_out.s, "step 3 of 3; 10/100 = 10.0 %");
+    box_has(box_out.s, ", clean at step 0\n");
+    box_pipeline("b.pipe", GOOD, EVAL, "");
+    box_expect(0, "qerl-pipe b.pipe; qerl-pipe status b");
+    box_has(box_out.s, "clean\n");
+}
+
 Test(runs, an_adapter_that_its_format_reads_as_0_is_said) {
     static const struct { const char *share; bool said; } cases[] = { { "1", true }, { "0.51", true },
                                                                       { "0.5", false }, { "0", false } };
