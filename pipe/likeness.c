@@ -235,7 +235,8 @@ static void study_differs(struct str *out, const struct result *run, const struc
 void result_reasons(const struct result *a, const struct result *b, struct str *out) {
     unfinished(out, a);
     unfinished(out, b);
-    if (a->reference != b->reference) study_differs(out, a->reference ? b : a, a->reference ? a : b);
+    if (a->reference != b->reference)
+        study_differs(out, a->reference ? b : a, a->reference ? a : b);
     if (a->reference || b->reference || !a->score_n || !b->score_n) return;
     differ(out, a, b, "the training data (sha256)", result_file_sha256(a, "train"),
            result_file_sha256(b, "train"));
