@@ -4,6 +4,7 @@
 
 #include "lib/model/noise_ops.h"
 #include "lib/model/noise_schedule.h"
+#include "lib/model/noise_target.h"
 #include "lib/stage/conf.h"
 
 static const struct stage_key *find(const struct stage_key *const *tables, const char *name) {
@@ -38,7 +39,11 @@ static bool nothing_rounded(const void *conf) {
     return !model_quant_rounds((enum model_quant)c->quant.weights) && !c->quant.activations &&
            !c->quant.adapter;
 }
-static bool no_adapter(const void *conf) { return ((const struct shared *)conf)->lora.alpha <= 0; }
+/* as the f32 that multiplies */
+static bool no_adapter(const void *conf) {
+    const struct shared *c = conf;
+    return (float)c->lora.alpha / (float)c->lora.rank <= 0;
+}
 static bool not_sparse(const void *conf) {
     const struct shared *c = conf;
     return c->ops.type && c->ops.type != KERN_NOISE_SPARSE;
@@ -61,14 +66,18 @@ static bool no_change(const void *conf) {
     const struct shared *c = conf;
     return no_middle(c) || c->aqn.zone_early == c->aqn.zone_late;
 }
-/* At switch 0 the middle zone is late from the start. */
-static bool never_early(const void *conf) {
-    const struct shared *c = conf;
-    return no_middle(c) || (c->aqn.zone_switch <= 0 && c->aqn.zone_early != c->aqn.zone_late);
+/* Completed steps at which the middle zone turns from early to late; -1: never. */
+static int64_t switch_at(const struct shared *c) {
+    const struct noise_target_text x = { .zone_middle = c->aqn.zone_middle,
+                                         .zone_switch = c->aqn.zone_switch,
+                                         .zone_early = c->aqn.zone_early,
+                                         .zone_late = c->aqn.zone_late };
+    return noise_target_switch(&x, c->run.steps);
 }
+static bool never_early(const void *conf) { return no_middle(conf) || switch_at(conf) == 0; }
 static bool never_late(const void *conf) {
     const struct shared *c = conf;
-    return no_middle(c) || (c->aqn.zone_switch >= 1 && c->aqn.zone_early != c->aqn.zone_late);
+    return no_middle(c) || switch_at(c) >= c->run.steps;
 }
 
 static const struct effect_rule shared_rules[] = {
@@ -91,7 +100,8 @@ static const struct effect_rule shared_rules[] = {
       "zone_late different values, or unset it" },
     { "noise.aqn.zone_early", never_early,
       "there is no middle zone, or it is late from the first step on; name layers in "
-      "noise.aqn.zone_middle and set noise.aqn.zone_switch above 0, or unset it" },
+      "noise.aqn.zone_middle and let noise.aqn.zone_switch x run.steps be at least 1, or unset "
+      "it" },
     { "noise.aqn.zone_late", never_late,
       "there is no middle zone, or it is early until the last step; name layers in "
       "noise.aqn.zone_middle and set noise.aqn.zone_switch below 1, or unset it" },

@@ -66,11 +66,12 @@ int learner_check(const struct learner_conf *c, const struct stage_key *const *t
                   struct err *e) {
     int rc = effect_check_shared(&c->shared, e);
     if (effect_check(c, tables, rules, e) < 0 || aqn_check(&c->shared, e) < 0) rc = -1;
-    if (c->lr <= 0)
+    if ((float)c->lr <= 0)
         rc = err_more(e, EXIT_CONFIG,
-                      "learner.lr = 0 would do nothing: no step would change the adapter; the "
-                      "untrained model's score is that of step 0 of any run, or of qerl-eval "
-                      "without an adapter");
+                      "learner.lr = %g would do nothing: in f32 it is 0, so no step would change "
+                      "the adapter; the untrained model's score is that of step 0 of any run, or "
+                      "of qerl-eval without an adapter",
+                      c->lr);
     if (c->minibatch > 0 && c->batch % c->minibatch)
         rc = err_more(e, EXIT_CONFIG,
                       "learner.batch = %lld is not a multiple of learner.minibatch = %lld",
@@ -78,8 +79,7 @@ int learner_check(const struct learner_conf *c, const struct stage_key *const *t
     if (c->wave > 0 && c->wave < c->batch && c->filter == FILTER_METRIC_OFF)
         rc = err_more(e, EXIT_CONFIG,
                       "learner.wave = %lld is smaller than learner.batch = %lld and filter.metric "
-                      "is off: a step could "
-                      "never have its batch",
+                      "is off: a step could never have its batch",
                       (long long)c->wave, (long long)c->batch);
     if (c->old_logprob == LEARNER_POLICY_NOISY && c->shared.aqn.sigma_start <= 0 &&
         c->shared.aqn.sigma_end <= 0)
@@ -92,8 +92,7 @@ int learner_check(const struct learner_conf *c, const struct stage_key *const *t
     if (c->shared.sample.top_k > 0 || c->shared.sample.top_p < 1)
         rc = err_more(e, EXIT_CONFIG,
                       "training needs sample.top_k = 0 and sample.top_p = 1: the learner scores "
-                      "with the whole "
-                      "distribution");
+                      "with the whole distribution");
     if (c->shared.sample.n < 2 && c->filter != FILTER_METRIC_OFF)
         rc = err_more(e, EXIT_CONFIG,
                       "sample.n = 1: a group of one has no spread; use at least 2 or set "

@@ -68,8 +68,7 @@ static int check_prompts(const struct run *r, struct err *e) {
         if (rc == 0 && ids.n + c->sample.new_max > positions)
             rc = err_code(e, EXIT_CONFIG,
                           "%s: question %d has a prompt of %d tokens; with sample.new_max = %lld "
-                          "it does not fit the "
-                          "model's context of %d",
+                          "it does not fit the model's context of %d",
                           c->data.train, i + 1, ids.n, (long long)c->sample.new_max, positions);
     }
     free(ids.id);

@@ -3,6 +3,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/base/log.h"
 #include "lib/base/stat.h"
+#include "lib/stage/effect.h"
 #include "lib/stage/shared.h"
 #include "lib/task/task.h"
 #include "stages/reward/score.h"
@@ -31,9 +32,24 @@ static const struct stage_port ports[] = {
     { "group", true, REC_NONE, LINK_KIND_PUSH, false, true, "the same with scores" },
     { 0 },
 };
+static bool no_buffer(const void *conf) {
+    return ((const struct conf *)conf)->score.overlong_buffer == 0;
+}
+static bool no_penalty(const void *conf) {
+    return ((const struct conf *)conf)->score.overlong_factor <= 0;
+}
+static const struct effect_rule rules[] = {
+    { "reward.overlong_factor", no_buffer,
+      "the penalty grows over reward.overlong_buffer = 0 tokens; set that above 0, or unset it" },
+    { "reward.overlong_buffer", no_penalty,
+      "reward.overlong_factor is 0, so nothing grows over it; set that above 0, or unset it" },
+    { 0 },
+};
+
 static int check(void *conf, struct err *e) {
     const struct conf *c = conf;
-    if (c->score.overlong_buffer <= c->shared.sample.new_max) return 0;
+    const int rc = effect_check(c, tables, rules, e);
+    if (c->score.overlong_buffer <= c->shared.sample.new_max) return rc;
     return err_more(
         e, EXIT_CONFIG,
         "reward.overlong_buffer = %lld is longer than sample.new_max = %lld: every answer would be "
