@@ -51,7 +51,7 @@ static void tally_element(struct tally *t, float w, float noisy, double d, doubl
     t->scaled2 += d / m * (d / m);
     t->weight2 += (double)w * (double)w;
     t->elements++;
-    t->changed += d != 0;
+    t->changed += noisy < w || noisy > w;
     t->changed_bf16 += f32_to_bf16(noisy) != f32_to_bf16(w);
 }
 
@@ -193,6 +193,12 @@ static double ratio(const struct tally *t) {
     return t->weight2 > 0 ? sqrt(t->noise2 / t->weight2) : t->noise2 > 0 ? INFINITY : 0;
 }
 
+static int check_strength(double sigma, const struct tally *t, const char *kind, struct err *e) {
+    if (!t->elements) return 0;
+    return noise_strength_check(sigma, ratio(t), 0, sqrt(t->weight2 / (double)t->elements), kind,
+                                e);
+}
+
 static int prove(struct noise_view *v, const struct measured *all, struct err *e) {
     const struct tally *norms = &all->norms, *linears = &all->linears;
     struct tally t = *norms;
@@ -218,20 +224,23 @@ static int prove(struct noise_view *v, const struct measured *all, struct err *e
                         "noise of sigma %g was intended, %g was realised on %lld weights (6 "
                         "standard errors: %g)",
                         v->sigma, v->realised, (long long)v->elements, bound);
-    const bool on_norms = ratio(norms) >= ratio(linears);
-    const struct tally *most = on_norms ? norms : linears;
-    return noise_strength_check(v->sigma, v->strength,
-                                sqrt(most->weight2 / (double)most->elements),
-                                on_norms ? "norm" : "linear", e);
+    if (check_strength(v->sigma, norms, "norm", e) < 0) return -1;
+    return check_strength(v->sigma, linears, "linear", e);
 }
 
-int noise_strength_check(double sigma, double strength, double rms, const char *kind,
-                         struct err *e) {
-    if (strength <= 1) return 0;
-    return err_code(e, EXIT_CONFIG,
-                    "noise of sigma %g is %.3g times the rms %.3g of the %s weights it hits: "
-                    "nothing of the model would be left; lower noise.aqn.sigma_start",
-                    sigma, strength, rms, kind);
+int noise_strength_check(double sigma, double strength, double margin, double rms,
+                         const char *kind, struct err *e) {
+    if (strength > 1 - margin)
+        return err_code(e, EXIT_CONFIG,
+                        "noise of sigma %g is %.3g times the rms %.3g of the %s weights it hits: "
+                        "nothing of the model would be left; lower noise.aqn.sigma_start",
+                        sigma, strength, rms, kind);
+    if (strcmp(kind, "linear") == 0 && strength < (1 + margin) * 0x1p-23)
+        return err_code(e, EXIT_CONFIG,
+                        "noise of sigma %g is %.3g times the rms %.3g of the linear weights it "
+                        "hits: f32 keeps nothing of it beside them below %.3g; raise it",
+                        sigma, strength, rms, 0x1p-23);
+    return 0;
 }
 
 /* ---- life ---- */

@@ -20,7 +20,7 @@ struct noise_view {
      * multiplier: (w + dw) - w in f32 of norms, the bf16 dW of linears; to be compared with
      * sigma */
     double realised;
-    /* visited; that differ from w; that would differ were w + dw stored as bf16 */
+    /* visited; where f32(w + dw) is not w; that would differ were w + dw stored as bf16 */
     int64_t elements, changed, changed_bf16;
     double weight_rms;             /* of the targets' weights */
     /* rms of the noise by layer, multipliers and all; [layers] is the final norm; 0 = not hit */
@@ -42,19 +42,23 @@ size_t noise_view_plan(const struct model_conf *c, enum model_quant q,
                        const struct noise_target *t);
 /* sigma 0 gives an empty view. target NULL: all norms at 1. -1 when sigma > 0 and nothing changed,
  * or realised is more than 6 standard errors from sigma (above it, and from what the rounding of
- * w + dw may add): a treatment that did not happen; or when strength is above 1: noise larger than
- * the weights. EXIT_CONFIG in all three: a restart would meet it again. */
+ * w + dw may add): a treatment that did not happen; or when noise_strength_check
+ * refuses it. EXIT_CONFIG in all three: a restart would meet it again. */
 int noise_view_open(struct noise_view *v, const struct model *m, const struct noise_target *target,
                     double sigma, uint64_t seed, uint64_t version, struct err *e);
 void noise_view_close(struct noise_view *v);
-/* What it says where strength is above 1; kind: "norm" or "linear", rms of these weights. */
-int noise_strength_check(double sigma, double strength, double rms, const char *kind,
-                         struct err *e);
-/* The same refusals before there is a packed model, from the weights where they were downloaded:
- * norms by drawing the noise and measuring it, linears (whose own noise cannot vanish) by their
- * rms. 0 where the weights are absent or cannot be read: whoever opens the model says why. */
+/* What it says where strength is above 1, and of linears below what f32 keeps beside them: their
+ * product with the input would be rounded away. margin: how much stricter; kind: "norm" or
+ * "linear", rms of these weights. */
+int noise_strength_check(double sigma, double strength, double margin, double rms,
+                         const char *kind, struct err *e);
+/* The same refusals before there is a packed model, from the weights where they were downloaded,
+ * for each target and each sigma: norms by drawing the noise and measuring it, linears by their rms
+ * (5 % stricter, which is what packing may change of it). *failed: whose sigma. 0 where the weights
+ * are absent or cannot be read: whoever opens the model says why. */
 int noise_try(const char *path, const struct model_conf *c, const struct noise_target *target,
-              double sigma, uint64_t seed, struct err *e);
+              int targets, const double *sigma, int sigmas, uint64_t seed, int *failed,
+              struct err *e);
 /* dw of one norm, or absent. */
 static inline kptr noise_view_dw(const struct noise_view *v, int norm, int dim) {
     return v && v->dw.p ? kptr_at(v->dw, (size_t)norm * (size_t)dim * sizeof(float))

@@ -145,11 +145,17 @@ static bool absolute(const struct noise_text *t) {
 /* Of an absolute type: the share of elements at which the arithmetic may lose it. */
 static double coarse_share(const struct noise_tally *t) { return share(t->coarse, t->measured); }
 
+/* Whether bf16 may rightly make 0 of all of it: showing that is what the setting is for. */
+static bool steps_leave_nothing(const struct entry *x) {
+    return x->text->bf16 && !no_size(x->text) && (absolute(x->text) || x->bf16->r2_least <= 0);
+}
+
 static void add_warning(json_t *o, const struct entry *x) {
     const struct noise_tally *t = x->tally;
     char text[160];
-    if (x->text->bf16 && t->elements && !t->changed)
-        snprintf(text, sizeof text, "bf16 arithmetic realises 0 here: not one element changed");
+    if (t->elements && !t->changed)
+        snprintf(text, sizeof text, "%s here: not one element changed",
+                 steps_leave_nothing(x) ? "bf16 arithmetic realises 0" : "realised 0");
     else if (absolute(x->text) && coarse_share(t) > .05)
         snprintf(text, sizeof text, "%s's steps are coarse for this size at %.0f %% of the "
                  "elements: what it realises there is not checked",
@@ -306,11 +312,14 @@ static int check_size(const struct entry *x, const char *phase, struct err *e) {
 
 /* What follows without a size. A dead zone makes 0 of what it changes, so r^2 is 1 there and 0
  * elsewhere: sums of whole numbers, equal to the last bit. E4M3 moves an element of its range by at
- * most 1/16 of it, and one outside by at most |t| or 2^-6. */
+ * most 1/16 of it, and one outside by at most |t| or 2^-6. All outside move, and 15 of 16 inside
+ * even where only bf16's mantissas occur; rounded evenly, r^2 is about 7e-4 on average. */
 static int check_without_size(const struct entry *x, const char *phase, struct err *e) {
     const struct noise_tally *t = x->tally;
     const double range = (double)(t->measured - t->coarse), r2 = (double)t->r2 * 0x1p-20,
-                 most = (range / 256 + (double)t->coarse) * (1 + bounds_floor);
+                 most = (range / 256 + (double)t->coarse) * (1 + bounds_floor),
+                 moved = .75 * range + .9 * (double)t->coarse;
+    enum { FEW = 200 };
     if (x->text->type == KERN_NOISE_DEADZONE && t->r2 != t->changed << 20)
         return err_set(e, "noise %s in phase %s: a dead zone makes 0 of each element that it "
                        "changes, but of %lld changed ones the squared relative changes add up to "
@@ -319,13 +328,22 @@ static int check_without_size(const struct entry *x, const char *phase, struct e
         return err_set(e, "noise %s in phase %s: realised %.9g over %lld elements, E4M3 gives at "
                        "most %.9g", x->key, phase, noise_tally_rms(t, 1), (long long)t->measured,
                        sqrt(most / (double)t->measured));
+    if (x->text->type == KERN_NOISE_FP8 && range > FEW &&
+        ((double)t->changed < moved || r2 < 7e-5 * range))
+        return err_set(e, "noise %s in phase %s: realised %.9g, and %lld of %lld elements changed: "
+                       "E4M3 changes at least %.0f, by %.9g", x->key, phase,
+                       noise_tally_rms(t, 1), (long long)t->changed, (long long)t->measured, moved,
+                       sqrt(7e-5 * range / (double)t->measured));
     return 0;
 }
 
-/* So few elements that sparse noise may well have hit none of them. */
+/* So few elements that a correct act may well have changed none of them: sparse noise hits them by
+ * chance, a dead zone finds as few small ones as the data have, at least some part of scale. */
 static bool too_few(const struct entry *x) {
-    return x->text->type == KERN_NOISE_SPARSE &&
-           (double)x->tally->elements * x->text->rate < 36 * x->repeat;
+    const double n = (double)x->tally->elements / x->repeat;
+    return x->text->type == KERN_NOISE_SPARSE     ? n * x->text->rate < 36
+           : x->text->type == KERN_NOISE_DEADZONE ? n * x->text->scale < 400
+                                                  : false;
 }
 
 static int check_entry(const struct entry *x, const char *phase, struct err *e) {
@@ -341,12 +359,50 @@ static int check_entry(const struct entry *x, const char *phase, struct err *e) 
         return err_set(e, "noise %s in phase %s: %lld sites were visited in %lld passes, %lld were "
                        "expected", x->key, phase, (long long)t->sites, (long long)x->passes,
                        (long long)x->sites);
-    if (too_few(x)) return 0;
+    if (too_few(x) && (!t->changed || x->text->type == KERN_NOISE_SPARSE)) return 0;
     if (!t->changed && (!x->text->bf16 || no_size(x->text)))
         return err_set(e, "noise %s of type %s and scale %.9g in phase %s: not one of %lld "
                        "elements changed", x->key, noise_type_name[x->text->type],
                        x->text->scale, phase, (long long)t->elements);
     return no_size(x->text) ? check_without_size(x, phase, e) : check_size(x, phase, e);
+}
+
+/* The entries of a kind as one: what each of them is too small for, all of them may show. */
+static struct entry sum_of(const struct entry *list, int n, const struct noise_text *text,
+                           struct noise_tally *sum) {
+    struct entry x = { .text = text, .tally = sum, .repeat = 1 };
+    for (int i = 0; i < n; i++) {
+        if (!list[i].intended || list[i].text != text) continue;
+        tally_add(sum, list[i].tally);
+        x.intended = true;
+        x.bf16 = list[i].bf16;
+        x.repeat = fmax(x.repeat, list[i].repeat);
+    }
+    return x;
+}
+
+/* A score is a whole; what a step of training lacks, others may have. */
+static int check_sum(const struct entry *x, enum noise_phase phase, struct err *e) {
+    const struct noise_tally *t = x->tally;
+    if (!x->intended || !t->elements || t->changed || steps_leave_nothing(x)) return 0;
+    if (phase != NOISE_PHASE_EVAL && too_few(x)) return 0;
+    return err_set(e, "noise of type %s and scale %.9g in phase %s was realised nowhere: not one "
+                   "of %lld elements changed; give it more%s", noise_type_name[x->text->type],
+                   x->text->scale, noise_phase_name[phase], (long long)t->elements,
+                   phase == NOISE_PHASE_EVAL ? ", or score more questions" : "");
+}
+
+void noise_evidence_changed(int64_t changed[2], const struct noise_plan *p, enum noise_phase phase,
+                            const struct noise_evidence *ev) {
+    struct entry list[ENTRIES_MAX];
+    const struct noise_text *const text[2] = { &p->op_text, &p->module_text };
+    const int n = entries_of(list, p, phase, ev);
+    for (int k = 0; k < 2; k++) {
+        struct noise_tally sum = { 0 };
+        const struct entry x = sum_of(list, n, text[k], &sum);
+        changed[k] = sum.changed ? sum.changed
+                     : !x.intended || !sum.elements || steps_leave_nothing(&x) ? 0 : -1;
+    }
 }
 
 int noise_evidence_check(const struct noise_plan *p, enum noise_phase phase,
@@ -359,6 +415,12 @@ int noise_evidence_check(const struct noise_plan *p, enum noise_phase phase,
             ev->passes[NOISE_FORWARD] && !list[i].tally->sites && !list[i].tally->elements)
             continue;
         if (check_entry(&list[i], noise_phase_name[phase], e) < 0) return -1;
+    }
+    const struct noise_text *const text[] = { &p->op_text, &p->module_text };
+    for (size_t k = 0; k < COUNT_OF(text); k++) {
+        struct noise_tally sum = { 0 };
+        const struct entry x = sum_of(list, n, text[k], &sum);
+        if (check_sum(&x, phase, e) < 0) return -1;
     }
     return 0;
 }

@@ -42,6 +42,13 @@ static int check_scale(const struct noise_text *t, const char *where, struct err
     else if (type_relative(t->type) && !t->bf16 && t->scale < 0x1p-23)
         rc = err_more(e, EXIT_CONFIG, "%s.scale is %g: relative noise below %.3g vanishes in f32",
                       where, t->scale, 0x1p-23);
+    else if (t->type == KERN_NOISE_DEADZONE && t->scale >= 1)
+        rc = err_more(e, EXIT_CONFIG, "%s.scale is %g: a dead zone of the largest value of a row "
+                      "and more leaves nothing of it; give a scale below 1", where, t->scale);
+    else if (t->type == KERN_NOISE_SPARSE && t->scale * sqrt(t->rate) > 1)
+        rc = err_more(e, EXIT_CONFIG, "%s: sparse noise of scale %g at a rate of %g is larger than "
+                      "what it is added to: nothing of the model would be left; lower one of them",
+                      where, t->scale, t->rate);
     /* beside values of the size that a network has: not one element would change */
     else if (!type_relative(t->type) && t->scale > 0 && t->scale < 0x1p-40)
         rc = err_more(e, EXIT_CONFIG, "%s.scale is %g: %s noise below %.3g changes nothing", where,

@@ -102,8 +102,8 @@ double noise_tally_rms(const struct noise_tally *t, double scale);
 /* Object "op/matmul/forward" -> {noise_size_name,"realised","mean","sites","elements","changed",
  * "changed_bf16","sums"} (changed: shares; sums: the tally's members in their order), the same in
  * metrics, records and scores; also "op/lora_grad/backward", and "passes": the members before the
- * tallies. {} when nothing was intended. "warning" where bf16 arithmetic realised nothing, and
- * where f32 is too coarse for an absolute size. */
+ * tallies. {} when nothing was intended. "warning" where nothing was realised, and where f32
+ * is too coarse for an absolute size. */
 json_t *noise_evidence_json(const struct noise_plan *p, enum noise_phase phase,
                             const struct noise_evidence *e);
 /* The counts again out of such an object. -1 where it lacks something that was intended, or has
@@ -114,7 +114,12 @@ int noise_evidence_read(struct noise_evidence *to, const struct noise_plan *p,
  * than passes * sites, nothing changed, a realised size or a mean more than 6 standard errors off
  * (rounding included), changes that are no dead zone's or no E4M3's, or noise where none was
  * intended. Under dtype = bf16 a size may be 0 where bf16's steps leave nothing of it, which is a
- * warning in the JSON, because showing that is what the setting is for. */
+ * warning in the JSON, because showing that is what the setting is for. Sparse noise and dead zones
+ * may change none of few elements: each site alone is then not judged, a score as a whole is. */
 int noise_evidence_check(const struct noise_plan *p, enum noise_phase phase,
                          const struct noise_evidence *ev, struct err *e);
+/* Elements that noise on operations [0] and on modules [1] changed, for the sum over a run; -1:
+ * none, though it was tried; 0 where it was not, and where bf16 may leave nothing. */
+void noise_evidence_changed(int64_t changed[2], const struct noise_plan *p, enum noise_phase phase,
+                            const struct noise_evidence *ev);
 #endif

@@ -57,40 +57,70 @@ static int try_norms(const struct source *s, const struct model_conf *c,
     return rc;
 }
 
-static int try_linears(const struct source *s, const struct noise_target *target, double sigma,
-                       struct err *e) {
+/* Sums of squares of the projections, each read once for all that is tried. */
+struct linears { double square[MODEL_LAYERS_MAX][PROJ_COUNT]; };
+
+static double square_of(const struct source *s, int i) {
     enum { ROWS = 64 };
-    double weight2 = 0, noise2 = 0, elements = 0;
+    const struct source_item *x = source_at(s, i);
+    double sum = 0;
+    float *row = mem_alloc(ROWS * (size_t)x->cols * sizeof *row);
+    for (int first = 0; first < x->rows; first += ROWS) {
+        const int count = x->rows - first < ROWS ? x->rows - first : ROWS;
+        if (source_rows(s, i, first, count, row, NULL) < 0) continue;
+        for (int64_t k = 0; k < (int64_t)count * x->cols; k++)
+            sum += (double)row[k] * (double)row[k];
+    }
+    free(row);
+    return sum;
+}
+
+static void read_linears(struct linears *l, const struct source *s,
+                         const struct noise_target *target, int targets) {
+    memset(l, 0, sizeof *l);
     for (int i = 0; i < source_count(s); i++) {
         const struct source_item *x = source_at(s, i);
-        const double times = x->kind == SOURCE_KIND_PROJ
-                                 ? (double)target->linear[x->layer][x->proj]
-                                 : 0;
-        if (times <= 0) continue;
-        float *row = mem_alloc(ROWS * (size_t)x->cols * sizeof *row);
-        for (int first = 0; first < x->rows; first += ROWS) {
-            const int count = x->rows - first < ROWS ? x->rows - first : ROWS;
-            if (source_rows(s, i, first, count, row, NULL) < 0) continue;
-            for (int64_t k = 0; k < (int64_t)count * x->cols; k++)
-                weight2 += (double)row[k] * (double)row[k];
-        }
-        free(row);
-        const double n = (double)x->rows * x->cols;
-        noise2 += n * times * times * sigma * sigma;
-        elements += n;
+        bool hit = false;
+        for (int t = 0; t < targets && x->kind == SOURCE_KIND_PROJ; t++)
+            hit = hit || target[t].linear[x->layer][x->proj] > 0;
+        if (hit) l->square[x->layer][x->proj] = square_of(s, i);
     }
+}
+
+static int try_linears(const struct linears *l, const struct model_conf *c,
+                       const struct noise_target *target, double sigma, struct err *e) {
+    double weight2 = 0, noise2 = 0, elements = 0;
+    for (int layer = 0; layer < c->layers; layer++)
+        for (enum proj p = 0; p < PROJ_COUNT; p++) {
+            const double times = (double)target->linear[layer][p];
+            int out, in;
+            if (times <= 0) continue;
+            model_proj_shape(c, p, &out, &in);
+            const double n = (double)out * in;
+            weight2 += l->square[layer][p];
+            noise2 += n * times * times * sigma * sigma;
+            elements += n;
+        }
     if (!(weight2 > 0)) return 0;
-    return noise_strength_check(sigma, sqrt(noise2 / weight2), sqrt(weight2 / elements), "linear",
-                                e);
+    return noise_strength_check(sigma, sqrt(noise2 / weight2), .05, sqrt(weight2 / elements),
+                                "linear", e);
 }
 
 int noise_try(const char *path, const struct model_conf *c, const struct noise_target *target,
-              double sigma, uint64_t seed, struct err *e) {
+              int targets, const double *sigma, int sigmas, uint64_t seed, int *failed,
+              struct err *e) {
     struct source *s;
+    struct linears l;
     char file[FS_PATH_MAX];
+    int rc = 0;
     if (source_open(&s, model_path_resolve(path, file), c, NULL) < 0) return 0;
-    int rc = target->norms ? try_norms(s, c, target, sigma, seed, e) : 0;
-    if (rc == 0 && target->linears) rc = try_linears(s, target, sigma, e);
+    read_linears(&l, s, target, targets);
+    for (int i = 0; rc == 0 && i < targets * sigmas; i++) {
+        const struct noise_target *t = &target[i / sigmas];
+        *failed = i % sigmas;
+        if (t->norms) rc = try_norms(s, c, t, sigma[*failed], seed, e);
+        if (rc == 0 && t->linears) rc = try_linears(&l, c, t, sigma[*failed], e);
+    }
     source_close(&s);
     return rc;
 }

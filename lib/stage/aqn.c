@@ -72,21 +72,17 @@ int aqn_try_source(const struct shared *c, const struct model_conf *m, struct er
     const struct noise_target_text x = target_text(c);
     const int64_t at[] = { 0, noise_target_switch(&x, s.steps) };
     double sigma[2];
-    struct noise_target t;
+    struct noise_target t[COUNT_OF(at)];
+    int targets = 0, k;
     if (!noise_schedule_on(&s)) return 0;
     extremes(&s, &sigma[0], &sigma[1]);
-    for (size_t i = 0; i < COUNT_OF(at); i++) {
-        if (at[i] < 0) continue;
-        if (aqn_target(&t, c, at[i], m, e) < 0) return -1;
-        for (size_t k = 0; k < COUNT_OF(sigma); k++) {
-            const bool start = fabs(log(sigma[k] / fmax(s.start, 1e-300))) <=
-                               fabs(log(sigma[k] / fmax(s.end, 1e-300)));
-            if (noise_try(c->model.path, m, &t, sigma[k], (uint64_t)c->run.seed, e) < 0)
-                return err_wrap(e, "noise.aqn.sigma_%s = %g", start ? "start" : "end",
-                                start ? s.start : s.end);
-        }
-    }
-    return 0;
+    for (size_t i = 0; i < COUNT_OF(at); i++)
+        if (at[i] >= 0 && aqn_target(&t[targets++], c, at[i], m, e) < 0) return -1;
+    if (noise_try(c->model.path, m, t, targets, sigma, 2, (uint64_t)c->run.seed, &k, e) == 0)
+        return 0;
+    const bool start = fabs(log(sigma[k] / fmax(s.start, 1e-300))) <=
+                       fabs(log(sigma[k] / fmax(s.end, 1e-300)));
+    return err_wrap(e, "noise.aqn.sigma_%s = %g", start ? "start" : "end", start ? s.start : s.end);
 }
 
 void aqn_text(const struct shared *c, struct str *out) {

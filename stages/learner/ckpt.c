@@ -75,6 +75,19 @@ static int leases_read(struct progress *p, const json_t *all, const char *path, 
     return 0;
 }
 
+static json_t *changed_json(const struct progress *p) {
+    const int64_t *v = p->noise_changed[0];
+    json_t *all = json_array();
+    for (int i = 0; i < 2 * NOISE_PHASE_EVAL; i++) json_array_append_new(all, json_integer(v[i]));
+    return all;
+}
+
+static void changed_read(struct progress *p, const json_t *all) {
+    int64_t *v = p->noise_changed[0];
+    for (size_t i = 0; i < 2 * NOISE_PHASE_EVAL; i++)
+        v[i] = json_integer_value(json_array_get(all, i));
+}
+
 static json_t *manifest_of(const struct progress *p, const struct update_state *s,
                            const struct ckpt_identity *id) {
     json_t *o = json_object();
@@ -92,6 +105,7 @@ static json_t *manifest_of(const struct progress *p, const struct update_state *
     json_object_set_new(o, "bits", json_string(id->bits));
     json_object_set_new(o, "settings", json_string(id->settings));
     if (p->leases) json_object_set_new(o, "leases", leases_json(p));
+    json_object_set_new(o, "noise_changed", changed_json(p));
     return o;
 }
 
@@ -182,6 +196,7 @@ static int load_one(const char *dir, struct progress *p, struct update_state *s,
         json_need_str(m, "settings", &settings, path, e) < 0 ||
         leases_read(p, json_object_get(m, "leases"), path, e) < 0)
         goto done;
+    changed_read(p, json_object_get(m, "noise_changed"));
     const char *other = strcmp(model, id->model_sha256)           ? "another base model"
                         : strcmp(tokenizer, id->tokenizer_sha256) ? "another tokenizer"
                         : strcmp(data, id->data_sha256)           ? "other training questions"

@@ -22,6 +22,9 @@ struct progress {                    /* committed counters */
     int64_t cursor;                  /* next group id */
     int64_t groups_seen, groups_kept, groups_all_right, groups_all_wrong, groups_surplus;
     int64_t skipped_starved, skipped_nonfinite, nonfinite_in_a_row, updates_changed;
+    /* by phase, elements that noise on operations and on modules changed so far; -1: none, though
+     * it was tried */
+    int64_t noise_changed[NOISE_PHASE_EVAL][2];
     struct lease lease[LAG_MAX + 1]; /* of the steps after `step`, as far as they are asked for */
     int leases;
 };

@@ -20,6 +20,7 @@
 #include "stages/learner/ckpt.h"
 #include "stages/learner/metrics.h"
 #include "stages/learner/intake.h"
+#include "stages/learner/noise_sum.h"
 #include "stages/learner/selftest.h"
 #include "stages/learner/team.h"
 
@@ -376,6 +377,7 @@ static int collect(struct run *r, const struct intake_policy *p, struct progress
     next->groups_kept += *kept;
     r->counts.kept = *kept;
     if (rc == 0) rc = sum_rollouts(r, p, &applied, part, e);
+    noise_sum_add(next, &r->policy.plan, NOISE_PHASE_ROLLOUT, &applied);
     free(arrived);
     return rc;
 }
@@ -409,6 +411,8 @@ static int train(struct run *r, const struct intake_policy *sampled, struct prog
         return 0;
     }
     if (update(r, sampled, kept, m, e) < 0) return -1;
+    noise_sum_add(next, &r->policy.plan, NOISE_PHASE_LOGPROB, &m->logprob);
+    noise_sum_add(next, &r->policy.plan, NOISE_PHASE_UPDATE, &m->update);
     if (m->nonfinite) {
         next->skipped_nonfinite++;
         next->nonfinite_in_a_row++;
@@ -494,7 +498,9 @@ int run_finish(struct run *r) {
              (long long)r->done.step, (long long)c->run.steps, (long long)r->done.version,
              r->adapter_sha256, (long long)n.leased, (long long)n.journalled, (long long)n.repeated,
              (long long)n.refused);
-    if (r->done.step == c->run.steps) intake_end(r->intake);
+    if (r->done.step < c->run.steps) return 0;
+    if (noise_sum_check(&r->done, &r->policy.plan, e) < 0) return -1;
+    intake_end(r->intake);
     return 0;
 }
 

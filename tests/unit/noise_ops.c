@@ -616,7 +616,8 @@ Test(noise_ops, what_no_size_is_intended_for_is_held_against_what_it_does) {
             expect_verdict(&w, -1, "a dead zone makes 0 of each element that it changes");
         }
         w.t->r = w.t->r2 = w.t->changed = 0;
-        expect_verdict(&w, -1, "of type deadzone and scale 0.05 in phase update: not one of 1000 elements changed");
+        w.t->elements = 10000;
+        expect_verdict(&w, -1, "of type deadzone and scale 0.05 in phase update: not one of 10000 elements changed");
 
         struct noise_plan p;
         struct err e = { 0 };
@@ -627,16 +628,62 @@ Test(noise_ops, what_no_size_is_intended_for_is_held_against_what_it_does) {
         cr_assert_eq(noise_plan_make(&p, NULL, &m, &qwen, &e), 0, "%s", e.text);
         struct noise_evidence ev = { .passes = { 1 }, .wanted = 1, .rows = 1000, .rows_squared = 1000 };
         struct noise_tally *q = &ev.module[NOISE_MODULE_Q];
-        *q = (struct noise_tally){ .sites = 28, .elements = 1000, .measured = 1000, .coarse = 10, .changed = 900,
+        *q = (struct noise_tally){ .sites = 28, .elements = 1000, .measured = 1000, .coarse = 10, .changed = 940,
                                    .r2 = (int64_t)((10 + 990 / 256.) * 0x1p20) };
         cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), 0, "%s", e.text);
         q->r2 += 1 << 15;
         cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), -1);
         cr_expect(strstr(e.text, "E4M3 gives at most 0.117"), "%s", e.text);
+        q->r2 = (int64_t)((5 + 990 * 7e-4) * 0x1p20);
+        cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), 0, "%s", e.text);
+        q->changed = 470;                            /* every other element was missed */
+        q->r2 /= 2;
+        cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), -1);
+        cr_expect(strstr(e.text, "E4M3 changes at least 752"), "%s", e.text);
+        q->changed = 940;                            /* all moved, by next to nothing */
+        q->r2 = 1000;
+        cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), -1);
         q->changed = q->r2 = 0;
         e = (struct err){ 0 };
         cr_expect_eq(noise_evidence_check(&p, NOISE_PHASE_ROLLOUT, &ev, &e), -1);
         cr_expect(strstr(e.text, "of type fp8 and scale 0 in phase rollout: not one of 1000"), "%s", e.text);
+    }
+}
+
+/* A step that is too small for a rare kind of noise may have none; a score of it is none. */
+Test(noise_ops, rare_noise_is_judged_where_something_is_complete) {
+    static const struct { int type; double scale, rate; int n, few; } cases[] = {
+        { KERN_NOISE_SPARSE, .5, 1e-6, 3000000, 1 }, { KERN_NOISE_SPARSE, .5, 1e-4, 3000000, 0 },
+        { KERN_NOISE_DEADZONE, 1e-5, 0, 500000, 1 }, { KERN_NOISE_DEADZONE, 1e-2, 0, 500000, 0 },
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct world w;
+        struct err e = { 0 };
+        int64_t changed[2];
+        struct noise_text t = text_ops("matmul, head", "all");
+        t.type = cases[i].type, t.scale = cases[i].scale, t.rate = cases[i].rate;
+        t.phase[NOISE_PHASE_EVAL] = true;
+        world(&w, t, 1000, 1);
+        struct noise_tally *head = &w.ev.op[NOISE_OP_HEAD][NOISE_FORWARD];
+        *w.t = (struct noise_tally){ .sites = w.t->sites, .elements = cases[i].n, .measured = cases[i].n };
+        *head = *w.t;
+        head->sites = 3;
+        expect_verdict(&w, cases[i].few ? 0 : -1, cases[i].few ? NULL : "elements changed");
+        cr_expect_eq(noise_evidence_check(&w.plan, NOISE_PHASE_EVAL, &w.ev, &e), -1);
+        cr_expect(strstr(e.text, "elements changed"), "%s", e.text);
+        noise_evidence_changed(changed, &w.plan, NOISE_PHASE_UPDATE, &w.ev);
+        cr_expect_eq(changed[0], -1);
+        cr_expect_eq(changed[1], 0);
+        json_t *all = noise_evidence_json(&w.plan, NOISE_PHASE_UPDATE, &w.ev);
+        cr_expect(strstr(json_string_value(json_object_get(json_object_get(all, "op/head/forward"), "warning")),
+                         "realised 0"));
+        json_decref(all);
+        if (!cases[i].few) continue;
+        head->changed = 1, head->r2 = 1 << 20;       /* one hit anywhere makes a score of it */
+        e = (struct err){ 0 };
+        cr_expect_eq(noise_evidence_check(&w.plan, NOISE_PHASE_EVAL, &w.ev, &e), 0, "%s", e.text);
+        noise_evidence_changed(changed, &w.plan, NOISE_PHASE_UPDATE, &w.ev);
+        cr_expect_eq(changed[0], 1);
     }
 }
 
