@@ -233,7 +233,7 @@ struct kern_adamw {
 };
 
 struct kern {
-    const char *name; /* "ref", "avx2", "avx512", "avx512bf16", "amx", "cuda:0" */
+    const char *name; /* "ref", "avx2", "avx512", "avx512bf16", "amx", "cuda:0", "cuda-mma:0" */
     const char *bits;                                 /* tables of one name give the same bits */
     uint32_t abi;                                     /* KERN_ABI */
     struct pool *pool;                                /* CPU paths; lent */
@@ -285,9 +285,10 @@ struct kern {
 
 /* Fills the table. path: NULL or "auto" = the best this CPU has; a name forces one. -1 (EXIT_ENV)
  * when the machine lacks it, naming what it has. "cuda" is cuda:0, "cuda:N" the N-th device that
- * CUDA_VISIBLE_DEVICES shows (kernels/cuda/plugin.h); auto never takes a device, and where one is
- * asked for nothing else stands in. "amx-emulated" is the text of "amx" with its tile
- * instructions done in C, for tests where there is no AMX; never chosen by itself. The table lends
+ * CUDA_VISIBLE_DEVICES shows (kernels/cuda/plugin.h), "cuda-mma" and "cuda-mma:N" the same on
+ * tensor cores, with bits of their own; auto never takes a device, and where one is asked for
+ * nothing else stands in. "amx-emulated" is the text of "amx" with its tile instructions done in
+ * C, for tests where there is no AMX; never chosen by itself. The table lends
  * `pool`. */
 int kern_open(struct kern *k, const char *path, struct pool *pool, struct err *e);
 /* Names of the paths this machine can run, best last ("ref", "avx2", "avx512", "avx512bf16",

@@ -140,6 +140,10 @@ double cuda_sum_squares(struct kern *k, kptr x, size_t n);
 void cuda_linear(struct kern *k, const struct kern_linear *a, int n);
 void cuda_linear_t(struct kern *k, const struct kern_linear_t *a);
 void cuda_outer(struct kern *k, const struct kern_outer *a);
+/* linear_mma.cu: the same on tensor cores, for the table cuda-mma */
+void cuda_mma_linear(struct kern *k, const struct kern_linear *a, int n);
+void cuda_mma_linear_t(struct kern *k, const struct kern_linear_t *a);
+void cuda_mma_outer(struct kern *k, const struct kern_outer *a);
 /* attn.cu */
 void cuda_kv_put(struct kern *k, const struct kern_kv_put *a);
 void cuda_attn(struct kern *k, const struct kern_attn *a);

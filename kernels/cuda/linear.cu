@@ -3,7 +3,7 @@
  * Knows: the tile order of kern.h, which is one thread's business for each output element: it keeps
  * an even and an odd chain over the 32 k that the block has staged, and its accumulator. A thread
  * block has 64 x 64 outputs, a thread 4 x 4 of them. Which thread owns an output changes no bit.
- * Does not know: tensor cores, whose order of sums is another.
+ * Does not know: tensor cores, whose order of sums is another (linear_mma.cu).
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cuda/linears.h"
 

@@ -84,12 +84,15 @@ const struct cuda_plugin *cuda_load(struct err *e) {
 }
 
 int cuda_open(struct kern *k, const char *name, struct pool *pool, struct err *e) {
+    const enum cuda_form form = str_starts(name, "cuda-mma") ? CUDA_FORM_MMA : CUDA_FORM_STRICT;
+    const char *rest = name + strlen(form == CUDA_FORM_MMA ? "cuda-mma" : "cuda");
     int64_t index = 0;
-    if (name[4] && (name[4] != ':' || !str_to_i64(name + 5, &index) || index < 0 ||
-                    index >= CUDA_DEVICES_MAX))
-        return err_code(e, EXIT_ENV, "kernels '%s': write cuda or cuda:N, N from 0", name);
+    if (*rest && (*rest != ':' || !str_to_i64(rest + 1, &index) || index < 0 ||
+                  index >= CUDA_DEVICES_MAX))
+        return err_code(e, EXIT_ENV, "kernels '%s': write cuda, cuda-mma, cuda:N or cuda-mma:N, N "
+                                     "from 0", name);
     const struct cuda_plugin *p = cuda_load(e);
-    if (!p || p->open(k, (int)index, e) < 0) return err_wrap(e, "kernels '%s'", name);
+    if (!p || p->open(k, (int)index, form, e) < 0) return err_wrap(e, "kernels '%s'", name);
     k->pool = pool;
     return 0;
 }

@@ -237,6 +237,15 @@ static int count(struct err *e) {
     return n < CUDA_DEVICES_MAX ? n : (int)CUDA_DEVICES_MAX;
 }
 
+static void arch_of(char out[16], const struct cudaDeviceProp *p) {
+#ifdef QERL_CUDA_EMU
+    (void)p;
+    snprintf(out, 16, "emulated");
+#else
+    snprintf(out, 16, "sm_%d%d", p->major, p->minor);
+#endif
+}
+
 static int describe(struct cuda_device *d, int index, struct err *e) {
     static struct cudaDeviceProp p;
     const int n = count(e);
@@ -252,13 +261,9 @@ static int describe(struct cuda_device *d, int index, struct err *e) {
         return fail(e, "device cuda:%d: %s: %s", index, cudaGetErrorName(rc),
                     cudaGetErrorString(rc));
     snprintf(d->name, sizeof d->name, "%.255s", p.name);
+    arch_of(d->arch, &p);
     snprintf(d->pci, sizeof d->pci, "%04x:%02x:%02x.0", p.pciDomainID & 0xffff, p.pciBusID & 0xff,
              p.pciDeviceID & 0xff);
-#ifdef QERL_CUDA_EMU
-    snprintf(d->arch, sizeof d->arch, "emulated");
-#else
-    snprintf(d->arch, sizeof d->arch, "sm_%d%d", p.major, p.minor);
-#endif
     return 0;
 }
 
@@ -298,17 +303,32 @@ static void fill(struct kern *k) {
     k->pack = cuda_pack;
 }
 
-static int start(struct kern *k, struct cuda_state *s, int index, struct err *e) {
+/* The form on tensor cores. Its bits are this architecture's. */
+static cudaError_t fill_mma(struct kern *k, int index) {
+    static char name[CUDA_DEVICES_MAX][24], bits[CUDA_DEVICES_MAX][32];
+    static struct cudaDeviceProp p;
+    char arch[16];
+    const cudaError_t rc = cudaGetDeviceProperties(&p, index);
+    if (rc != cudaSuccess) return rc;
+    arch_of(arch, &p);
+    snprintf(name[index], sizeof name[index], "cuda-mma:%d", index);
+    snprintf(bits[index], sizeof bits[index], "cuda-mma %s", arch);
+    k->name = name[index];
+    k->bits = bits[index];
+    k->linear = cuda_mma_linear;
+    k->linear_t = cuda_mma_linear_t;
+    k->outer = cuda_mma_outer;
+    return cudaSuccess;
+}
+
+static int start(struct kern *k, struct cuda_state *s, int index, enum cuda_form form,
+                 struct err *e) {
     static char name[CUDA_DEVICES_MAX][16];
     cudaFuncAttributes has;
     cudaError_t rc = make_current(index);
     if (rc == cudaSuccess && cudaFuncGetAttributes(&has, (const void *)pack_kernel) != cudaSuccess)
         return fail(e, "qerl-cuda.so has no code for the architecture of cuda:%d: %s", index,
                     cudaGetErrorName(cudaGetLastError()));
-    if (rc == cudaSuccess) rc = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
-    if (rc != cudaSuccess)
-        return fail(e, "cannot open cuda:%d: %s: %s", index, cudaGetErrorName(rc),
-                    cudaGetErrorString(rc));
     s->device = index;
     memset(k, 0, sizeof *k);
     snprintf(name[index], sizeof name[index], "cuda:%d", index);
@@ -317,10 +337,14 @@ static int start(struct kern *k, struct cuda_state *s, int index, struct err *e)
     k->abi = KERN_ABI;
     k->self = s;
     fill(k);
-    return 0;
+    if (rc == cudaSuccess && form == CUDA_FORM_MMA) rc = fill_mma(k, index);
+    if (rc == cudaSuccess) rc = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+    if (rc == cudaSuccess) return 0;
+    return fail(e, "cannot open cuda:%d: %s: %s", index, cudaGetErrorName(rc),
+                cudaGetErrorString(rc));
 }
 
-static int open_device(struct kern *k, int index, struct err *e) {
+static int open_device(struct kern *k, int index, enum cuda_form form, struct err *e) {
     int n = count(e);
     if (n < 0) return -1;
     if (index < 0 || index >= n)
@@ -328,7 +352,7 @@ static int open_device(struct kern *k, int index, struct err *e) {
                     "%s)", index, n, n - 1, visible());
     struct cuda_state *s = (struct cuda_state *)calloc(1, sizeof *s);
     if (!s) return fail(e, "out of memory");
-    if (start(k, s, index, e) == 0) return 0;
+    if (start(k, s, index, form, e) == 0) return 0;
     free(s);
     return -1;
 }

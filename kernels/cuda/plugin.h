@@ -9,7 +9,7 @@
 #define QERL_CUDA_PLUGIN_H
 #include "kernels/kern.h"
 
-enum { CUDA_PLUGIN_ABI = 1, CUDA_DEVICES_MAX = 64 };
+enum { CUDA_PLUGIN_ABI = 2, CUDA_DEVICES_MAX = 64 };
 #define CUDA_PLUGIN_ENTRY "qerl_cuda_plugin"
 
 struct cuda_device {
@@ -19,6 +19,10 @@ struct cuda_device {
     size_t memory_bytes, free_bytes;
     uint64_t peers;                                   /* bit i: reads device i's memory directly */
 };
+
+/* Strict: kern.h's order of sums, the CPU's bits. Mma: products on tensor cores, bits of their own
+ * (kernels/cuda/mma_tile.h); they differ from one architecture to the next. */
+enum cuda_form { CUDA_FORM_STRICT, CUDA_FORM_MMA };
 
 struct cuda_plugin {
     uint32_t abi;                                     /* CUDA_PLUGIN_ABI: read before all else */
@@ -31,7 +35,7 @@ struct cuda_plugin {
     /* One of them; it takes some of the device's memory to ask. -1 (EXIT_ENV). */
     int (*describe)(struct cuda_device *d, int index, struct err *e);
     /* Overwrites every slot of the table for device `index`; -1 (EXIT_ENV) with the reason. */
-    int (*open)(struct kern *k, int index, struct err *e);
+    int (*open)(struct kern *k, int index, enum cuda_form form, struct err *e);
 };
 typedef const struct cuda_plugin *cuda_plugin_entry(void);
 

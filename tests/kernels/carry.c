@@ -350,9 +350,9 @@ const char *carry_plugin(void) {
     return path;
 }
 
-void carry_open(struct kern *k) {
+void carry_open(struct kern *k, const char *name) {
     struct err e = { 0 };
-    if (!device.self && kern_open(&device, "cuda:0", NULL, &e) < 0) cr_assert(false, "%s", e.text);
+    if (!device.self && kern_open(&device, name, NULL, &e) < 0) cr_assert(false, "%s", e.text);
     k->name = device.name, k->bits = device.bits;
     k->embed = c_embed, k->rmsnorm = c_rmsnorm, k->rmsnorm_bwd = c_rmsnorm_bwd;
     k->linear = c_linear, k->linear_t = c_linear_t, k->outer = c_outer, k->rope = c_rope;

@@ -12,6 +12,7 @@
 /* Where the plugin is that cuda:0 would be opened with: QERL_CUDA, or the emulated one that was
  * built beside this program, which QERL_CUDA then names. NULL: there is none. */
 const char *carry_plugin(void);
-/* Fills the table, which takes host memory. One device a process; aborts the test on failure. */
-void carry_open(struct kern *k);
+/* Fills the table, which takes host memory, for the device's kernels of this name. One name a
+ * process; aborts the test on failure. */
+void carry_open(struct kern *k, const char *name);
 #endif

@@ -59,7 +59,7 @@ void kt_open(struct kt *t) {
         struct kern *k = &t->k[t->n++];
         *k = t->ref;
         k->pool = t->pool[0];
-        carry_open(k);
+        carry_open(k, DEVICE);
     }
     int n = kern_paths(names);
     if (n < 8 && can_emulate()) names[n++] = EMULATED;
