@@ -38,22 +38,37 @@ json_t *report_last_metrics(const struct folder *f) {
     return o;
 }
 
+static int64_t count_of(const json_t *metrics, const char *key) {
+    int64_t n = 0;
+    json_may_int(metrics, key, &n, 0, INT64_MAX, "metrics", NULL);
+    return n;
+}
+
+static bool made_no_update(const json_t *metrics) {
+    const int64_t step = count_of(metrics, "step");
+    return step > 0 && count_of(metrics, "train/steps_skipped") +
+                               count_of(metrics, "train/updates_nonfinite") >= step;
+}
+
 /* A run that never learned looks like one that learned nothing: it is said. */
 static void print_no_update(const json_t *metrics, const char *indent, FILE *to) {
-    int64_t step = 0, starved = 0, nonfinite = 0;
-    json_may_int(metrics, "step", &step, 0, INT64_MAX, "metrics", NULL);
-    json_may_int(metrics, "train/steps_skipped", &starved, 0, INT64_MAX, "metrics", NULL);
-    json_may_int(metrics, "train/updates_nonfinite", &nonfinite, 0, INT64_MAX, "metrics", NULL);
-    if (step < 1 || starved + nonfinite < step) return;
+    const int64_t step = count_of(metrics, "step"),
+                  starved = count_of(metrics, "train/steps_skipped"),
+                  nonfinite = count_of(metrics, "train/updates_nonfinite");
+    if (!made_no_update(metrics)) return;
     fprintf(to, "%sNO UPDATE  %lld of %lld steps skipped (%lld: no group could teach, %lld: not "
                 "finite); the adapter is the one that it began with\n", indent,
             (long long)(starved + nonfinite), (long long)step, (long long)starved,
             (long long)nonfinite);
 }
 
+static double b_zeroed(const json_t *metrics) {
+    return json_number_value(json_object_get(metrics, "quant/adapter/b_zeroed"));
+}
+
 /* An adapter that its own format reads as 0 is scored as if nothing had been learnt. */
 static void print_unseen(const json_t *metrics, const char *indent, FILE *to) {
-    const double zeroed = json_number_value(json_object_get(metrics, "quant/adapter/b_zeroed"));
+    const double zeroed = b_zeroed(metrics);
     if (zeroed > B_ZEROED_SAID)
         fprintf(to, "%sADAPTER UNSEEN  in step %lld quant.adapter read %.0f %% of B as 0: what was "
                     "learnt there is in no answer and no score\n", indent,
@@ -175,7 +190,11 @@ static void summary_head(struct str *out, const struct folder *f, const json_t *
     const int64_t steps = json_integer_value(json_object_get(m, "steps"));
     str_printf(out, "| %s | ", f->id);
     cell(out, exp_id ? exp_id : "");
-    str_printf(out, " | %s | ", run_state_name[folder_state(f, NULL, 0)]);
+    json_t *metrics = report_last_metrics(f);
+    str_printf(out, " | %s%s%s | ", run_state_name[folder_state(f, NULL, 0)],
+               made_no_update(metrics) ? ", NO UPDATE" : "",
+               b_zeroed(metrics) > B_ZEROED_SAID ? ", ADAPTER UNSEEN" : "");
+    json_decref(metrics);
     cell(out, treated ? treated : "");
     if (steps < 0) str_puts(out, " | - |");
     else str_printf(out, " | %lld |", (long long)steps);

@@ -152,6 +152,7 @@ Test(runs, a_run_that_never_learned_and_noise_that_never_was_are_said) {
     box_expect(0, "qerl-pipe a.pipe");
     box_has(box_out.s, "NO UPDATE  3 of 3 steps skipped (2: no group could teach, 1: not finite)");
     box_has(box_out.s, "WARNING    noise/update/op/matmul/forward: bf16 realises 0");
+    box_has(box_read("runs/SUMMARY.md"), "| a-0001 |  | done, NO UPDATE | ");
     box_expect(0, "qerl-pipe status a");
     box_has(box_out.s, "NO UPDATE  3 of 3 steps skipped");
     box_has(box_out.s, "WARNING    noise/update/op/matmul/forward: bf16 realises 0");
@@ -189,6 +190,9 @@ Test(runs, an_adapter_that_its_format_reads_as_0_is_said) {
         box_expect(0, "qerl-pipe a.pipe");
         if (i == 0) box_has(box_out.s, "ADAPTER UNSEEN  in step 3 quant.adapter read 100 % of B as 0");
         cr_expect_eq(strstr(box_out.s, "ADAPTER UNSEEN") != NULL, cases[i].said);
+        char row[60];
+        snprintf(row, sizeof row, "| a-000%zu |  | done%s | ", i + 1, cases[i].said ? ", ADAPTER UNSEEN" : "");
+        box_has(box_read("runs/SUMMARY.md"), row);
         box_expect(0, "qerl-pipe status a");
         cr_expect_eq(strstr(box_out.s, "ADAPTER UNSEEN") != NULL, cases[i].said);
         box_expect(0, "qerl-pipe compare b a --force");

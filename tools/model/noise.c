@@ -307,6 +307,11 @@ static int weights(const struct origin *s, const struct ask *a, struct err *e) {
     if (s->run && print_modules(s, o.path, e) < 0) return -1;
     if (s->sigma == 0) {
         printf("sigma      0: AQN added nothing to the weights\n");
+        if (s->run && (s->shared.ops.type || s->shared.modules.type))
+            printf("           the run's noise on %s is shown by --site\n",
+                   !s->shared.modules.type ? "operators"
+                   : !s->shared.ops.type   ? "modules"
+                                           : "operators and modules");
         return 0;
     }
     struct pool *pool = pool_create(pool_cores());
