@@ -111,6 +111,8 @@ static int read_adapter(const struct grid *g, char path[FS_PATH_MAX], struct err
 static void read_noise(struct grid *g, const struct result *r) {
     const char *type = result_value(r, "noise.ops.type"), *ops = result_value(r, "noise.ops.ops");
     g->own = type && strcmp(type, "off") != 0;
+    const char *direction = result_value(r, "noise.ops.direction");
+    g->backward = g->own && direction && strcmp(direction, "backward") == 0;
     g->type = g->own ? type : "relative_gaussian";
     g->ops = g->own && ops ? ops : "matmul";
     g->layers = g->own ? result_value(r, "noise.ops.layers") : NULL;

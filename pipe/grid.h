@@ -23,7 +23,7 @@ struct grid {
     int64_t step;
     const char *type, *ops;                  /* of the noise; own: as the run trained under */
     const char *layers, *dtype;              /* NULL = the evaluator's defaults */
-    bool own;
+    bool own, backward;                      /* the run had it on its gradients alone */
     const char *modules;                     /* type of the run's module noise; NULL = none */
     int64_t device;                          /* key of type systematic: the run's seed */
     char trained[60];                        /* format of the run's own scores */

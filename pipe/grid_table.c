@@ -87,8 +87,9 @@ void grid_print(const struct grid *g, FILE *to) {
     if (g->dtype && strcmp(g->dtype, "f32") != 0) fprintf(to, "drawn in %s, ", g->dtype);
     if (strcmp(g->type, "systematic") == 0)
         fprintf(to, "on the device of the run (seed %lld), ", (long long)g->device);
-    fprintf(to, "%s", g->own ? "of the kind that the run trained under, in the size given"
-                            : "chosen here: the run had no operator noise");
+    fprintf(to, "%s", g->backward ? "of the kind that the run had on its gradients alone"
+                      : g->own ? "of the kind that the run trained under, in the size given"
+                               : "chosen here: the run had no operator noise");
     if (g->modules) fprintf(to, "; its noise on modules (%s) is off here", g->modules);
     fputc('\n', to);
     if (g->state != RUN_STATE_DONE)
