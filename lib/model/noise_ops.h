@@ -49,6 +49,10 @@ bool noise_module_hit(const char *pattern, enum noise_module m, int layer);
  * that hits nothing, on a combination that means nothing; all of them in one go. */
 int noise_plan_make(struct noise_plan *p, const struct noise_text *ops,
                     const struct noise_text *modules, const struct model_conf *c, struct err *e);
+/* EXIT_CONFIG where a dead zone on the weights of norms alone, read from a model's files, would
+ * change none of them; 0 where there is nothing to read. */
+int noise_try_zone(const char *path, const struct model_conf *c, const struct noise_plan *p,
+                   struct err *e);
 static inline bool noise_plan_on(const struct noise_plan *p, enum noise_phase phase) {
     return (p->op_text.type && p->op_text.phase[phase]) ||
            (p->module_text.type && p->module_text.phase[phase]);

@@ -8,6 +8,7 @@
 #include "lib/base/fs.h"
 #include "lib/base/str.h"
 #include "lib/model/noise.h"
+#include "lib/model/noise_ops.h"
 #include "lib/model/source.h"
 
 /* A model of norms only, in host memory. */
@@ -123,4 +124,42 @@ int noise_try(const char *path, const struct model_conf *c, const struct noise_t
     }
     source_close(&s);
     return rc;
+}
+
+/* Whether a dead zone would find something in one norm. */
+static bool zone_hits(const float *w, int n, float scale) {
+    float most = 0;
+    for (int i = 0; i < n; i++) most = fmaxf(most, fabsf(w[i]));
+    for (int i = 0; i < n; i++)
+        if (w[i] != 0 && fabsf(w[i]) < scale * most) return true;
+    return false;
+}
+
+int noise_try_zone(const char *path, const struct model_conf *c, const struct noise_plan *p,
+                   struct err *e) {
+    const struct noise_text *t = &p->module_text;
+    struct source *s;
+    char file[FS_PATH_MAX];
+    bool hits = false;
+    if (t->type != KERN_NOISE_DEADZONE || t->point != NOISE_POINT_WEIGHT) return 0;
+    for (int m = 0; m < NOISE_MODULE_COUNT; m++)
+        if (p->module_sites[m] && (m < NOISE_MODULE_NORM_IN || m > NOISE_MODULE_NORM_FINAL))
+            return 0;
+    if (source_open(&s, model_path_resolve(path, file), c, NULL) < 0) return 0;
+    float *w = mem_alloc((size_t)c->dim * sizeof *w);
+    for (int i = 0; i < source_count(s) && !hits; i++) {
+        const struct source_item *x = source_at(s, i);
+        if (!is_norm(x)) continue;
+        const enum noise_module m = x->kind == SOURCE_KIND_NORM_IN     ? NOISE_MODULE_NORM_IN
+                                    : x->kind == SOURCE_KIND_NORM_POST ? NOISE_MODULE_NORM_POST
+                                                                       : NOISE_MODULE_NORM_FINAL;
+        hits = p->module[x->layer < 0 ? 0 : x->layer][m] &&
+               (source_rows(s, i, 0, 1, w, NULL) < 0 || zone_hits(w, c->dim, (float)t->scale));
+    }
+    free(w);
+    source_close(&s);
+    if (hits) return 0;
+    return err_code(e, EXIT_CONFIG,
+                    "noise.modules.scale = %g: a dead zone of that size finds no weight of these "
+                    "norms, not one would change; give it more, or other targets", t->scale);
 }

@@ -42,7 +42,11 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     struct lora_shape shape;
     const int known = policy_plan(out, &c->shared, false, &shape, &m, e);
     if (known <= 0) return known;
-    if (aqn_try_source(&c->shared, &m, e) < 0) return -1;
+    struct noise_plan noise_of;
+    if (aqn_try_source(&c->shared, &m, e) < 0 ||
+        treatment_plan(&noise_of, &c->shared, &m, false, e) < 0 ||
+        noise_try_zone(c->shared.model.path, &m, &noise_of, e) < 0)
+        return -1;
     struct gen_opts o = work_gen_opts(c, &shape);
     const enum model_quant q = (enum model_quant)c->shared.quant.weights;
     const size_t noise = aqn_bytes(&c->shared, &m) +

@@ -185,6 +185,10 @@ Test(noise_ops, combinations_that_mean_nothing_are_refused) {
     refused_ops(x, "vanishes in f32", NULL);
     x = t, x.type = KERN_NOISE_SPARSE;
     refused_ops(x, "rate", NULL);
+    x.scale = 10, x.rate = 1;
+    refused_ops(x, "larger than what it is added to", NULL);
+    x = t, x.type = KERN_NOISE_DEADZONE, x.scale = 1;
+    refused_ops(x, "leaves nothing of it", NULL);
     x = t, x.type = KERN_NOISE_ABSOLUTE_GAUSSIAN;
     refused_ops(x, "is for modules", NULL);
     x = t, x.forward = false;
