@@ -46,25 +46,24 @@ static void ask_plugin(struct place_machine *m) {
     json_decref(o);
 }
 
+/* Numbered from 0, as CUDA does: a container that holds /dev/nvidia3 alone has GPU 0. */
 static void ask_driver(struct place_machine *m) {
+    int there = 0;
     DIR *d = opendir("/dev");
     for (struct dirent *entry; d && (entry = readdir(d));) {
         int64_t n;
         if (str_starts(entry->d_name, "nvidia") && str_to_i64(entry->d_name + 6, &n) && n >= 0 &&
             n < 64)
-            m->gpus |= 1ull << n;
+            there++;
     }
     if (d) closedir(d);
-    d = m->gpus ? NULL : opendir("/proc/driver/nvidia/gpus");
-    int n = 0;
+    d = there ? NULL : opendir("/proc/driver/nvidia/gpus");
     for (struct dirent *entry; d && (entry = readdir(d));)
-        if (entry->d_name[0] != '.' && n < 64) m->gpus |= 1ull << n++;
+        if (entry->d_name[0] != '.' && there < 64) there++;
     if (d) closedir(d);
     const char *own = own_gpus();
-    if (!own) return;
-    int given = *own ? 1 : 0;                  /* those that the launcher was given, renumbered */
-    for (const char *at = own; (at = strchr(at, ',')); at++) given++;
-    const int there = __builtin_popcountll(m->gpus);
+    int given = !own ? there : *own ? 1 : 0;
+    for (const char *at = own; at && (at = strchr(at, ',')); at++) given++;
     if (given > there) given = there;
     m->gpus = given < 64 ? (1ull << given) - 1 : ~0ull;
 }

@@ -276,17 +276,24 @@ static void read_stage(struct pipeline *p, const struct lang_stage *from) {
                    s->name, s->replicas);
 }
 
+static uint64_t gpus_taken(const struct place *p) {
+    return p->taken >= 0 ? p->choice[p->taken].gpus : 0;
+}
+
 /* The first GPU alternative of each stage must be its own, on every machine: falling back would
- * hide the mistake here. */
+ * hide the mistake here. So must the one that is taken. */
 static void check_gpus(struct pipeline *p) {
     for (int i = 0; i < p->stages; i++)
         for (int j = i + 1; j < p->stages; j++) {
             const struct place *a = &p->stage[i].place, *b = &p->stage[j].place;
-            if (!a->choices || !b->choices || !(a->choice[0].gpus & b->choice[0].gpus)) continue;
+            if (!a->choices || !b->choices) continue;
+            const uint64_t shared = (a->choice[0].gpus & b->choice[0].gpus) |
+                                    (gpus_taken(a) & gpus_taken(b));
+            if (!shared) continue;
             struct origin at;
             char ids[200];
             stage_text(p, &p->stage[j], "place", "", &at);
-            place_gpus_text(ids, sizeof ids, a->choice[0].gpus & b->choice[0].gpus);
+            place_gpus_text(ids, sizeof ids, shared);
             lang_error(&p->lang, at,
                        "stages '%s' and '%s' are both placed on GPU %s: one stage per GPU",
                        p->stage[i].name, p->stage[j].name, ids);
