@@ -141,7 +141,14 @@ static void mixes(struct bench *b, bool have, double hertz) {
         { "mix/dot+permute", probe_dots_permutes },
         { "mix/dot+store", probe_dots_stores },
     };
-    for (size_t i = 0; have && i < COUNT_OF(mix); i++) {
+    for (size_t i = 0; i < COUNT_OF(mix); i++) {
+        char key[BENCH_KEY_MAX];
+        snprintf(key, sizeof key, "machine/%s/1", mix[i].name);
+        if (!bench_wants(b, key)) continue;
+        if (!have) {
+            bench_absent(b, key, "this CPU does not have it");
+            continue;
+        }
         const struct spread s = spinning(b, 1, (struct spin){ .run = mix[i].run }, 1);
         figure_of(b, true, mix[i].name, 1, spread_rate(s, hertz), "cycles", 1,
                   "of twelve, or twelve of each");
