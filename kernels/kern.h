@@ -39,7 +39,7 @@
 #include "lib/base/err.h"
 #include "lib/base/pool.h"
 
-enum { KERN_ABI = 4, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
+enum { KERN_ABI = 5, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
 enum kern_type { KERN_F32, KERN_BF16 };
 enum kern_format { KERN_FORMAT_F32, KERN_FORMAT_BF16, KERN_FORMAT_MXFP4, KERN_FORMAT_NVFP4 };
 
@@ -203,24 +203,30 @@ struct kern_logprob { kptr logits, targets, lp, lse, entropy; int rows, vocab; f
 /* In place: logits[r,k] = coef[r] * ([k == target] - p[k]) * inv_temp, p from lse. */
 struct kern_logprob_bwd { kptr logits, targets, lse, coef; int rows, vocab; float inv_temp; };
 
-struct kern_sampler {                                 /* host struct, one per row */
+struct kern_sampler {                                 /* one per row */
     /* 0 = greedy: the largest logit, lowest id among equals */
     float temperature;
     int top_k;                                        /* 0 = off */
     float top_p;                                      /* 1 = off */
     float u;                                          /* in [0,1) */
 };
+/* Whether such a row is drawn from a part of the vocabulary. */
+KERN_FN bool kern_sampler_cuts(const struct kern_sampler *s, int vocab) {
+    return s->temperature > 0.0f && ((s->top_k > 0 && s->top_k < vocab) || s->top_p < 1.0f);
+}
 /* Draws token[r]: logits / T, top-k, top-p (smallest prefix of the descending order whose mass
  * reaches top_p, at least one; ties to the lower id), renormalise, then invert the CDF in ascending
  * token-id order. lp = log-prob of the token under what was sampled from (greedy: under temperature
  * 1), lp_raw = under temperature 1, nothing cut. Without cuts lp has the bits that logprob gives at
- * the same temperature. Host arrays sampler, token (int32), lp, lp_raw; implies sync. */
+ * the same temperature. sampler: struct kern_sampler [rows] in the backend's memory; token int32,
+ * lp and lp_raw f32 [rows]. cuts: whether any row cuts (kern_sampler_cuts), which the caller knows
+ * and a queue of operations must. */
 struct kern_sample {
     kptr logits;
     int rows, vocab;
-    const struct kern_sampler *sampler;
-    int32_t *token;
-    float *lp, *lp_raw;
+    kptr sampler;
+    bool cuts;
+    kptr token, lp, lp_raw;
 };
 
 /* p -= lr*wd*p; m = b1 m + (1-b1) g; v = b2 v + (1-b2) g^2; p -= lr * (m*m_scale) /
@@ -281,6 +287,22 @@ struct kern {
      * (kern_weight_bytes): LoRA, once per version. Values are rounded to bf16 for
      * KERN_FORMAT_BF16. */
     void (*pack)(struct kern *k, const struct kern_weight *w, const float *values);
+
+    /* Optional, all four or none (NULL: every sequence is called anew). A sequence of operations
+     * is kept under a number and run again at one call, with the addresses, sizes and flags that it
+     * was recorded with: what must change between runs lies in the backend's memory.
+     * record: the calls that follow are noted, not run; only operations, copy and zero may come.
+     * keep: ends that and keeps them under `key`, in place of what was there. false: they could
+     *   not be kept (an operation needed more scratch than it had, waited, or read host memory):
+     *   none of them ran; call them again.
+     * replay: runs what `key` keeps. false: nothing is kept there, or not any more: a backend keeps
+     *   a bounded number, and drops what its own memory has moved under. Nothing ran, then.
+     * forget: drops all that is kept. Memory that a kept sequence names outlives it or is not
+     *   replayed. Errors are latched like an operation's. */
+    void (*record)(struct kern *k);
+    bool (*keep)(struct kern *k, uint64_t key);
+    bool (*replay)(struct kern *k, uint64_t key);
+    void (*forget)(struct kern *k);
 };
 
 /* Fills the table. path: NULL or "auto" = the best this CPU has; a name forces one. -1 (EXIT_ENV)

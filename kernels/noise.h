@@ -78,6 +78,7 @@ struct kern_noise {
     float scale, rate;
     bool bf16;
     uint32_t key[2];
+    kptr key_at;                     /* uint32 [2], read when the operation runs; absent: key */
     uint32_t site;                   /* KERN_NOISE_SITE */
     kptr id;                         /* uint32 [rows, 2]: prompt, sample (below 2^16);
                                       * absent: ~0 and KERN_NOISE_NO_SAMPLE */

@@ -61,6 +61,12 @@ KERN_FN uint32_t kern_noise_hits(float rate) {
     return hits < 0.0 ? 0 : hits > 0x1p24 ? 1u << 24 : (uint32_t)(hits + 0.5);
 }
 
+/* The key of this noise's draws: whoever draws asks here. */
+KERN_FN void kern_noise_key(uint32_t key[2], const struct kern_noise *n) {
+    const uint32_t *at = (const uint32_t *)n->key_at.p;
+    key[0] = at ? at[0] : n->key[0];
+    key[1] = at ? at[1] : n->key[1];
+}
 KERN_FN bool kern_noise_draws(enum kern_noise_type type) {
     return type != KERN_NOISE_DEADZONE && type != KERN_NOISE_BIAS && type != KERN_NOISE_FP8;
 }
@@ -69,7 +75,9 @@ KERN_FN void kern_noise_draw4(float z[4], const struct kern_noise *n,
                                     const uint32_t counter[4]) {
     z[0] = z[1] = z[2] = z[3] = 0.0f;
     if (!kern_noise_draws(n->type)) return;
-    struct rng4 r = rng_philox(counter, n->key);
+    uint32_t key[2];
+    kern_noise_key(key, n);
+    struct rng4 r = rng_philox(counter, key);
     const uint32_t *w = r.v, hits = kern_noise_hits(n->rate);
     switch (n->type) {
     case KERN_NOISE_RELATIVE_UNIFORM:

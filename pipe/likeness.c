@@ -9,7 +9,7 @@
 /* Whole keys, or ".suffix" of any stage's key, or "section." */
 static const char *const bookkeeping[] = {
     "run.name", "run.exp_id", "run.tensorboard", "run.question", "run.hypothesis", "run.source",
-    "run.runs_dir", "run.stall_seconds", "run.seed", "run.kernels", "run.threads",
+    "run.runs_dir", "run.stall_seconds", "run.seed", "run.kernels", "run.graphs", "run.threads",
     "run.score_every", "expect.", "model.path", "model.packed_dir", "data.train", "data.test",
     ".exec", ".place", ".replicas", ".restarts", ".rows", ".credit", ".resend_seconds", ".shown",
     ".save_every", ".micro_tokens", "eval.adapter", "eval.answers", "eval.keep",

@@ -332,6 +332,27 @@ static void check_kernels(struct pipeline *p) {
     }
 }
 
+/* On cores there are no graphs to be left out. */
+static void check_graphs(struct pipeline *p) {
+    const struct lang_value *v = lang_get(&p->lang, "run.graphs");
+    bool idle = false;
+    for (int i = 0; i < p->stages && v; i++) {
+        const struct pipe_stage *s = &p->stage[i];
+        const struct about_key *k = about_key(&s->about, "run.graphs");
+        struct str plain;
+        struct err e = { 0 };
+        if (!k || s->place.taken < 0) continue;
+        if (s->place.choice[s->place.taken].gpu) return;
+        str_init(&plain);
+        idle |= value_check(k, v->text, &plain, &e) == 0 && strcmp(plain.s, "false") == 0;
+        str_release(&plain);
+    }
+    if (idle)
+        lang_error(&p->lang, v->at,
+                   "run.graphs = %s would do nothing: no stage that decodes is placed on a GPU",
+                   v->text);
+}
+
 /* ---- values ---- */
 
 static bool checked_before(const struct pipeline *p, int stage, const struct lang_value *v) {
@@ -405,6 +426,7 @@ void pipeline_load(struct pipeline *p, const char *path, const char *const *sets
             check_names(p);
             check_values(p);
             check_kernels(p);
+            check_graphs(p);
             pipeline_wire(p);
         }
     }

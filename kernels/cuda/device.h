@@ -17,6 +17,19 @@
 #include "kernels/pack.h"
 #include "kernels/quant.h"
 
+/* graph.cu: a kept sequence, and what it was recorded with. */
+enum { CUDA_GRAPHS_MAX = 64 };
+struct cuda_graph {
+    uint64_t key, turn;                  /* turn: of its last launch */
+    cudaGraphExec_t exec;                /* NULL: nothing is kept here */
+    const void *scratch;
+};
+struct cuda_graphs {
+    struct cuda_graph kept[CUDA_GRAPHS_MAX];
+    uint64_t turn;
+    bool recording, spoilt;              /* spoilt: what is recorded cannot be kept */
+};
+
 struct cuda_state {
     cudaStream_t stream;                 /* everything of a table runs on it, in order */
     int device;
@@ -24,6 +37,7 @@ struct cuda_state {
     size_t scratch_bytes;
     char *ring_host, *ring_device;       /* cuda_small: pinned, and its place on the device */
     size_t ring_bytes, ring_at;
+    struct cuda_graphs graphs;
 };
 static inline struct cuda_state *cuda_of(struct kern *k) {
     return (struct cuda_state *)k->self;
@@ -38,14 +52,20 @@ bool cuda_ok(struct kern *k, const char *operation, cudaError_t rc);
 
 /* Device memory of at least `bytes`, 256-byte aligned, for kernels of the calling operation: one
  * call an operation, valid until the next operation's. It grows, never shrinks, so a step that was
- * run before allocates nothing. NULL after a latched error. */
+ * run before allocates nothing. NULL after a latched error, and where it would have to grow while
+ * a sequence is recorded. */
 void *cuda_scratch(struct kern *k, const char *operation, size_t bytes);
 /* The device's copy of a small host array, 16-byte aligned; `from` may change on return. Valid for
- * kernels queued by the calling operation. NULL after a latched error. */
+ * kernels queued by the calling operation. NULL after a latched error, and while a sequence is
+ * recorded: what it gives does not last. */
 const void *cuda_small(struct kern *k, const char *operation, const void *from, size_t bytes);
-/* Waits for all queued work and copies its result to the host. false after a latched error: `to`
- * is then zero. */
+/* Waits for all queued work and copies its result to the host. false after a latched error or
+ * while a sequence is recorded: `to` is then zero. */
 bool cuda_fetch(struct kern *k, const char *operation, void *to, const void *from, size_t bytes);
+
+/* true while a sequence is recorded (graph.cu), which is then not kept: the caller is about to do
+ * what cannot be part of one. */
+bool cuda_spoils(struct kern *k);
 
 /* Blocks of `threads` that cover n elements, one each. */
 static inline unsigned cuda_blocks(size_t n, unsigned threads) {
@@ -155,6 +175,11 @@ void cuda_sample(struct kern *k, const struct kern_sample *a);
 /* noise.cu */
 void cuda_perturb(struct kern *k, const struct kern_perturb *a);
 void cuda_quant_rows(struct kern *k, const struct kern_quant_rows *a);
+/* graph.cu */
+void cuda_record(struct kern *k);
+bool cuda_keep(struct kern *k, uint64_t key);
+bool cuda_replay(struct kern *k, uint64_t key);
+void cuda_forget(struct kern *k);
 /* plugin.cu */
 void cuda_pack(struct kern *k, const struct kern_weight *w, const float *values);
 #endif

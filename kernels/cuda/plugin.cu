@@ -86,7 +86,7 @@ enum { RING_BYTES = 1 << 20, RING_ITEM_MAX = RING_BYTES / 4 };
 static char *ring_take(struct kern *k, const char *operation, const void *from, size_t bytes);
 
 static void slot_upload(struct kern *k, kptr to, const void *from, size_t bytes) {
-    if (!bytes) return;
+    if (!bytes || cuda_spoils(k)) return;
     const void *source = bytes <= RING_ITEM_MAX ? ring_take(k, "upload", from, bytes) : from;
     if (source)
         CUDA_TRY(k, "upload", cudaMemcpyAsync(to.p, source, bytes, cudaMemcpyHostToDevice,
@@ -96,7 +96,8 @@ static void slot_upload(struct kern *k, kptr to, const void *from, size_t bytes)
 bool cuda_fetch(struct kern *k, const char *operation, void *to, const void *from, size_t bytes) {
     cudaStream_t stream = cuda_stream(k);
     if (!bytes) return true;
-    if (CUDA_TRY(k, operation,
+    if (!cuda_spoils(k) &&
+        CUDA_TRY(k, operation,
                  cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream)) &&
         CUDA_TRY(k, operation, cudaStreamSynchronize(stream)))
         return true;
@@ -127,6 +128,7 @@ static int slot_sync(struct kern *k, struct err *e) {
 void *cuda_scratch(struct kern *k, const char *operation, size_t bytes) {
     struct cuda_state *s = cuda_of(k);
     if (bytes <= s->scratch_bytes) return s->scratch;
+    if (cuda_spoils(k)) return NULL;
     bytes = (bytes + (bytes >> 2) + 65535) / 65536 * 65536;
     if (!CUDA_TRY(k, operation, cudaStreamSynchronize(cuda_stream(k)))) return NULL;
     (void)cudaFree(s->scratch);
@@ -169,7 +171,7 @@ static char *ring_take(struct kern *k, const char *operation, const void *from, 
 }
 
 const void *cuda_small(struct kern *k, const char *operation, const void *from, size_t bytes) {
-    const char *host = ring_take(k, operation, from, bytes);
+    const char *host = cuda_spoils(k) ? NULL : ring_take(k, operation, from, bytes);
     if (!host) return NULL;
     char *to = cuda_of(k)->ring_device + (host - cuda_of(k)->ring_host);
     if (!CUDA_TRY(k, operation,
@@ -301,6 +303,10 @@ static void fill(struct kern *k) {
     k->adamw = cuda_adamw;
     k->sum_squares = cuda_sum_squares;
     k->pack = cuda_pack;
+    k->record = cuda_record;
+    k->keep = cuda_keep;
+    k->replay = cuda_replay;
+    k->forget = cuda_forget;
 }
 
 /* The form on tensor cores. Its bits are this architecture's. */

@@ -1,4 +1,4 @@
-/* sample.cu - one draw from each row of logits, on the device; ids and log-probs come back.
+/* sample.cu - one draw from each row of logits, on the device, where ids and log-probs stay.
  *
  * kernels/ref/sample.c is the text. The first kernel draws from whole rows and the greedy ones, a
  * block a row. The second cuts: candidates near the largest logit are sorted by rank in scratch,
@@ -30,9 +30,6 @@ __device__ static inline float row_weight(const struct row *r, int i) {
 }
 __device__ static inline bool is_greedy(const struct kern_sampler *s) {
     return !(s->temperature > 0.0f);
-}
-KERN_FN bool is_cut(const struct kern_sampler *s, int vocab) {
-    return (s->top_k > 0 && s->top_k < vocab) || s->top_p < 1.0f;
 }
 __device__ static struct row row_of(const struct draw_args *a, int row, float most) {
     const struct kern_sampler *s = &a->sampler[row];
@@ -146,7 +143,7 @@ __global__ static void __launch_bounds__(ROW_THREADS) draw_kernel(struct draw_ar
     const struct row r = row_of(&a, row, most);
     const float sum = row_sum(r.logits, a.vocab, r.inv_temp, most, blocks, NULL, &buf);
     const float lse = r.zmost + kern_logf(sum);
-    const bool sound = lse - lse == 0.0f, cut = is_cut(&s, a.vocab) && !is_greedy(&s) && sound;
+    const bool sound = lse - lse == 0.0f, cut = kern_sampler_cuts(&s, a.vocab) && sound;
     float raw_lse = lse;
     int token = 0;
     if (r.inv_temp != 1.0f)
@@ -256,40 +253,30 @@ __global__ static void __launch_bounds__(ROW_THREADS, CUT_BLOCKS)
 
 static size_t padded(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
-/* Carves the scratch: keys, drawn, ids, log-probs. */
+/* Carves the scratch: keys, drawn. */
 static bool draw_memory(struct kern *k, struct draw_args *a, int cuts) {
-    const size_t n = (size_t)a->rows,
-                 keys = padded((size_t)cuts * (size_t)a->vocab * sizeof *a->keys),
-                 drawn = padded(n * sizeof *a->drawn), each = padded(n * 4);
-    char *at = (char *)cuda_scratch(k, "sample", keys + drawn + 3 * each);
+    const size_t keys = padded((size_t)cuts * (size_t)a->vocab * sizeof *a->keys);
+    char *at = (char *)cuda_scratch(k, "sample", keys + (size_t)a->rows * sizeof *a->drawn);
     if (!at) return false;
-    a->keys = (rank_t *)at, at += keys;
-    a->drawn = (struct drawn *)at, at += drawn;
-    a->token = (int32_t *)at, at += each;
-    a->lp = (float *)at, at += each;
-    a->lp_raw = (float *)at;
+    a->keys = (rank_t *)at;
+    a->drawn = (struct drawn *)(at + keys);
     return true;
 }
 
 void cuda_sample(struct kern *k, const struct kern_sample *s) {
     struct draw_args a = {};
-    const size_t n = (size_t)s->rows,
-                 blocks = (size_t)((s->vocab + ROW_BLOCK - 1) / ROW_BLOCK) * sizeof(float);
-    int cuts = 0;
+    const size_t blocks = (size_t)((s->vocab + ROW_BLOCK - 1) / ROW_BLOCK) * sizeof(float);
+    const int cuts = !s->cuts ? 0 : s->rows < CUTS ? s->rows : CUTS;
     if (s->rows <= 0) return;
     assert(s->vocab > 0 && s->vocab <= VOCAB_MAX);
     a.logits = (const float *)s->logits.p, a.rows = s->rows, a.vocab = s->vocab;
-    for (int r = 0; r < s->rows && cuts < CUTS; r++) cuts += is_cut(&s->sampler[r], s->vocab);
-    a.sampler = (const struct kern_sampler *)cuda_small(k, "sample", s->sampler,
-                                                        n * sizeof *s->sampler);
-    if (!a.sampler || !draw_memory(k, &a, cuts)) return;
+    a.sampler = (const struct kern_sampler *)s->sampler.p;
+    a.token = (int32_t *)s->token.p;
+    a.lp = (float *)s->lp.p, a.lp_raw = (float *)s->lp_raw.p;
+    if (!draw_memory(k, &a, cuts)) return;
     LAUNCH(draw_kernel, (unsigned)a.rows, ROW_THREADS, blocks, cuda_stream(k), a);
     CUDA_TRY(k, "sample", cudaGetLastError());
-    if (cuts) {
-        LAUNCH(draw_cut_kernel, (unsigned)cuts, ROW_THREADS, 0, cuda_stream(k), a);
-        CUDA_TRY(k, "sample", cudaGetLastError());
-    }
-    cuda_fetch(k, "sample", s->token, a.token, n * sizeof *s->token);
-    cuda_fetch(k, "sample", s->lp, a.lp, n * sizeof *s->lp);
-    cuda_fetch(k, "sample", s->lp_raw, a.lp_raw, n * sizeof *s->lp_raw);
+    if (!cuts) return;
+    LAUNCH(draw_cut_kernel, (unsigned)cuts, ROW_THREADS, 0, cuda_stream(k), a);
+    CUDA_TRY(k, "sample", cudaGetLastError());
 }

@@ -151,12 +151,12 @@ static int draw_cut(const struct row *r, const struct kern_sampler *s, double ma
 void cpu_sample_row(const struct kern_sample *a, int row, cpu_row_most *most_of,
                     cpu_row_sum *sum_of) {
     const float *logits = (const float *)a->logits.p + (size_t)row * (size_t)a->vocab;
-    const struct kern_sampler *s = &a->sampler[row];
+    const struct kern_sampler *s = (const struct kern_sampler *)a->sampler.p + row;
     float blocks[CPU_VOCAB_MAX / CPU_BLOCK], most = most_of(logits, a->vocab);
     int count = (a->vocab + CPU_BLOCK - 1) / CPU_BLOCK, token;
     assert(a->vocab > 0 && a->vocab <= CPU_VOCAB_MAX);
-    bool greedy = !(s->temperature > 0.0f),
-         cut = (s->top_k > 0 && s->top_k < a->vocab) || s->top_p < 1.0f;
+    bool greedy = !(s->temperature > 0.0f), cut = kern_sampler_cuts(s, a->vocab);
+    assert(a->cuts || !cut);
     struct row r = { logits, a->vocab, greedy ? 1.0f : 1.0f / s->temperature, 0.0f };
     r.zmost = most * r.inv_temp;
     float sum = sum_of(logits, a->vocab, r.inv_temp, most, blocks, NULL),
@@ -172,11 +172,11 @@ void cpu_sample_row(const struct kern_sample *a, int row, cpu_row_most *most_of,
     } else {
         token = draw_whole(&r, blocks, count, s->u);
     }
-    float lp = logits[token] * r.inv_temp - lse;
-    if (r.inv_temp == 1.0f) a->lp_raw[row] = lp;
-    else
-        a->lp_raw[row] = logits[token] -
-                         (most + kern_logf(sum_of(logits, a->vocab, 1.0f, most, NULL, NULL)));
-    a->lp[row] = cut && !greedy && sound ? lp_cut : lp;
-    a->token[row] = token;
+    float lp = logits[token] * r.inv_temp - lse, lp_raw = lp;
+    if (r.inv_temp != 1.0f)
+        lp_raw = logits[token] -
+                 (most + kern_logf(sum_of(logits, a->vocab, 1.0f, most, NULL, NULL)));
+    ((float *)a->lp_raw.p)[row] = lp_raw;
+    ((float *)a->lp.p)[row] = cut && sound ? lp_cut : lp;
+    ((int32_t *)a->token.p)[row] = token;
 }

@@ -16,7 +16,9 @@ struct noise {
     int64_t sum[KERN_NOISE_SUMS];
 };
 INLINE void noise_open(struct noise *s, const struct kern_noise *n) {
-    s->n = n, s->key = draw_key(n->key), s->hits = kern_noise_hits(n->rate);
+    uint32_t key[2];
+    kern_noise_key(key, n);
+    s->n = n, s->key = draw_key(key), s->hits = kern_noise_hits(n->rate);
     memset(s->sum, 0, sizeof s->sum);
 }
 INLINE void noise_close(const struct noise *s) { cpu_noise_take(s->n, s->sum); }

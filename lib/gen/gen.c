@@ -69,6 +69,7 @@ static struct net_opts net_opts_of(const struct gen_opts *o) {
                           .pages_max = (o->rows + 1) * slot_pages,
                           .lora = o->lora,
                           .noise = o->noise,
+                          .graphs = o->graphs,
                           .activations = o->activations };
 }
 
@@ -338,10 +339,8 @@ static int decode(struct gen *g, gen_take *take, void *ud, struct err *e) {
                                       .prompt = net_prompt_id(s->r.prompt_uid),
                                       .sample = (uint32_t)s->k };
         g->sampler[i] = sampler_of(&s->r, s->k, s->n);
-        g->want[i] = i;
     }
-    if (net_forward(g->net, g->row, rows, g->want, rows, e) < 0) return -1;
-    if (net_sample(g->net, g->sampler, g->token, g->lp, g->lp_raw, e) < 0) return -1;
+    if (net_step(g->net, g->row, rows, g->sampler, g->token, g->lp, g->lp_raw, e) < 0) return -1;
     g->tokens_total += rows;
     g->running = 0;
     for (int i = 0; i < rows; i++) {

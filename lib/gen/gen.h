@@ -42,7 +42,7 @@ struct gen_opts {
     const char *stop[GEN_STOPS_MAX]; int stops;
     struct lora_shape lora;                            /* rank 0 = base only */
     enum model_quant activations;                      /* for gen_plan: as model.activations */
-    bool noise;                                        /* as net_opts.noise */
+    bool noise, graphs;                                /* as net_opts.noise, net_opts.graphs */
 };
 size_t gen_plan(const struct model_conf *c, enum model_quant q, const struct gen_opts *o);
 /* of these, the KV pages */

@@ -101,6 +101,7 @@ static void carve_noise(struct net *n, const struct model_conf *m, struct carve 
     x->want_id = carve(c, 2 * (size_t)R * sizeof(uint32_t));
     x->want_pos = carve(c, (size_t)R * sizeof(int32_t));
     x->sums = carve(c, (size_t)NET_TALLIES * KERN_NOISE_SUMS * sizeof(int64_t));
+    x->keys = carve(c, NET_NOISE_KEYS * 2 * sizeof(uint32_t));
     x->wide = carve_f32(c, R, wide);
     x->norm_in = carve_f32(c, R, m->dim);
     x->in = carve_t(n, c, R, net_widest_input(n, m));
@@ -135,6 +136,8 @@ static size_t net_carve(struct net *n, const struct model_conf *m, kptr base) {
     n->logits = carve_f32(&c, H, m->vocab);
     kptr *heads[] = { &n->lp, &n->lse, &n->entropy, &n->coef };
     for (size_t i = 0; i < COUNT_OF(heads); i++) *heads[i] = carve_f32(&c, H, 1);
+    n->sampler = carve(&c, (size_t)R * sizeof(struct kern_sampler));
+    n->drawn = carve(&c, 3 * (size_t)R * sizeof(uint32_t));
     for (int l = 0; l < (n->o.train ? m->layers : 1); l++)
         carve_act(n, m, &c, n->act ? &n->act[l] : &none);
     n->kv.table = carve(&c, (size_t)n->o.slots_max * (size_t)n->slot_pages * sizeof(int32_t));
@@ -245,6 +248,7 @@ static void host_alloc(struct net *n) {
     h->lp = mem_alloc(3 * (size_t)n->head_rows * sizeof *h->lp);
     h->entropy = h->lp + n->head_rows;
     h->coef = h->entropy + n->head_rows;
+    h->drawn = mem_alloc(3 * R * sizeof *h->drawn);
 }
 
 int net_create(struct net **out, const struct model *m, const struct net_opts *o, struct err *e) {
@@ -274,6 +278,7 @@ int net_create(struct net **out, const struct model *m, const struct net_opts *o
     n->page_users = mem_alloc((size_t)n->pages_max * sizeof *n->page_users);
     n->page_free = mem_alloc((size_t)n->pages_max * sizeof *n->page_free);
     host_alloc(n);
+    net_graphs_init(n);
     for (int i = 0; i < n->pages_max; i++) n->page_free[i] = n->pages_max - 1 - i;
     n->pages_free = n->pages_max;
     *out = n;
@@ -283,6 +288,7 @@ int net_create(struct net **out, const struct model *m, const struct net_opts *o
 void net_destroy(struct net **np) {
     struct net *n = *np;
     if (!n) return;
+    net_graphs_release(n);
     if (n->mem.p) n->k->free(n->k, &n->mem);
     net_noise_weights_release(n);
     free(n->act);
@@ -295,6 +301,7 @@ void net_destroy(struct net **np) {
     free(n->host.upload);
     free(n->host.id);
     free(n->host.lp);
+    free(n->host.drawn);
     free(n);
     *np = NULL;
 }

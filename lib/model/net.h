@@ -23,6 +23,7 @@ struct net_opts {
     enum model_quant activations;    /* as model.activations, which net_create takes itself */
     bool noise;                  /* make room for noise on operations and modules */
     bool noise_peaks;            /* and for what noise_plan_peaks asks for */
+    bool graphs;                 /* net_step keeps steps and replays them, where the table can */
 };
 /* The bill that `check` prints, by the code that allocates: bytes of net_create with these
  * options. */
@@ -91,6 +92,11 @@ int net_sample(struct net *n, const struct kern_sampler *s, int32_t *token, floa
  * of a group. */
 int net_sample_row(struct net *n, int want, const struct kern_sampler *s, int count, int32_t *token,
                    float *lp, float *lp_raw, struct err *e);
+/* A decode step: net_forward of rows that are all wanted, and net_sample, with their bits; one wait
+ * in all. With net_opts.graphs a number of rows that comes again is replayed, which changes no bit
+ * and no count. */
+int net_step(struct net *n, const struct net_row *rows, int count, const struct kern_sampler *s,
+             int32_t *token, float *lp, float *lp_raw, struct err *e);
 /* Copies logits of the wanted rows [wants, vocab] to the host (tools and tests). */
 int net_logits(struct net *n, float *out, struct err *e);
 

@@ -238,6 +238,12 @@ void net_want(struct net *n, const int32_t *index, int wants, bool save) {
          save ? n->hid_rstd : (kptr){ NULL }, wants);
 }
 
+void net_want_all(struct net *n, int rows) {
+    assert(rows == n->wants);
+    net_noise_want_all(n);
+    norm(n, 2 * n->model->conf.layers, n->x, n->model->norm_final, n->hid_t, (kptr){ NULL }, rows);
+}
+
 void net_head(struct net *n, int first, int count) {
     const struct kern_weight *w = &n->model->head;
     assert(count <= n->head_rows && first + count <= n->wants);
@@ -284,19 +290,49 @@ int net_forward(struct net *n, const struct net_row *rows, int count, const int3
 
 static int min_int(int a, int b) { return a < b ? a : b; }
 
-int net_sample(struct net *n, const struct kern_sampler *s, int32_t *token, float *lp,
-               float *lp_raw, struct err *e) {
+/* Up to head_rows draws from n->logits, sampler first .. of those uploaded, `all` in all. */
+static void draw(struct net *n, int first, int count, int all, bool cuts) {
+    const size_t at = (size_t)first * sizeof(uint32_t), column = (size_t)all * sizeof(uint32_t);
+    n->k->sample(n->k, &(struct kern_sample){
+                           .logits = n->logits,
+                           .rows = count,
+                           .vocab = n->model->conf.vocab,
+                           .sampler = kptr_at(n->sampler,
+                                              (size_t)first * sizeof(struct kern_sampler)),
+                           .cuts = cuts,
+                           .token = kptr_at(n->drawn, at),
+                           .lp = kptr_at(n->drawn, column + at),
+                           .lp_raw = kptr_at(n->drawn, 2 * column + at) });
+}
+
+bool net_upload_samplers(struct net *n, const struct kern_sampler *s, int count) {
+    bool cuts = false;
+    assert(count <= n->o.rows_max);
+    for (int i = 0; i < count && !cuts; i++) cuts = kern_sampler_cuts(&s[i], n->model->conf.vocab);
+    n->k->upload(n->k, n->sampler, s, (size_t)count * sizeof *s);
+    return cuts;
+}
+
+void net_fetch_drawn(struct net *n, int count, int32_t *token, float *lp, float *lp_raw) {
+    const size_t bytes = (size_t)count * sizeof *n->host.drawn;
+    n->k->download(n->k, n->host.drawn, n->drawn, 3 * bytes);
+    memcpy(token, n->host.drawn, bytes);
+    memcpy(lp, n->host.drawn + count, bytes);
+    memcpy(lp_raw, n->host.drawn + 2 * count, bytes);
+}
+
+void net_head_and_draw(struct net *n, bool cuts) {
     for (int first = 0; first < n->wants; first += n->head_rows) {
         const int count = min_int(n->head_rows, n->wants - first);
         net_head(n, first, count);
-        n->k->sample(n->k, &(struct kern_sample){ .logits = n->logits,
-                                                  .rows = count,
-                                                  .vocab = n->model->conf.vocab,
-                                                  .sampler = s + first,
-                                                  .token = token + first,
-                                                  .lp = lp + first,
-                                                  .lp_raw = lp_raw + first });
+        draw(n, first, count, n->wants, cuts);
     }
+}
+
+int net_sample(struct net *n, const struct kern_sampler *s, int32_t *token, float *lp,
+               float *lp_raw, struct err *e) {
+    net_head_and_draw(n, net_upload_samplers(n, s, n->wants));
+    net_fetch_drawn(n, n->wants, token, lp, lp_raw);
     return n->k->sync(n->k, e) < 0 ? err_wrap(e, "sampling") : 0;
 }
 
@@ -311,13 +347,8 @@ int net_sample_row(struct net *n, int want, const struct kern_sampler *s, int co
         n->op_noise.again = false;
         for (int i = 1; i < rows; i++)
             n->k->copy(n->k, kptr_at(n->logits, (size_t)i * row_bytes), n->logits, row_bytes);
-        n->k->sample(n->k, &(struct kern_sample){ .logits = n->logits,
-                                                  .rows = rows,
-                                                  .vocab = n->model->conf.vocab,
-                                                  .sampler = s + first,
-                                                  .token = token + first,
-                                                  .lp = lp + first,
-                                                  .lp_raw = lp_raw + first });
+        draw(n, 0, rows, rows, net_upload_samplers(n, s + first, rows));
+        net_fetch_drawn(n, rows, token + first, lp + first, lp_raw + first);
     }
     return n->k->sync(n->k, e) < 0 ? err_wrap(e, "sampling") : 0;
 }

@@ -56,11 +56,15 @@ struct net_host {
     int32_t *seq_start, *want_start;
     int *seq, *slot;                              /* [slots_max]: index of the sequence; its slot */
     float *lp, *entropy, *coef;                   /* [H] */
+    uint32_t *drawn;                              /* [3 R] as it comes back */
 };
 
 /* What is counted where on the backend: operations by direction, modules, the gradient. */
 enum { NET_TALLY_MODULE = NOISE_OP_COUNT * NOISE_DIRECTION_COUNT,
        NET_TALLY_GRAD = NET_TALLY_MODULE + NOISE_MODULE_COUNT, NET_TALLIES };
+
+/* Keys on the backend: of draws; of those of type systematic. */
+enum { NET_NOISE_KEY, NET_NOISE_KEY_FIXED, NET_NOISE_KEYS };
 
 /* Noise on weights of modules (net_noise_weights.c); not part of the one block. */
 struct net_weights {
@@ -79,7 +83,7 @@ struct net_noise {
     bool on;                                      /* anything acts in this phase; false = clean */
     const struct noise_plan *plan;
     uint64_t seed, fixed_seed;
-    uint32_t key[2], key_fixed[2];                /* of draws; of those of type systematic */
+    kptr keys;                                    /* uint32 (NET_NOISE_KEYS, 2), read at a draw */
     bool ops[NOISE_DIRECTION_COUNT], modules;     /* what acts in this phase */
     kptr id, want_id, want_pos;                   /* (R, 2), (R, 2), (R): rows; wanted rows */
     kptr sums;                                    /* int64 (NET_TALLIES, KERN_NOISE_SUMS) */
@@ -91,10 +95,19 @@ struct net_noise {
     /* The head runs in chunks, one site in all; more: its next chunk. again: what runs now was
      * measured before. */
     bool head_seen, more, again;
+    bool all;                                     /* every row is wanted: id and pos serve both */
     struct net_weights weights;
     uint64_t weights_draws;                       /* made so far */
     uint64_t prompt;                              /* of the last sequence, and how often in a row */
     int64_t repeats;
+};
+
+/* Decode steps that the table keeps (net_step.c). */
+struct net_graphs {
+    uint8_t *state;                               /* [R + 1][2]: rows, cuts; NULL = none is kept */
+    uint64_t bound;                               /* what they were recorded with */
+    bool kept, counted;                           /* any is; counts is known */
+    struct noise_evidence counts;                 /* the host's, of one step's operations */
 };
 
 struct net {
@@ -120,6 +133,8 @@ struct net {
     /* (R, widest input) T: a projection's input in model.activations; only where that rounds */
     kptr xq;
     kptr logits, lp, lse, entropy, coef;          /* (H, V), (H) f32 */
+    kptr sampler;                                 /* (R) struct kern_sampler */
+    kptr drawn;                                   /* (3, R): token int32, lp and lp_raw f32 */
     struct net_act *act;                          /* [layers] when training, else [1] */
     struct kern_kv kv;
 
@@ -135,6 +150,7 @@ struct net {
     struct quant_stats adapter_stats[2];          /* what rounding did to A, to B */
     const struct noise_view *noise;
     struct net_noise op_noise;
+    struct net_graphs graphs;
 
     struct net_slot *slot;                        /* host: [slots_max] */
     int32_t *table;                               /* host copy of kv.table */
@@ -185,6 +201,17 @@ void net_layers(struct net *n, int rows, bool save);
 void net_want(struct net *n, const int32_t *index, int wants, bool save);
 /* Logits of hid_t rows first .. first+count-1 (count <= head_rows) into n->logits. */
 void net_head(struct net *n, int first, int count);
+/* The same of rows 0 .. rows-1, which are all wanted; n->wants is set. */
+void net_want_all(struct net *n, int rows);
+/* Samplers of `count` rows, uploaded; whether any cuts. Then head and draws of all wanted rows. */
+bool net_upload_samplers(struct net *n, const struct kern_sampler *s, int count);
+void net_head_and_draw(struct net *n, bool cuts);
+/* Brings `count` draws back, all at once. */
+void net_fetch_drawn(struct net *n, int count, int32_t *token, float *lp, float *lp_raw);
+/* net_step.c */
+void net_graphs_init(struct net *n);
+void net_graphs_release(struct net *n);
+size_t net_graphs_states(const struct net *n);    /* bytes of .state */
 /* Checks rows against the slots and makes room for them; the slots' lengths move. */
 int net_claim(struct net *n, const struct net_row *rows, int count, struct err *e);
 /* net_noise.c. Each takes an operation about to run; false: nothing is to be added here, run it.
@@ -219,6 +246,7 @@ kptr net_noise_norm_x(struct net *n, int index, kptr x, int rows, bool count);
 /* Who the rows of a pass are; what follows what. */
 void net_noise_rows(struct net *n, const struct net_row *rows, int count);
 void net_noise_want(struct net *n, const int32_t *index, int wants);
+void net_noise_want_all(struct net *n);
 void net_noise_sequence(struct net *n, const struct net_seq *s);
 /* Adds what the backend counted to op_noise.seen. */
 int net_noise_take_sums(struct net *n, struct err *e);

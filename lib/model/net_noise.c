@@ -21,8 +21,12 @@ void net_set_noise(struct net *n, const struct noise_plan *plan, enum noise_phas
     x->seed = seed;
     x->fixed_seed = fixed_seed;
     x->repeats = -1;
-    rng_key(x->key, seed, RNG_PURPOSE_OP_NOISE, 0);
-    rng_key(x->key_fixed, fixed_seed, RNG_PURPOSE_OP_NOISE, 1);
+    if (x->keys.p) {
+        uint32_t key[NET_NOISE_KEYS][2];
+        rng_key(key[NET_NOISE_KEY], seed, RNG_PURPOSE_OP_NOISE, 0);
+        rng_key(key[NET_NOISE_KEY_FIXED], fixed_seed, RNG_PURPOSE_OP_NOISE, 1);
+        n->k->upload(n->k, x->keys, key, sizeof key);
+    }
     const bool ops = x->on && plan->op_text.type && plan->op_text.phase[phase];
     x->ops[NOISE_FORWARD] = ops && plan->op_text.forward;
     x->ops[NOISE_BACKWARD] = ops && plan->op_text.backward && phase == NOISE_PHASE_UPDATE;
@@ -98,6 +102,7 @@ void net_noise_want(struct net *n, const int32_t *index, int wants) {
     uint32_t *id = n->host.id + 2 * R;
     int32_t *pos = n->host.pos + R;
     x->seen.wanted++;
+    x->all = false;
     if (!x->on) return;
     for (int i = 0; i < wants; i++) {
         memcpy(&id[2 * i], &n->host.id[2 * index[i]], 2 * sizeof *id);
@@ -105,6 +110,11 @@ void net_noise_want(struct net *n, const int32_t *index, int wants) {
     }
     n->k->upload(n->k, x->want_id, id, 2 * (size_t)wants * sizeof *id);
     n->k->upload(n->k, x->want_pos, pos, (size_t)wants * sizeof *pos);
+}
+
+void net_noise_want_all(struct net *n) {
+    n->op_noise.seen.wanted++;
+    n->op_noise.all = true;
 }
 
 /* Samples of one group follow each other, and each computes the prompt again: k times the same
@@ -133,15 +143,15 @@ static bool module_here(const struct net *n, enum noise_module m, int layer, enu
 static struct kern_noise draw(struct net *n, const struct noise_text *t, int layer, int site,
                               struct noise_tally *tally, int sums) {
     struct net_noise *x = &n->op_noise;
-    const bool wanted = layer == NET_NO_LAYER, fixed = t->type == KERN_NOISE_SYSTEMATIC;
+    const bool wanted = layer == NET_NO_LAYER && !x->all, fixed = t->type == KERN_NOISE_SYSTEMATIC;
     struct kern_noise k = { .type = (enum kern_noise_type)t->type,
                             .scale = (float)t->scale,
                             .rate = (float)t->rate,
                             .bf16 = t->bf16,
-                            .site = KERN_NOISE_SITE(wanted ? 0 : layer, site),
+                            .site = KERN_NOISE_SITE(layer == NET_NO_LAYER ? 0 : layer, site),
                             .id = wanted ? x->want_id : x->id,
                             .pos = wanted ? x->want_pos : n->pos };
-    memcpy(k.key, fixed ? x->key_fixed : x->key, sizeof k.key);
+    k.key_at = kptr_at(x->keys, (fixed ? NET_NOISE_KEY_FIXED : NET_NOISE_KEY) * sizeof k.key);
     if (!tally || x->again) return k;
     tally->sites += !x->more;
     k.sums = kptr_at(x->sums, (size_t)sums * KERN_NOISE_SUMS * sizeof(int64_t));

@@ -127,7 +127,7 @@ void net_noise_grad(struct net *n, uint64_t update) {
         struct kern_noise noise = net_noise_op(n, NOISE_OP_MATMUL, NOISE_BACKWARD, layer,
                                                NOISE_SITE_GRAD, false);
         const kptr at = kptr_at(n->grad, (size_t)layer * params * sizeof(float));
-        noise.id = noise.pos = (kptr){ NULL };
+        noise.id = noise.pos = noise.key_at = (kptr){ NULL };
         noise.sums = kptr_at(x->sums, NET_TALLY_GRAD * KERN_NOISE_SUMS * sizeof(int64_t));
         if (noise.type == KERN_NOISE_SYSTEMATIC) grad_fixed(n, noise, at, params);
         else {

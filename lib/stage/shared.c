@@ -36,6 +36,12 @@ const struct stage_key shared_run_keys[] = {
       "threads of a stage; 0 = the cores it was given" },
     { 0 },
 };
+/* Beside these, of stages that decode. */
+const struct stage_key shared_graphs_keys[] = {
+    { "run.graphs", KEY_BOOL, AT(run.graphs), "on", 0, 0, NULL,
+      "on a GPU a decode step is captured once and replayed as one launch; changes no bit" },
+    { 0 },
+};
 const struct stage_key shared_model_keys[] = {
     { "model.path", KEY_TEXT, AT(model.path), "", 0, 0, NULL,
       "model folder (Hugging Face layout) or GGUF file" },

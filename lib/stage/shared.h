@@ -18,6 +18,7 @@ struct shared {
         int64_t seed, steps, score_every;
         int kernels;                 /* see shared_kernels */
         int64_t threads;
+        bool graphs;                 /* of stages that list shared_graphs_keys */
     } run;
     struct { char *path, *packed_dir, *chat; } model;
     /* enum model_quant (bf16 | mxfp4 | nvfp4 | f32), enum model_rounding; none | mxfp4 | nvfp4 */
@@ -51,7 +52,7 @@ struct shared {
 const char *shared_kernels(int choice, char *buf, size_t bytes);
 extern const struct stage_key shared_run_keys[], shared_model_keys[], shared_quant_keys[],
     shared_lora_keys[], shared_aqn_keys[], shared_ops_keys[], shared_modules_keys[],
-    shared_data_keys[], shared_sample_keys[];
+    shared_data_keys[], shared_sample_keys[], shared_graphs_keys[];
 /* The tables of a stage that computes with the policy. */
 #define SHARED_POLICY_KEYS                                                                         \
     shared_run_keys, shared_model_keys, shared_quant_keys, shared_lora_keys, shared_aqn_keys,      \

@@ -37,7 +37,8 @@ struct gen_opts examiner_gen_opts(const struct eval_conf *c, const struct lora_s
                               .positions_max = (int)(c->shared.data.prompt_max + new_max(c)),
                               .lora = *shape,
                               .activations = (enum model_quant)c->shared.quant.activations,
-                              .noise = may_be_noisy(c) };
+                              .noise = may_be_noisy(c),
+                              .graphs = c->shared.run.graphs };
 }
 
 struct examiner *examiner_create(struct stage *s) {

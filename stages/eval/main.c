@@ -39,7 +39,8 @@ static const struct stage_key keys[] = {
     { "eval.shown", KEY_INT, AT(shown), "5", 0, 1000, NULL, "questions shown in samples.md" },
     { 0 },
 };
-static const struct stage_key *const tables[] = { SHARED_POLICY_KEYS, keys, NULL };
+static const struct stage_key *const tables[] = { SHARED_POLICY_KEYS, shared_graphs_keys, keys,
+                                                 NULL };
 static const struct stage_port ports[] = {
     { "adapter", false, REC_ADAPTER, LINK_KIND_SUB, false, false,
       "doorbell of the learner; the files under run.dir are the truth" },

@@ -23,7 +23,8 @@ static const struct stage_key keys[] = {
       "noise for tickets that carry no treatment (hand-written ones)" },
     { 0 },
 };
-static const struct stage_key *const tables[] = { SHARED_POLICY_KEYS, keys, NULL };
+static const struct stage_key *const tables[] = { SHARED_POLICY_KEYS, shared_graphs_keys, keys,
+                                                 NULL };
 static const struct stage_port ports[] = {
     { "ticket", false, REC_TICKET, LINK_KIND_DEALER, false, true,
       "groups to make; acknowledgements come back on it" },

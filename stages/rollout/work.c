@@ -57,7 +57,8 @@ struct gen_opts work_gen_opts(const struct rollout_conf *c, const struct lora_sh
                                                  c->shared.sample.new_max),
                           .lora = *shape,
                           .activations = (enum model_quant)c->shared.quant.activations,
-                          .noise = c->shared.ops.type || c->shared.modules.type };
+                          .noise = c->shared.ops.type || c->shared.modules.type,
+                          .graphs = c->shared.run.graphs };
     if (*c->stop) o.stop[o.stops++] = c->stop;
     return o;
 }

@@ -117,6 +117,7 @@ static void pages(const struct kern_kv *kv, const int32_t *slot, const int32_t *
 static void noise(const struct kern_noise *n, int rows) {
     in(&n->id, (size_t)rows * 8);
     in(&n->pos, (size_t)rows * 4);
+    in(&n->key_at, sizeof n->key);
     out(&n->sums, KERN_NOISE_SUMS * sizeof(int64_t));
 }
 
@@ -307,7 +308,10 @@ static void c_logprob_bwd(struct kern *k, const struct kern_logprob_bwd *a) {
 }
 static void c_sample(struct kern *k, const struct kern_sample *a) {
     COPY(sample);
+    const size_t n = (size_t)b.rows * 4;
     in(&b.logits, dense(b.rows, b.vocab) * 4);
+    in(&b.sampler, (size_t)b.rows * sizeof(struct kern_sampler));
+    out(&b.token, n), out(&b.lp, n), out(&b.lp_raw, n);
     RUN(sample);
 }
 static void c_adamw(struct kern *k, const struct kern_adamw *a) {

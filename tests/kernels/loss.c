@@ -93,7 +93,8 @@ Test(logprob, worked_example) {
 static int32_t draw(struct kern *k, float *logits, int vocab, struct kern_sampler s, float *lp,
                     float *lp_raw) {
     int32_t token = -1;
-    k->sample(k, &(struct kern_sample){ kt_p(logits), 1, vocab, &s, &token, lp, lp_raw });
+    k->sample(k, &(struct kern_sample){ kt_p(logits), 1, vocab, kt_p(&s), kern_sampler_cuts(&s, vocab), kt_p(&token),
+                                        kt_p(lp), kt_p(lp_raw) });
     return token;
 }
 
@@ -166,12 +167,13 @@ Test(sample, same_draws_on_every_path_and_lp_is_logprob) {
             }
             int32_t want[ROWS];
             float lp[ROWS], raw[ROWS];
-            struct kern_sample a = { kt_p(logits), ROWS, vocab, s, want, lp, raw };
+            struct kern_sample a = { kt_p(logits), ROWS, vocab, kt_p(s), true, kt_p(want), kt_p(lp), kt_p(raw) };
             t.ref.sample(&t.ref, &a);
             KT_EACH(&t, k) {
                 int32_t token[ROWS];
                 float lp2[ROWS], raw2[ROWS], plain;
-                struct kern_sample b = { kt_p(logits), ROWS, vocab, s, token, lp2, raw2 };
+                struct kern_sample b = a;
+                b.token = kt_p(token), b.lp = kt_p(lp2), b.lp_raw = kt_p(raw2);
                 k->sample(k, &b);
                 KT_SAME(k, token, want, sizeof token, "sample token vocab %d", vocab);
                 KT_SAME(k, lp2, lp, sizeof lp2, "sample lp vocab %d", vocab);

@@ -208,3 +208,29 @@ Test(perturb, systematic_is_fixed) {
     cr_assert(memcmp(y, z, sizeof y) != 0);
     kt_close(&t);
 }
+
+/* A key in the backend's memory is read when the operation runs: what lies there then is the key, and `key` is
+ * nothing. */
+Test(noise, a_key_in_memory_is_read_at_the_run) {
+    enum { DIM = 70 };
+    float x[2 * DIM], by_value[2 * DIM], by_address[2 * DIM], other[2 * DIM];
+    uint32_t id[4] = { 1, 2, 3, 4 }, key[2];
+    struct kt t;
+    kt_open(&t);
+    for (int i = 0; i < 2 * DIM; i++) x[i] = 1.0f + (float)i;
+    KT_EACH(&t, k)
+        for (enum kern_noise_type type = KERN_NOISE_RELATIVE_GAUSSIAN; type < KERN_NOISE_DEADZONE; type++) {
+            struct kern_perturb a = flat_of(noise_of(type, 0.25f), x, by_value, 2, DIM);
+            a.noise.id = kt_p(id);
+            memcpy(key, a.noise.key, sizeof key);
+            k->perturb(k, &a);
+            a.noise.key_at = kt_p(key), a.noise.key[0] ^= 5, a.y = kt_p(by_address);
+            k->perturb(k, &a);
+            KT_SAME(k, by_address, by_value, sizeof by_value, "type %d, its key in memory", type);
+            key[1]++, a.y = kt_p(other);
+            k->perturb(k, &a);
+            cr_expect(memcmp(other, by_value, sizeof other) != 0, "%s: type %d: another key, the same draws", k->name,
+                      type);
+        }
+    kt_close(&t);
+}

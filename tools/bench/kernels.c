@@ -31,7 +31,7 @@ struct room {
     bool transposed;
     struct kern_weight head;
     int32_t seq_start[SEQS + 1];
-    struct kern_sampler sampler[SEQS_DECODE];
+    kptr sampler, drawn;                 /* [SEQS_DECODE]: draws are token, lp, lp_raw */
 };
 
 static int room_open(struct room *r, struct bench *b, struct err *e) {
@@ -54,6 +54,8 @@ static int room_open(struct room *r, struct bench *b, struct err *e) {
         { &r->kv.pages, (size_t)(SEQS_DECODE * slot_pages) * page },
         { &r->adam[0], r->params * 4 }, { &r->adam[1], r->params * 4 },
         { &r->adam[2], r->params * 4 }, { &r->adam[3], r->params * 4 },
+        { &r->sampler, SEQS_DECODE * sizeof(struct kern_sampler) },
+        { &r->drawn, 3 * SEQS_DECODE * sizeof(float) },
     };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         if (k->alloc(k, all[i].p, all[i].bytes, e) < 0) return -1;
@@ -71,7 +73,7 @@ static int room_open(struct room *r, struct bench *b, struct err *e) {
 static void room_close(struct room *r) {
     kptr *all[] = { &r->x, &r->y, &r->y2, &r->y3, &r->logits, &r->lp, &r->slots, &r->pos,
                     &r->targets, &r->kv.table, &r->kv.pages, &r->adam[0], &r->adam[1],
-                    &r->adam[2], &r->adam[3] };
+                    &r->adam[2], &r->adam[3], &r->sampler, &r->drawn };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         if (all[i]->p) r->k->free(r->k, all[i]);
 }
@@ -281,11 +283,11 @@ static void swiglu_call(void *arg) {
 }
 static void sample_call(void *arg) {
     struct room *r = arg;
-    int32_t token[SEQS_DECODE];
-    float lp[SEQS_DECODE], raw[SEQS_DECODE];
+    const size_t column = SEQS_DECODE * sizeof(float);
     r->k->sample(r->k, &(struct kern_sample){ .logits = r->logits, .rows = SEQS_DECODE,
                                               .vocab = r->c->vocab, .sampler = r->sampler,
-                                              .token = token, .lp = lp, .lp_raw = raw });
+                                              .token = r->drawn, .lp = kptr_at(r->drawn, column),
+                                              .lp_raw = kptr_at(r->drawn, 2 * column) });
 }
 static void logprob_call(void *arg) {
     struct room *r = arg;
@@ -308,8 +310,10 @@ static void rows_alone(struct room *r) {
     /* an exponential of 16 lanes takes 8 cycles */
     const double exps = 8. / 16. / (l->hertz * l->threads);
     char key[BENCH_KEY_MAX];
+    struct kern_sampler sampler[SEQS_DECODE];
     for (int i = 0; i < SEQS_DECODE; i++)
-        r->sampler[i] = (struct kern_sampler){ 1, 0, 1, (float)i / SEQS_DECODE };
+        sampler[i] = (struct kern_sampler){ 1, 0, 1, (float)i / SEQS_DECODE };
+    r->k->upload(r->k, r->sampler, sampler, sizeof sampler);
     if (wants(r, key, "rmsnorm", ROWS))
         roof(r, key, rmsnorm_call, ROWS * dim * 6, ROWS * dim * 6, ROWS * dim * 4, 0);
     if (wants(r, key, "swiglu", ROWS))
