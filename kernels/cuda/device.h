@@ -55,9 +55,10 @@ bool cuda_ok(struct kern *k, const char *operation, cudaError_t rc);
  * run before allocates nothing. NULL after a latched error, and where it would have to grow while
  * a sequence is recorded. */
 void *cuda_scratch(struct kern *k, const char *operation, size_t bytes);
-/* The device's copy of a small host array, 16-byte aligned; `from` may change on return. Valid for
- * kernels queued by the calling operation. NULL after a latched error, and while a sequence is
- * recorded: what it gives does not last. */
+/* The device's copy of a small host array, 16-byte aligned; `from` may change on return. One call
+ * an operation (a second may begin the ring again, over the first), valid for the kernels that it
+ * queues. NULL after a latched error, and while a sequence is recorded: what it gives does not
+ * last. */
 const void *cuda_small(struct kern *k, const char *operation, const void *from, size_t bytes);
 /* Waits for all queued work and copies its result to the host. false after a latched error or
  * while a sequence is recorded: `to` is then zero. */

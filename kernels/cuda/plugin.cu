@@ -21,8 +21,18 @@ static int fail(struct err *e, const char *fmt, ...) {
     return -1;
 }
 
+/* QERL_CUDA_SYNC=1: a fault is met where it was made, at the price of a wait after each call. */
+static cudaError_t wait_if_asked(struct kern *k) {
+    static const char *const set = getenv("QERL_CUDA_SYNC");
+    static const bool asked = set && !strcmp(set, "1");
+    if (!asked || cuda_of(k)->graphs.recording) return cudaSuccess;
+    return cudaStreamSynchronize(cuda_of(k)->stream);
+}
+
 bool cuda_ok(struct kern *k, const char *operation, cudaError_t rc) {
+    if (rc == cudaSuccess) rc = wait_if_asked(k);
     if (rc == cudaSuccess) return true;
+    (void)cudaGetLastError();                         /* or the next launch would be blamed */
     struct err *e = &k->latched;
     if (e->text[0]) return false;
     e->code = rc == cudaErrorMemoryAllocation ? EXIT_ENV : EXIT_FAILED;
@@ -79,18 +89,20 @@ static void slot_free(struct kern *k, kptr *p) {
     p->p = NULL;
 }
 
-/* Small arrays pass the ring, so that the caller's memory is free on return and nothing waits; the
- * runtime takes a copy of a big pageable one before it returns. */
+/* The caller's memory is free on return. Small arrays pass the ring, and nothing waits; a big one is
+ * waited for, since a device that reads the host's pages by itself (Grace) need not copy it first. */
 enum { RING_BYTES = 1 << 20, RING_ITEM_MAX = RING_BYTES / 4 };
 
 static char *ring_take(struct kern *k, const char *operation, const void *from, size_t bytes);
 
 static void slot_upload(struct kern *k, kptr to, const void *from, size_t bytes) {
     if (!bytes || cuda_spoils(k)) return;
-    const void *source = bytes <= RING_ITEM_MAX ? ring_take(k, "upload", from, bytes) : from;
-    if (source)
+    const bool small = bytes <= RING_ITEM_MAX;
+    const void *source = small ? ring_take(k, "upload", from, bytes) : from;
+    if (source &&
         CUDA_TRY(k, "upload", cudaMemcpyAsync(to.p, source, bytes, cudaMemcpyHostToDevice,
-                                              cuda_stream(k)));
+                                              cuda_stream(k))) && !small)
+        CUDA_TRY(k, "upload", cudaStreamSynchronize(cuda_stream(k)));
 }
 
 bool cuda_fetch(struct kern *k, const char *operation, void *to, const void *from, size_t bytes) {

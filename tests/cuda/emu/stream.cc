@@ -42,6 +42,7 @@ struct CUgraphExec_st { std::vector<std::shared_ptr<node>> nodes; };
 struct CUstream_st { std::shared_ptr<queue> q; struct CUgraph_st *capture; bool spoilt; };
 struct CUevent_st { std::shared_ptr<queue> q; uint64_t upto; std::shared_ptr<double> stamp; };
 
+static bool faulted;                                  /* by EMU_FAULT; it stays so, as on a GPU */
 static std::recursive_mutex lock;
 typedef std::lock_guard<std::recursive_mutex> hold;
 static std::vector<std::weak_ptr<queue>> queues;
@@ -62,6 +63,10 @@ static double now_ms(void) {
     using namespace std::chrono;
     return duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
 }
+static void note_fault(const char *kernel) {
+    static const char *const bad = getenv("EMU_FAULT");
+    if (bad && !strcmp(kernel, bad)) faulted = true;
+}
 static void run_upto(const std::shared_ptr<queue> &q, uint64_t upto) {
     while (q->done < upto && !q->items.empty()) {
         item it = std::move(q->items.front());
@@ -72,7 +77,7 @@ static void run_upto(const std::shared_ptr<queue> &q, uint64_t upto) {
         if (!it.work) continue;
         const struct emu_work *w = &it.work->w;
         emu_unlock(w->launch.kernel ? w->device : -1);
-        if (w->launch.kernel) emu_run(&w->launch, w->device);
+        if (w->launch.kernel) emu_run(&w->launch, w->device), note_fault(w->launch.name);
         else w->launch.run(w->launch.args);
         emu_relock();
     }
@@ -137,7 +142,8 @@ static cudaError_t settle(cudaStream_t s, const char *what) {
     push_order(q);
     run_upto(q, q->given);
     emu_check_edges();
-    return cudaSuccess;
+    return faulted ? emu_error(cudaErrorIllegalAddress, "%s: an earlier kernel failed", what)
+                   : cudaSuccess;
 }
 extern "C" cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
     hold h(lock);
