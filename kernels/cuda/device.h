@@ -181,6 +181,8 @@ void cuda_record(struct kern *k);
 bool cuda_keep(struct kern *k, uint64_t key);
 bool cuda_replay(struct kern *k, uint64_t key);
 void cuda_forget(struct kern *k);
+/* probe.cu */
+double cuda_probe(struct kern *k, enum cuda_probe what, kptr p, size_t bytes, int turns);
 /* plugin.cu */
 void cuda_pack(struct kern *k, const struct kern_weight *w, const float *values);
 #endif

@@ -89,8 +89,8 @@ static void slot_free(struct kern *k, kptr *p) {
     p->p = NULL;
 }
 
-/* The caller's memory is free on return. Small arrays pass the ring, and nothing waits; a big one is
- * waited for, since a device that reads the host's pages by itself (Grace) need not copy it first. */
+/* The caller's memory is free on return. Small arrays pass the ring, and nothing waits; a big one
+ * is waited for: a device that reads the host's pages by itself (Grace) need not copy it first. */
 enum { RING_BYTES = 1 << 20, RING_ITEM_MAX = RING_BYTES / 4 };
 
 static char *ring_take(struct kern *k, const char *operation, const void *from, size_t bytes);
@@ -387,7 +387,8 @@ extern "C" __attribute__((visibility("default"))) const struct cuda_plugin *qerl
     static char versions[80];
     int driver = 0;
     static const struct cuda_plugin plugin = { CUDA_PLUGIN_ABI, KERN_ABI, sizeof(struct kern),
-                                               versions, count, describe, open_device };
+                                               versions, count, describe, open_device,
+                                               cuda_probe };
     (void)cudaDriverGetVersion(&driver);
     snprintf(versions, sizeof versions, KIND " %d.%d, driver up to %d.%d", CUDART_VERSION / 1000,
              CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10);

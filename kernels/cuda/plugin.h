@@ -9,7 +9,7 @@
 #define QERL_CUDA_PLUGIN_H
 #include "kernels/kern.h"
 
-enum { CUDA_PLUGIN_ABI = 2, CUDA_DEVICES_MAX = 64 };
+enum { CUDA_PLUGIN_ABI = 3, CUDA_DEVICES_MAX = 64 };
 #define CUDA_PLUGIN_ENTRY "qerl_cuda_plugin"
 
 struct cuda_device {
@@ -24,6 +24,10 @@ struct cuda_device {
  * (kernels/cuda/mma_tile.h); they differ from one architecture to the next. */
 enum cuda_form { CUDA_FORM_STRICT, CUDA_FORM_MMA };
 
+/* What a device can do at most, for benchmarks. Read: the `bytes` at p, again and again; fma, mma:
+ * multiply-adds of f32 and on tensor cores (bf16 with f32 sums) on every SM. */
+enum cuda_probe { CUDA_PROBE_READ, CUDA_PROBE_FMA, CUDA_PROBE_MMA };
+
 struct cuda_plugin {
     uint32_t abi;                                     /* CUDA_PLUGIN_ABI: read before all else */
     uint32_t kern_abi;                                /* KERN_ABI that it was built with */
@@ -36,6 +40,9 @@ struct cuda_plugin {
     int (*describe)(struct cuda_device *d, int index, struct err *e);
     /* Overwrites every slot of the table for device `index`; -1 (EXIT_ENV) with the reason. */
     int (*open)(struct kern *k, int index, enum cuda_form form, struct err *e);
+    /* Queues `turns` turns of a probe as an operation of k; bytes read or FLOPs done by all of it,
+     * 0 after a latched error. */
+    double (*probe)(struct kern *k, enum cuda_probe what, kptr p, size_t bytes, int turns);
 };
 typedef const struct cuda_plugin *cuda_plugin_entry(void);
 

@@ -56,7 +56,7 @@ static int set_up(struct batch *t, struct synth *s, int n, int own, struct err *
     synth_skip_end(s, &kept);
     t->n = n;
     t->own = own;
-    for (int i = 0; i < n; i++) t->token[i] = any_token(s, i), t->want[i] = i;
+    for (int i = 0; i < n; i++) t->token[i] = any_token(s, i);
     return rc;
 }
 
@@ -71,16 +71,16 @@ static int step(struct batch *t, struct err *e) {
         };
     }
     t->own++;
-    return net_forward(t->net, t->row, t->n, t->want, t->n, e) < 0
-               ? -1
-               : net_sample(t->net, t->sampler, t->token, t->lp, t->lp_raw, e);
+    return net_step(t->net, t->row, t->n, t->sampler, t->token, t->lp, t->lp_raw, e);
 }
 
-/* Seconds of a step; the first one warms up. */
-static int time_steps(struct batch *t, double seconds, struct spread *out, struct err *e) {
+/* Seconds of a step, after `warm` that do not count: one, and two more where steps are replayed. */
+static int time_steps(struct batch *t, int warm, double seconds, struct spread *out,
+                      struct err *e) {
     double v[STEPS_MAX], spent = 0;
     int n = 0;
-    if (step(t, e) < 0) return -1;
+    for (int i = 0; i < warm; i++)
+        if (step(t, e) < 0) return -1;
     while (n < STEPS_MAX && (n < 3 || spent < seconds)) {
         double begun = clock_seconds();
         if (step(t, e) < 0) return -1;
@@ -91,26 +91,42 @@ static int time_steps(struct batch *t, double seconds, struct spread *out, struc
     return 0;
 }
 
-static int one(struct bench *b, struct synth *s, int n, bool mxfp4, int rank, const char *key,
+/* What is decoded, how. */
+struct decoding { int n, rank; bool mxfp4, graphs, noise; };
+
+static struct net_opts decode_opts(const struct decoding *d) {
+    return (struct net_opts){ .rows_max = d->n > PROMPT + 1 ? d->n : PROMPT + 1,
+                              .slots_max = d->n + 1, .positions_max = POSITIONS,
+                              .lora = shape_lora(d->rank), .noise = d->noise,
+                              .graphs = d->graphs };
+}
+static bool fits(struct bench *b, enum shape m, const struct net_opts *o, const char *key) {
+    return bench_room(b, m, key, (double)net_plan(&shape_conf[m], MODEL_QUANT_MXFP4, o));
+}
+
+static int one(struct bench *b, struct synth *s, const struct decoding *d, const char *key,
                struct err *e) {
     const double seconds = b->quick ? .3 : 2;
+    const int n = d->n;
     struct batch *t = mem_alloc(sizeof *t);
-    struct lora *l = synth_lora(s, rank);
-    struct net_opts o = { .rows_max = n > PROMPT + 1 ? n : PROMPT + 1, .slots_max = n + 1,
-                          .positions_max = POSITIONS, .lora = l->shape };
+    struct lora *l = synth_lora(s, d->rank);
+    struct net_opts o = decode_opts(d);
     struct spread steps = { 0 };
-    synth_head(s, mxfp4);
+    synth_head(s, d->mxfp4);
     int rc = net_create(&t->net, &s->model, &o, e);
     if (rc == 0) rc = net_adopt(t->net, l, NULL, e);
     if (rc == 0) rc = set_up(t, s, n, OWN - STEPS_MAX / 2, e);
-    if (rc == 0) rc = time_steps(t, seconds, &steps, e);
+    if (rc == 0) rc = time_steps(t, b->plugin ? 3 : 1, seconds, &steps, e);
     if (rc == 0) {
-        const struct shape_size size = shape_size(&s->model.conf, rank);
-        double limit = limits_decode(bench_limits(b), &size, n, n > 1 ? PROMPT : 0,
-                                     n > 1 ? OWN : PROMPT + OWN,
-                                     mxfp4 ? limits_mxfp4_bytes : 2);
+        const struct shape_size size = shape_size(&s->model.conf, d->rank);
+        const struct limits *most = bench_limits(b);
+        const struct work w = limits_decode(most, &size, n, n > 1 ? PROMPT : 0,
+                                            n > 1 ? OWN : PROMPT + OWN,
+                                            d->mxfp4 ? limits_mxfp4_bytes : 2);
         bench_report(b, key, &(struct figure){ .unit = "tok/s", .s = spread_rate(steps, n),
-                                               .limit = n / limit });
+                                               .limit = n / limits_seconds(most, &w), .work = w,
+                                               .set = w.bytes, .seconds = steps.median,
+                                               .target = n <= 16 ? TARGET_MEMORY : TARGET_NONE });
     }
     net_destroy(&t->net);
     lora_destroy(&l);
@@ -146,19 +162,19 @@ static int time_noisy(struct batch *t, const struct noise_plan *plan, double sec
     return 0;
 }
 
-static int noisy(struct bench *b, struct synth *s, int n, const char *key, struct err *e) {
+static int noisy(struct bench *b, struct synth *s, const struct decoding *d, const char *key,
+                 struct err *e) {
     struct batch *t = mem_alloc(sizeof *t);
     struct lora *l = synth_lora(s, 32);
     struct noise_plan plan;
-    struct net_opts o = { .rows_max = PROMPT + 1, .slots_max = n + 1, .positions_max = POSITIONS,
-                          .lora = l->shape, .noise = true };
+    struct net_opts o = decode_opts(d);
     struct spread ratio = { 0 };
     double ms[2] = { 0 }, cpu[2] = { 0 };
     char what[96];
     int rc = synth_noise(s, &plan, e);
     if (rc == 0) rc = net_create(&t->net, &s->model, &o, e);
     if (rc == 0) rc = net_adopt(t->net, l, NULL, e);
-    if (rc == 0) rc = set_up(t, s, n, OWN - STEPS_MAX / 2, e);
+    if (rc == 0) rc = set_up(t, s, d->n, OWN - STEPS_MAX / 2, e);
     if (rc == 0) rc = time_noisy(t, &plan, b->quick ? .5 : 4, &ratio, ms, cpu, e);
     snprintf(what, sizeof what, "clean %.1f ms, noisy %.1f ms a step; CPU time %.2fx", ms[0] * 1e3,
              ms[1] * 1e3, cpu[1] / cpu[0]);
@@ -191,11 +207,15 @@ static void prefill_call(void *arg) {
     for (int i = 0; i < 4; i++) net_slot_close(t->net, t->slot[i]);
 }
 
+static struct net_opts prefill_opts(void) {
+    return (struct net_opts){ .rows_max = 512, .slots_max = 4, .positions_max = 128,
+                              .lora = shape_lora(32) };
+}
+
 static int prefill(struct bench *b, struct synth *s, const char *key, struct err *e) {
     struct prefill *p = mem_alloc(sizeof *p);
     struct lora *l = synth_lora(s, 32);
-    struct net_opts o = { .rows_max = 512, .slots_max = 4, .positions_max = 128,
-                          .lora = l->shape };
+    const struct net_opts o = prefill_opts();
     p->s = s;
     for (int i = 0; i < 4; i++) p->t.sampler[i] = (struct kern_sampler){ 1, 0, 1, .5f };
     int rc = net_create(&p->t.net, &s->model, &o, e);
@@ -203,11 +223,14 @@ static int prefill(struct bench *b, struct synth *s, const char *key, struct err
     if (rc == 0) {
         struct spread t = timing_of(prefill_call, p, b->quick ? .3 : 1.5);
         const struct shape_size size = shape_size(&s->model.conf, 32);
-        double limit = limits_prefill(bench_limits(b), &size, 512, 64, 4);
+        const struct work w = limits_prefill(&size, 512, 64, 4);
         if (*p->err.text) rc = err_set(e, "%s", p->err.text);
         else bench_report(b, key, &(struct figure){ .unit = "tok/s", .what = "4 prompts of 128",
                                                     .s = spread_rate(t, 512),
-                                                    .limit = 512 / limit });
+                                                    .limit = 512 / limits_seconds(bench_limits(b),
+                                                                                  &w),
+                                                    .work = w, .set = w.bytes,
+                                                    .seconds = t.median });
     }
     net_destroy(&p->t.net);
     lora_destroy(&l);
@@ -215,25 +238,38 @@ static int prefill(struct bench *b, struct synth *s, const char *key, struct err
     return rc;
 }
 
-int part_decode(struct bench *b, enum shape m, struct err *e) {
+/* "decode/MODEL/head-bf16/n16"; on a device, which replays its steps, also ".../graphs-off". */
+static int decodes(struct bench *b, enum shape m, bool mxfp4, struct err *e) {
     static const int N[] = { 1, 8, 16, 64 };
     char key[BENCH_KEY_MAX];
-    for (int mx = 0; mx < 2; mx++)
-        for (size_t i = 0; i < COUNT_OF(N); i++) {
-            snprintf(key, sizeof key, "decode/%s/head-%s/n%d", shape_name[m], mx ? "mxfp4" : "bf16",
-                     N[i]);
-            if (!bench_wants(b, key)) continue;
+    for (size_t i = 0; i < COUNT_OF(N); i++)
+        for (int graphs = 1; graphs >= (b->plugin ? 0 : 1); graphs--) {
+            const struct decoding d = { .n = N[i], .rank = mxfp4 ? 16 : 32, .mxfp4 = mxfp4,
+                                        .graphs = graphs };
+            const struct net_opts o = decode_opts(&d);
+            snprintf(key, sizeof key, "decode/%s/head-%s/n%d%s", shape_name[m],
+                     mxfp4 ? "mxfp4" : "bf16", N[i], graphs ? "" : "/graphs-off");
+            if (!bench_begins(b, key) || !fits(b, m, &o, key)) continue;
             if (bench_synth(b, m, e) < 0) return -1;
-            if (one(b, b->synth, N[i], mx, mx ? 16 : 32, key, e) < 0) return err_wrap(e, "%s", key);
+            if (one(b, b->synth, &d, key, e) < 0) return err_wrap(e, "%s", key);
         }
+    return 0;
+}
+
+int part_decode(struct bench *b, enum shape m, struct err *e) {
+    char key[BENCH_KEY_MAX];
+    if (decodes(b, m, false, e) < 0 || decodes(b, m, true, e) < 0) return -1;
     for (int n = 16; n <= 64; n *= 4) {
+        const struct decoding d = { .n = n, .rank = 32, .noise = true };
+        const struct net_opts o = decode_opts(&d);
         snprintf(key, sizeof key, "noisy/%s/decode/n%d", shape_name[m], n);
-        if (!bench_wants(b, key)) continue;
-        if (bench_synth(b, m, e) < 0 || noisy(b, b->synth, n, key, e) < 0)
+        if (!bench_begins(b, key) || !fits(b, m, &o, key)) continue;
+        if (bench_synth(b, m, e) < 0 || noisy(b, b->synth, &d, key, e) < 0)
             return err_wrap(e, "%s", key);
     }
+    const struct net_opts o = prefill_opts();
     snprintf(key, sizeof key, "prefill/%s", shape_name[m]);
-    if (!bench_wants(b, key)) return 0;
+    if (!bench_begins(b, key) || !fits(b, m, &o, key)) return 0;
     if (bench_synth(b, m, e) < 0 || prefill(b, b->synth, key, e) < 0)
         return err_wrap(e, "%s", key);
     return 0;

@@ -28,11 +28,32 @@ struct room {
     bool hot;                            /* the first layer's weights each time, from a cache */
     /* the operation in hand */
     int group, rows;
+    enum target target;
     bool transposed;
     struct kern_weight head;
-    int32_t seq_start[SEQS + 1];
+    int32_t seq_start[SEQS + 1], slot[ROWS], at[ROWS];
     kptr sampler, drawn;                 /* [SEQS_DECODE]: draws are token, lp, lp_raw */
+    struct err err;                      /* of the first operation that failed */
 };
+
+/* Target tokens, the pages of each slot, AdamW's second moments. */
+static int room_fill(struct room *r, struct err *e) {
+    struct kern *k = r->k;
+    const int slot_pages = r->kv.slot_pages;
+    int32_t target[ROWS], table[SEQS_DECODE * ((SEQ + KERN_PAGE - 1) / KERN_PAGE)];
+    for (int i = 0; i < ROWS; i++)
+        target[i] = (int32_t)(rng_mix64((uint64_t)i) % (uint64_t)r->c->vocab);
+    for (int s = 0; s < SEQS_DECODE; s++)            /* a group of 8 shares its first pages */
+        for (int p = 0; p < slot_pages; p++)
+            table[s * slot_pages + p] = (p < SHARED_PAGES ? s / 8 * 8 : s) * slot_pages + p;
+    float *v = mem_alloc(r->params * sizeof *v);
+    for (size_t i = 0; i < r->params; i++) v[i] = 1e-4f;
+    k->upload(k, r->targets, target, sizeof target);
+    k->upload(k, r->kv.table, table, sizeof table);
+    k->upload(k, r->adam[2], v, r->params * sizeof *v);
+    free(v);
+    return k->sync(k, e);
+}
 
 static int room_open(struct room *r, struct bench *b, struct err *e) {
     struct kern *k = &b->synth->kern;
@@ -59,15 +80,15 @@ static int room_open(struct room *r, struct bench *b, struct err *e) {
     };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         if (k->alloc(k, all[i].p, all[i].bytes, e) < 0) return -1;
-    int32_t *target = r->targets.p, *table = r->kv.table.p;
-    for (int i = 0; i < ROWS; i++)
-        target[i] = (int32_t)(rng_mix64((uint64_t)i) % (uint64_t)c->vocab);
-    for (int s = 0; s < SEQS_DECODE; s++)            /* a group of 8 shares its first pages */
-        for (int p = 0; p < slot_pages; p++)
-            table[s * slot_pages + p] = (p < SHARED_PAGES ? s / 8 * 8 : s) * slot_pages + p;
-    float *v = r->adam[2].p;
-    for (size_t i = 0; i < r->params; i++) v[i] = 1e-4f;
-    return 0;
+    return room_fill(r, e);
+}
+
+/* The largest of its arrays. */
+static double room_bytes(const struct model_conf *c) {
+    const struct lora_shape shape = shape_lora(RANK);
+    return 4. * ROWS * 2 * c->ffn_dim * sizeof(float) + 4. * HEAD_ROWS * c->vocab +
+           4. * SEQS_DECODE * (SEQ + KERN_PAGE) * c->layers * c->kv_heads * c->head_dim +
+           4. * sizeof(float) * (double)lora_params(c, &shape);
 }
 
 static void room_close(struct room *r) {
@@ -82,20 +103,25 @@ static void room_close(struct room *r) {
 static void roof(struct room *r, const char *key, void (*fn)(void *), double bytes, double set,
                  double flops, double seconds) {
     const struct limits *l = bench_limits(r->b);
-    struct spread s = timing_of(fn, r, r->b->quick ? .03 : .12);
+    if (*r->err.text) return;
+    bool kept;
+    struct spread s = timing_kept(r->k, fn, r, r->b->quick ? .03 : .12, &kept, &r->err);
+    if (s.n == 0) return;
     double limit = bytes / limits_read(l, set), calc = flops / l->flops;
     limit = limit > calc ? limit : calc;
     limit = limit > seconds ? limit : seconds;
     char what[64];
-    snprintf(what, sizeof what, "%.0f GFLOP/s, %.1f GB/s", flops / s.median * 1e-9,
-             bytes / s.median * 1e-9);
+    snprintf(what, sizeof what, "%.0f GFLOP/s, %.1f GB/s%s", flops / s.median * 1e-9,
+             bytes / s.median * 1e-9, kept ? ", replayed" : "");
     bench_report(r->b, key, &(struct figure){ .unit = "us", .what = what,
-                                              .s = spread_times(s, 1e6), .limit = limit * 1e6 });
+                                              .s = spread_times(s, 1e6), .limit = limit * 1e6,
+                                              .work = { bytes, flops, 0 }, .set = set,
+                                              .seconds = s.median, .target = r->target });
 }
 
 static bool wants(const struct room *r, char key[BENCH_KEY_MAX], const char *name, int rows) {
     snprintf(key, BENCH_KEY_MAX, "kernels/%s/%s/%d", shape_name[r->s->shape], name, rows);
-    return bench_wants(r->b, key);
+    return bench_begins(r->b, key);
 }
 
 /* ---- products ---- */
@@ -159,7 +185,9 @@ static void linear_figure(struct room *r, const char *key, int g, int rows, bool
     r->rows = rows;
     r->transposed = transposed;
     r->hot = hot;
+    r->target = rows == ROWS ? TARGET_PEAK : TARGET_NONE;      /* a GEMM of the training */
     roof(r, key, linear_call, bytes, hot ? bytes : bytes * r->c->layers, flops, 0);
+    r->target = TARGET_NONE;
 }
 
 static void linears(struct room *r) {
@@ -244,11 +272,16 @@ static void attn_bwd_call(void *arg) {
                                                   .heads = r->c->heads, .scale = .125f });
 }
 
+static void places(struct room *r) {
+    r->k->upload(r->k, r->slots, r->slot, sizeof r->slot);
+    r->k->upload(r->k, r->pos, r->at, sizeof r->at);
+}
+
 static void attentions(struct room *r) {
     char key[BENCH_KEY_MAX];
-    int32_t *slot = r->slots.p, *pos = r->pos.p;
     const double q = r->c->heads * r->c->head_dim, kv = 4. * r->c->kv_heads * r->c->head_dim;
-    for (int i = 0; i < SEQS_DECODE; i++) slot[i] = i, pos[i] = CONTEXT - 1;
+    for (int i = 0; i < SEQS_DECODE; i++) r->slot[i] = i, r->at[i] = CONTEXT - 1;
+    places(r);
     if (wants(r, key, "attn/decode", SEQS_DECODE)) {
         const double positions = (double)SEQS_DECODE / 8 * SHARED_PAGES * KERN_PAGE +
                                  SEQS_DECODE * (CONTEXT - SHARED_PAGES * KERN_PAGE);
@@ -256,7 +289,8 @@ static void attentions(struct room *r) {
         roof(r, key, attn_call, positions * kv, positions * kv * r->c->layers,
              4 * q * CONTEXT * SEQS_DECODE, 0);
     }
-    for (int i = 0; i < ROWS; i++) slot[i] = i / SEQ, pos[i] = i % SEQ;
+    for (int i = 0; i < ROWS; i++) r->slot[i] = i / SEQ, r->at[i] = i % SEQ;
+    places(r);
     r->rows = ROWS;
     if (wants(r, key, "attn/train", ROWS))
         roof(r, key, attn_call, ROWS * (kv + 4 * q), ROWS * (kv + 4 * q), 2 * q * SEQ * ROWS, 0);
@@ -307,8 +341,8 @@ static void adamw_call(void *arg) {
 static void rows_alone(struct room *r) {
     const struct limits *l = bench_limits(r->b);
     const double dim = r->c->dim, ffn = r->c->ffn_dim, vocab = r->c->vocab;
-    /* an exponential of 16 lanes takes 8 cycles */
-    const double exps = 8. / 16. / (l->hertz * l->threads);
+    /* an exponential of 16 lanes takes 8 cycles; on a device nobody counted */
+    const double exps = l->hertz > 0 ? 8. / 16. / (l->hertz * l->threads) : 0;
     char key[BENCH_KEY_MAX];
     struct kern_sampler sampler[SEQS_DECODE];
     for (int i = 0; i < SEQS_DECODE; i++)
@@ -326,16 +360,17 @@ static void rows_alone(struct room *r) {
              HEAD_ROWS * vocab * exps);
     const double params = (double)r->params;
     snprintf(key, sizeof key, "kernels/%s/adamw", shape_name[r->s->shape]);
-    if (bench_wants(r->b, key)) roof(r, key, adamw_call, params * 28, params * 28, 0, 0);
+    if (bench_begins(r->b, key)) roof(r, key, adamw_call, params * 28, params * 28, 0, 0);
 }
 
 int part_kernels(struct bench *b, enum shape m, struct err *e) {
     char path[BENCH_KEY_MAX];
     snprintf(path, sizeof path, "kernels/%s", shape_name[m]);
-    if (!bench_enters(b, path)) return 0;
+    if (!bench_enters(b, path) || !bench_room(b, m, path, room_bytes(&shape_conf[m]))) return 0;
     if (bench_synth(b, m, e) < 0) return -1;
     struct room *r = mem_alloc(sizeof *r);
     int rc = room_open(r, b, e);
+    if (rc < 0) err_wrap(e, "%s", path);
     for (int s = 0; s <= SEQS; s++) r->seq_start[s] = s * SEQ;
     if (rc == 0) {
         linears(r);
@@ -343,7 +378,7 @@ int part_kernels(struct bench *b, enum shape m, struct err *e) {
         outers(r);
         attentions(r);
         rows_alone(r);
-        rc = r->k->sync(r->k, e);
+        rc = *r->err.text ? err_code(e, r->err.code, "%s", r->err.text) : r->k->sync(r->k, e);
     }
     room_close(r);
     free(r);
@@ -360,7 +395,7 @@ static void fork_join(void *arg) {
 
 int part_pool(struct bench *b, struct err *e) {
     (void)e;
-    if (bench_wants(b, "kernels/pool/forkjoin"))
+    if (!b->plugin && bench_wants(b, "kernels/pool/forkjoin"))
         bench_report(b, "kernels/pool/forkjoin",
                      &(struct figure){ .unit = "ns", .what = "an operation with nothing to do",
                                        .s = spread_times(timing_of(fork_join, b,

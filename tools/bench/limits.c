@@ -20,21 +20,26 @@ double limits_read(const struct limits *l, double bytes) {
     return l->read[LIMITS_READ_COUNT - 1].per_second;
 }
 
-double limits_unpack(const struct limits *l) { return l->hertz * l->threads * 512. / 60.; }
+double limits_unpack(const struct limits *l) {
+    return l->hertz > 0 ? l->hertz * l->threads * 512. / 60. : INFINITY;
+}
 
 double limits_roof(const struct limits *l, double bytes, double flops) {
     return larger(bytes / limits_read(l, bytes), flops / l->flops);
 }
 
-double limits_decode(const struct limits *l, const struct shape_size *s, int n, int prompt, int own,
-                     double head_bytes) {
+double limits_seconds(const struct limits *l, const struct work *w) {
+    return larger(limits_roof(l, w->bytes, w->flops), w->coded / limits_unpack(l));
+}
+
+struct work limits_decode(const struct limits *l, const struct shape_size *s, int n, int prompt,
+                          int own, double head_bytes) {
     int groups = (n + 7) / 8, tiles = (n + l->tile_rows - 1) / l->tile_rows;
-    double bytes = s->body * limits_mxfp4_bytes + s->head * head_bytes + 2 * s->lora +
-                   ((double)groups * prompt + (double)n * own) * s->kv_bytes;
-    double flops = 2 * (s->body + s->head + s->lora) * tiles * l->tile_rows +
-                   4 * s->layers * s->q_dim * (prompt + own) * n;
-    double coded = s->body + (head_bytes < 1 ? s->head : 0);
-    return larger(limits_roof(l, bytes, flops), coded / limits_unpack(l));
+    const double bytes = s->body * limits_mxfp4_bytes + s->head * head_bytes + 2 * s->lora +
+                         ((double)groups * prompt + (double)n * own) * s->kv_bytes;
+    const double flops = 2 * (s->body + s->head + s->lora) * tiles * l->tile_rows +
+                         4 * s->layers * s->q_dim * (prompt + own) * n;
+    return (struct work){ bytes, flops, s->body + (head_bytes < 1 ? s->head : 0) };
 }
 
 double limits_train_flops(const struct shape_size *s, double tokens, double scored) {
@@ -42,9 +47,8 @@ double limits_train_flops(const struct shape_size *s, double tokens, double scor
            6 * s->layers * s->q_dim * tokens;
 }
 
-double limits_prefill(const struct limits *l, const struct shape_size *s, int rows, int position,
-                      int wants) {
-    double flops = 2 * (s->body + s->lora) * rows + 2 * s->head * wants +
-                   4 * s->layers * s->q_dim * position * rows;
-    return limits_roof(l, s->body * limits_mxfp4_bytes + 2 * s->head + 2 * s->lora, flops);
+struct work limits_prefill(const struct shape_size *s, int rows, int position, int wants) {
+    const double flops = 2 * (s->body + s->lora) * rows + 2 * s->head * wants +
+                         4 * s->layers * s->q_dim * position * rows;
+    return (struct work){ s->body * limits_mxfp4_bytes + 2 * s->head + 2 * s->lora, flops, 0 };
 }

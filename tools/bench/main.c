@@ -8,22 +8,27 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "lib/base/clock.h"
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
+#include "lib/stage/device.h"
 #include "tools/bench/host.h"
 #include "tools/bench/synth.h"
 
 static const char help[] =
-    "qerl-bench - the machine's limits, and what the product reaches of them\n\n"
+    "qerl-bench - the limits of the machine or of a GPU, and what the product reaches of them\n\n"
     "usage: qerl-bench [options]\n\n"
     "  --only NAME,...    figures or their beginnings: machine, kernels, decode, prefill, train,\n"
     "                     dapo, noisy, start, wire, turns, decode/135m/head-bf16/n16, ...\n"
-    "  --model NAME,...   shapes: 135m, 0.5b, 1.5b (default all; with --quick 135m)\n"
-    "  --kernels PATH     auto, ref, avx2, avx512, ... (default auto: the best of this CPU)\n"
+    "  --model NAME,...   shapes: tiny, 135m, 0.5b, 1.5b, 7b (default 135m, 0.5b, 1.5b, with\n"
+    "                     --quick 135m; on a GPU 0.5b, 1.5b, 7b, each where there is room)\n"
+    "  --kernels PATH     auto, ref, avx2, avx512, ... (default auto: the best of this CPU);\n"
+    "                     cuda, cuda-mma, ...: one GPU, its limits, nothing of the host\n"
     "  --threads N        default: the cores this process may use\n"
     "  --data FILE        GSM8K lines: with models/smollm2-135m-instruct there, the real pipeline\n"
     "  --json FILE        the report as JSON too\n"
-    "  --quick            fewer and shorter repeats\n\n"
+    "  --quick            fewer and shorter repeats\n"
+    "  --seconds N        begin no figure later than this; those left out are said\n\n"
     "Weights are synthetic (random, never zeros); 'dapo/pipeline', 'start' and 'turns' use real\n"
     "stages. A figure is the median of its repeats; share = figure / limit, the limit computed\n"
     "from this run's own probes (docs/benchmarks.md). The table goes to stdout, talk to stderr.\n\n"
@@ -43,7 +48,7 @@ static int parse_models(struct bench *b, char *text) {
     for (char *word; (word = strsep(&text, ","));) {
         int i = 0;
         while (i < SHAPE_COUNT && strcmp(word, shape_name[i]) != 0) i++;
-        if (i == SHAPE_COUNT) return usage("no such model: 135m, 0.5b, 1.5b, not", word);
+        if (i == SHAPE_COUNT) return usage("no such model: tiny, 135m, 0.5b, 1.5b, 7b, not", word);
         b->model[i] = true;
     }
     return 0;
@@ -85,19 +90,24 @@ static int parse(struct bench *b, int argc, char **argv, const char **json) {
             if (!str_to_i64(value, &n) || n < 1 || n > POOL_THREADS_MAX)
                 return usage("--threads takes 1 to 256, not", value);
             b->threads = (int)n;
+        } else if (!strcmp(name, "--seconds")) {
+            if (!str_to_i64(value, &n) || n < 1 || n > 86400)
+                return usage("--seconds takes 1 to 86400, not", value);
+            b->seconds = (double)n;
         } else if (!strcmp(name, "--kernels")) b->kernels = value;
         else if (!strcmp(name, "--data")) b->data = value;
         else if (!strcmp(name, "--json")) *json = value;
         else return usage("unknown option", name);
     }
-    bool any = false;
-    for (int i = 0; i < SHAPE_COUNT; i++) any |= b->model[i];
-    for (int i = 0; i < SHAPE_COUNT && !any; i++) b->model[i] = !b->quick || i == SHAPE_135M;
     return 1;
 }
 
-/* A named figure of a model asks for that model. */
-static void models_of_only(struct bench *b) {
+/* Those that nobody named, and those that a named figure asks for. */
+static void choose_models(struct bench *b) {
+    bool any = false;
+    for (int i = 0; i < SHAPE_COUNT; i++) any |= b->model[i];
+    for (int i = SHAPE_135M; i < SHAPE_COUNT && !any; i++)
+        b->model[i] = b->plugin ? i >= SHAPE_05B : b->quick ? i == SHAPE_135M : i <= SHAPE_15B;
     for (int i = 0; i < b->onlys; i++) {
         const char *slash = strchr(b->only[i], '/');
         for (int m = 0; slash && m < SHAPE_COUNT; m++) {
@@ -118,8 +128,9 @@ static void find_root(struct bench *b) {
     if (slash) *slash = 0;
 }
 
-static json_t *first_lines(const struct bench *b, const struct host_load *begun) {
+static void first_lines(const struct bench *b, const struct host_load *begun, json_t *o) {
     struct str name, flags;
+    char gpu[DEVICE_TEXT_MAX] = "";
     char date[32];
     str_init(&name);
     str_init(&flags);
@@ -131,28 +142,30 @@ static json_t *first_lines(const struct bench *b, const struct host_load *begun)
            pool_cores(), b->threads, host_memory_bytes() / 1e9);
     printf("flags    %s\n", flags.s);
     printf("kernels  %s\n", b->kern.name);
+    if (b->plugin && device_text(gpu, &b->kern, NULL) == 0) printf("device   %s\n", gpu);
     printf("date     %s\n", date);
     printf("load     others use %.0f %% of the CPUs\n\n", 100 * others);
     fflush(stdout);
     if (others > .05)
         fprintf(stderr, "qerl-bench: the machine is not idle: figures will be too low\n");
-    json_t *o = json_pack("{ss ss si si ss ss sf sb}", "cpu", name.s, "flags", flags.s, "cores",
-                          pool_cores(), "threads", b->threads, "kernels", b->kern.name, "date",
-                          date, "others_before", others, "quick", b->quick);
+    json_object_update_new(o, json_pack("{ss ss si si ss ss sf sb}", "cpu", name.s, "flags",
+                                        flags.s, "cores", pool_cores(), "threads", b->threads,
+                                        "kernels", b->kern.name, "date", date, "others_before",
+                                        others, "quick", b->quick));
     str_release(&name);
     str_release(&flags);
-    return o;
 }
 
 int bench_synth(struct bench *b, enum shape m, struct err *e) {
     if (b->synth && b->synth->shape == m) return 0;
     synth_close(&b->synth);
     bench_limits(b);                                 /* before memory gets tight */
-    return synth_open(&b->synth, m, &b->kern, e);
+    return synth_open(&b->synth, m, &b->kern, b->plugin, e);
 }
 
 static int run_parts(struct bench *b, struct err *e) {
-    if (part_machine(b, e) < 0 || part_pool(b, e) < 0 || part_noise(b, e) < 0) return -1;
+    if (b->plugin ? part_device(b, e) < 0 : part_machine(b, e) < 0) return -1;
+    if (part_pool(b, e) < 0 || part_noise(b, e) < 0) return -1;
     for (int m = 0; m < SHAPE_COUNT; m++) {
         if (!b->model[m]) continue;
         if (part_kernels(b, (enum shape)m, e) < 0 || part_decode(b, (enum shape)m, e) < 0 ||
@@ -160,6 +173,7 @@ static int run_parts(struct bench *b, struct err *e) {
             return err_wrap(e, "model %s", shape_name[m]);
         synth_close(&b->synth);
     }
+    if (b->plugin) return 0;                         /* the rest is the host's */
     return part_wire(b, e) < 0 || part_start(b, e) < 0 || part_turns(b, e) < 0 ||
                    part_pipeline(b, e) < 0 ? -1 : 0;
 }
@@ -186,7 +200,6 @@ int main(int argc, char **argv) {
     }
     if (b.threads > pool_cores())
         fprintf(stderr, "qerl-bench: %d threads on %d cores\n", b.threads, pool_cores());
-    models_of_only(&b);
     find_root(&b);
     struct host_load begun = host_load();
     nanosleep(&(struct timespec){ 0, 500000000 }, NULL);
@@ -194,12 +207,12 @@ int main(int argc, char **argv) {
     b.figures = json_array();
     int rc = kern_open(&b.kern, b.kernels, b.pool, &e);
     if (rc < 0 && e.code == EXIT_CONFIG) e.code = EXIT_USAGE;        /* it came as an option */
-    if (rc == 0 && strchr(b.kern.name, ':'))          /* its arrays are filled in place */
-        rc = err_code(&e, EXIT_USAGE, "--kernels %s: only paths of the CPU are measured",
-                      b.kern.name);
-    json_t *machine = NULL;
+    json_t *machine = json_object();
+    if (rc == 0) rc = device_open(&b, machine, &e);
+    choose_models(&b);
     if (rc == 0) {
-        machine = first_lines(&b, &begun);
+        first_lines(&b, &begun, machine);
+        if (b.seconds > 0) b.deadline = clock_seconds() + b.seconds;
         begun = host_load();
         rc = run_parts(&b, &e);
         struct host_load ended = host_load();

@@ -22,8 +22,10 @@ static int room_open(struct room *r, struct bench *b, struct err *e) {
     if (r->k->alloc(r->k, &r->x, bytes, e) < 0 || r->k->alloc(r->k, &r->y, bytes, e) < 0 ||
         r->k->alloc(r->k, &r->sums, KERN_NOISE_SUMS * sizeof(int64_t), e) < 0)
         return -1;
-    float *x = r->x.p;
+    float *x = mem_alloc(bytes);
     for (int i = 0; i < ROWS * DIM; i++) x[i] = (float)(i % 977) * .01f - 4.f;
+    r->k->upload(r->k, r->x, x, bytes);
+    free(x);
     r->a = (struct kern_perturb){ .noise = { .scale = .05f, .rate = .01f, .key = { 1, 2 },
                                              .sums = r->sums },
                                   .x = r->x, .x_ld = DIM, .y = r->y, .y_ld = DIM, .rows = ROWS,
@@ -40,10 +42,12 @@ int part_noise(struct bench *b, struct err *e) {
         for (int type = 0; type < KERN_NOISE_TYPE_COUNT; type++) {
             snprintf(key, sizeof key, "noisy/perturb/%s%s", noise_type_name[type],
                      bf16 ? "/bf16" : "");
-            if (!bench_wants(b, key) || (bf16 && !type)) continue;
+            if ((bf16 && !type) || !bench_begins(b, key)) continue;
             r.a.noise.type = (enum kern_noise_type)type;
             r.a.noise.bf16 = bf16;
-            struct spread s = timing_of(perturb_call, &r, b->quick ? .03 : .2);
+            struct spread s = timing_on(r.k, perturb_call, &r, b->quick ? .03 : .2, e);
+            if (s.n == 0) rc = -1;
+            if (rc < 0) break;
             s = spread_times(s, 1e9 * b->threads / ((double)ROWS * DIM));
             bench_report(b, key, &(struct figure){ .unit = "ns", .s = s,
                                                    .what = "an element and thread, counted" });

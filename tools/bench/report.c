@@ -2,6 +2,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tools/bench/bench.h"
 
+#include "lib/base/clock.h"
+
 /* `path` is `of` itself or lies below it. */
 static bool below(const char *path, const char *of) {
     size_t n = strlen(of);
@@ -12,6 +14,13 @@ bool bench_wants(const struct bench *b, const char *key) {
     for (int i = 0; i < b->onlys; i++)
         if (below(key, b->only[i])) return true;
     return b->onlys == 0;
+}
+
+bool bench_begins(struct bench *b, const char *key) {
+    if (!bench_wants(b, key)) return false;
+    if (b->deadline == 0 || clock_seconds() < b->deadline) return true;
+    bench_absent(b, key, "no time left of --seconds");
+    return false;
 }
 
 bool bench_enters(const struct bench *b, const char *path) {
@@ -45,8 +54,37 @@ static void command_of(const struct bench *b, const char *key, char out[256]) {
     if (b->data) snprintf(out + n, 256 - (size_t)n, " --data %s", b->data);
 }
 
+/* The shares of a device's memory and peak, into the JSON and as words; "" on cores. */
+static void shares(struct bench *b, const struct figure *f, json_t *o, char out[160]) {
+    static const double least[] = { 0, .7, .6 };
+    const struct limits *l = &b->limits;
+    out[0] = 0;
+    if (!b->plugin || f->seconds <= 0) return;
+    const double bytes = f->work.bytes / f->seconds, flops = f->work.flops / f->seconds,
+                 share[] = { 0, bytes / limits_read(l, f->set), flops / l->flops };
+    json_object_set_new(o, "bytes_per_second", json_real(bytes));
+    json_object_set_new(o, "flops_per_second", json_real(flops));
+    json_object_set_new(o, "memory_share", json_real(share[TARGET_MEMORY]));
+    json_object_set_new(o, "peak_share", json_real(share[TARGET_PEAK]));
+    if (b->sheet.bytes > 0) {
+        json_object_set_new(o, "datasheet_memory_share", json_real(bytes / b->sheet.bytes));
+        json_object_set_new(o, "datasheet_peak_share", json_real(flops / b->sheet.flops));
+    }
+    int n = snprintf(out, 160, "memory %.0f %%, peak %.0f %%", 100 * share[TARGET_MEMORY],
+                     100 * share[TARGET_PEAK]);
+    if (f->target == TARGET_NONE) return;
+    const bool met = share[f->target] >= least[f->target];
+    const char *of = f->target == TARGET_MEMORY ? "memory" : "peak";
+    snprintf(out + n, 160 - (size_t)n, "; target %.0f %% of %s: %s", 100 * least[f->target], of,
+             met ? "met" : "missed");
+    json_object_set_new(o, "target", json_real(least[f->target]));
+    json_object_set_new(o, "target_of", json_string(of));
+    json_object_set_new(o, "target_met", json_boolean(met));
+}
+
 void bench_report(struct bench *b, const char *key, const struct figure *f) {
     char median[16], least[16], most[16], limit[16] = "-", share[16] = "-", range[40], command[256];
+    char of_device[160];
     double part = f->limit > 0 ? f->s.median / f->limit : 0;
     if (part > 0 && is_time(f->unit)) part = 1 / part;
     if (f->limit > 0) {
@@ -55,9 +93,6 @@ void bench_report(struct bench *b, const char *key, const struct figure *f) {
     }
     snprintf(range, sizeof range, "%s .. %s", digits(least, f->s.min), digits(most, f->s.max));
     header(b);
-    printf("%-38s %9s %19s %-8s %9s %6s%s%s\n", key, digits(median, f->s.median), range, f->unit,
-           limit, share, f->what ? "  " : "", f->what ? f->what : "");
-    fflush(stdout);
     command_of(b, key, command);
     json_t *o = json_pack("{ss ss sf sf sf si ss}", "figure", key, "unit", f->unit, "median",
                           f->s.median, "min", f->s.min, "max", f->s.max, "repeats", f->s.n,
@@ -67,6 +102,11 @@ void bench_report(struct bench *b, const char *key, const struct figure *f) {
         json_object_set_new(o, "share", json_real(part));
     }
     if (f->what) json_object_set_new(o, "what", json_string(f->what));
+    shares(b, f, o, of_device);
+    printf("%-38s %9s %19s %-8s %9s %6s%s%s%s%s\n", key, digits(median, f->s.median), range,
+           f->unit, limit, share, f->what ? "  " : "", f->what ? f->what : "",
+           of_device[0] ? "  " : "", of_device);
+    fflush(stdout);
     json_array_append_new(b->figures, o);
 }
 

@@ -1,11 +1,11 @@
-/* shapes.h - the three models that the figures are about, by shape only.
+/* shapes.h - the models that the figures are about, by shape only.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_BENCH_SHAPES_H
 #define QERL_BENCH_SHAPES_H
 #include "lib/model/lora.h"
 
-enum shape { SHAPE_135M, SHAPE_05B, SHAPE_15B, SHAPE_COUNT };
-extern const char *const shape_name[SHAPE_COUNT];        /* "135m", "0.5b", "1.5b" */
+enum shape { SHAPE_TINY, SHAPE_135M, SHAPE_05B, SHAPE_15B, SHAPE_7B, SHAPE_COUNT };
+extern const char *const shape_name[SHAPE_COUNT];        /* "tiny", "135m", ... */
 extern const struct model_conf shape_conf[SHAPE_COUNT];  /* no end-of-text: it is never drawn */
 
 /* All seven projections adapted, alpha = rank. */

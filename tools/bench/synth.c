@@ -17,6 +17,7 @@ static uint64_t mix(uint64_t *state) {               /* splitmix64 */
 }
 
 struct fill { uint8_t *at; size_t bytes; enum kern_format format; int exponent; uint64_t seed; };
+enum { PIECE = sizeof(struct pack_mxfp4) << 16 };    /* whole records */
 
 /* bf16: random sign and mantissa, magnitude between 2^e and 2^(e+1). */
 static void fill_bf16(uint8_t *at, size_t bytes, int exponent, uint64_t *state) {
@@ -51,12 +52,25 @@ static void fill_part(void *arg, int part, int parts) {
     else fill_bf16(f->at + from * unit, (to - from) * unit, f->exponent, &state);
 }
 
+/* f->bytes of the backend's memory at p: a piece by the host's threads, then copies of it. */
+static void fill_memory(struct kern *k, kptr p, const struct fill *f) {
+    struct fill piece = *f;
+    piece.bytes = f->bytes < PIECE ? f->bytes : PIECE;
+    piece.at = mem_alloc(piece.bytes + 1);
+    if (k->pool) pool_run(k->pool, 4 * pool_threads(k->pool), fill_part, &piece);
+    else fill_part(&piece, 0, 1);
+    k->upload(k, p, piece.at, piece.bytes);
+    for (size_t at = piece.bytes; at < f->bytes; at += PIECE)
+        k->copy(k, kptr_at(p, at), p, f->bytes - at < PIECE ? f->bytes - at : PIECE);
+    free(piece.at);
+}
+
 /* ---- the model ---- */
 
-struct layout { struct synth *s; uint8_t *base; size_t used; uint64_t seed; };
+struct layout { struct synth *s; kptr base; size_t used; uint64_t seed; };
 
 static kptr place(struct layout *l, size_t bytes) {
-    kptr p = { l->base ? l->base + l->used : NULL };
+    kptr p = l->base.p ? kptr_at(l->base, l->used) : l->base;
     l->used += (bytes + 63) & ~(size_t)63;
     return p;
 }
@@ -65,30 +79,33 @@ static struct kern_weight weight(struct layout *l, enum kern_format format, int 
     struct kern_weight w = { .format = format, .out = out, .in = in, .scale = 1 };
     const size_t bytes = kern_weight_bytes(format, out, in);
     w.data = place(l, bytes);
-    if (!l->base) return w;
+    if (!l->base.p) return w;
     /* rms of random codes, half of them at half the scale, and of bf16 in [1, 2); a product should
      * keep the size of its input */
     const double rms = format == KERN_FORMAT_MXFP4 ? 2.2 : 1.5;
-    struct fill f = { w.data.p, bytes, format, (int)lround(-log2(sqrt((double)in) * rms)),
-                      ++l->seed << 32 };
-    struct pool *p = l->s->kern.pool;
-    if (p) pool_run(p, 4 * pool_threads(p), fill_part, &f);
-    else fill_part(&f, 0, 1);
+    const struct fill f = { NULL, bytes, format, (int)lround(-log2(sqrt((double)in) * rms)),
+                            ++l->seed << 32 };
+    fill_memory(&l->s->kern, w.data, &f);
     return w;
 }
 
 static kptr vector(struct layout *l, int n, float value) {
-    kptr p = place(l, (size_t)n * sizeof(float));
-    for (int i = 0; p.p && i < n; i++) ((float *)p.p)[i] = value + .01f * (float)(i % 7);
+    const size_t bytes = (size_t)n * sizeof(float);
+    kptr p = place(l, bytes);
+    if (!p.p) return p;
+    float *v = mem_alloc(bytes);
+    for (int i = 0; i < n; i++) v[i] = value + .01f * (float)(i % 7);
+    l->s->kern.upload(&l->s->kern, p, v, bytes);
+    free(v);
     return p;
 }
 
-static size_t lay_out(struct synth *s, uint8_t *base) {
+static size_t lay_out(struct synth *s, kptr base) {
     struct layout l = { s, base, 0, 0 };
     struct model *m = &s->model;
     const struct model_conf *c = &m->conf;
     for (int i = 0; i < c->layers; i++) {
-        struct model_layer none, *layer = base ? &m->layer[i] : &none;
+        struct model_layer none, *layer = base.p ? &m->layer[i] : &none;
         *layer = (struct model_layer){ .norm_in = vector(&l, c->dim, 1),
                                        .norm_post = vector(&l, c->dim, 1) };
         for (int p = 0; p < PROJ_COUNT; p++) {
@@ -104,17 +121,38 @@ static size_t lay_out(struct synth *s, uint8_t *base) {
     return l.used;
 }
 
-/* The product's own memory, filled with ordinary numbers, as bf16 pairs or as f32. */
+size_t synth_bytes(enum shape m) {
+    struct synth s = { .shape = m, .model = { .conf = shape_conf[m] } };
+    return lay_out(&s, (kptr){ NULL });
+}
+
+void synth_fill(struct kern *k, kptr p, size_t bytes) {
+    const struct fill f = { NULL, bytes & ~(size_t)63, KERN_FORMAT_BF16, -1, 77 };
+    fill_memory(k, p, &f);
+}
+
+/* The product's own memory, filled. */
 static int (*plain_alloc)(struct kern *k, kptr *out, size_t bytes, struct err *e);
 static int alloc_filled(struct kern *k, kptr *out, size_t bytes, struct err *e) {
     if (plain_alloc(k, out, bytes, e) < 0) return -1;
-    struct fill f = { out->p, bytes & ~(size_t)63, KERN_FORMAT_BF16, -1, 77 };
-    if (k->pool) pool_run(k->pool, 4 * pool_threads(k->pool), fill_part, &f);
-    else fill_part(&f, 0, 1);
+    synth_fill(k, *out, bytes);
     return 0;
 }
 
-int synth_open(struct synth **out, enum shape m, const struct kern *k, struct err *e) {
+/* As model.c: plain pages for a CPU, a device's own memory. */
+static kptr weights_alloc(struct synth *s, bool device, struct err *e) {
+    const size_t bytes = (synth_bytes(s->shape) + 4095) & ~(size_t)4095;
+    if (device) {
+        plain_alloc(&s->kern, &s->device, bytes, e);
+        return s->device;
+    }
+    s->memory = aligned_alloc(4096, bytes);
+    if (!s->memory) err_code(e, EXIT_ENV, "out of memory");
+    return (kptr){ s->memory };
+}
+
+int synth_open(struct synth **out, enum shape m, const struct kern *k, bool device,
+               struct err *e) {
     struct synth *s = mem_alloc(sizeof *s);
     s->shape = m;
     s->kern = *k;
@@ -123,12 +161,12 @@ int synth_open(struct synth **out, enum shape m, const struct kern *k, struct er
     s->model = (struct model){ .conf = shape_conf[m], .quant = MODEL_QUANT_MXFP4,
                                .sha256 = "synthetic", .kern = &s->kern };
     s->model.layer = mem_alloc((size_t)shape_conf[m].layers * sizeof *s->model.layer);
-    s->memory = aligned_alloc(4096, (lay_out(s, NULL) + 4095) & ~(size_t)4095);
-    if (!s->memory) {
+    const kptr memory = weights_alloc(s, device, e);
+    if (memory.p) lay_out(s, memory);
+    if (!memory.p || s->kern.sync(&s->kern, e) < 0) {
         synth_close(&s);
-        return err_code(e, EXIT_ENV, "out of memory for the weights of %s", shape_name[m]);
+        return err_wrap(e, "the weights of %s", shape_name[m]);
     }
-    lay_out(s, s->memory);
     s->model.head = s->head_bf16;
     *out = s;
     return 0;
@@ -139,6 +177,7 @@ void synth_close(struct synth **sp) {
     if (!s) return;
     free(s->model.layer);
     free(s->memory);
+    if (s->device.p) s->kern.free(&s->kern, &s->device);
     free(s);
     *sp = NULL;
 }

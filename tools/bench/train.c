@@ -24,10 +24,12 @@ static struct net_opts train_opts(void) {
 }
 
 static struct gen_opts gen_options(void) {
-    return (struct gen_opts){ .rows = SEQS, .positions_max = LENGTH, .lora = shape_lora(RANK) };
+    return (struct gen_opts){ .rows = SEQS, .positions_max = LENGTH, .lora = shape_lora(RANK),
+                              .graphs = true };
 }
 
 struct training {
+    struct kern *kern;
     struct net *net;
     struct lora *lora;
     int32_t ids[SEQS][LENGTH];
@@ -40,9 +42,10 @@ static void training_release(struct training *t) {
     lora_destroy(&t->lora);
 }
 
-static int training_open(struct training *t, const struct synth *s, bool noise, struct err *e) {
+static int training_open(struct training *t, struct synth *s, bool noise, struct err *e) {
     struct net_opts o = train_opts();
     o.noise = noise;
+    t->kern = &s->kern;
     t->lora = synth_lora(s, RANK);
     for (int i = 0; i < SEQS; i++) {
         for (int j = 0; j < LENGTH; j++)
@@ -62,7 +65,8 @@ static void slope(void *ud, int seq, int first, int count, const float *lp, cons
 
 static void train_call(void *arg) {
     struct training *t = arg;
-    net_train(t->net, t->seq, MICRO, 1, slope, NULL, NULL, &t->err);
+    if (net_train(t->net, t->seq, MICRO, 1, slope, NULL, NULL, &t->err) == 0)
+        t->kern->sync(t->kern, &t->err);
 }
 
 /* Forward and backward with all operators noisy over the clean one before it, in turns. */
@@ -105,7 +109,9 @@ int part_train(struct bench *b, enum shape m, struct err *e) {
     char key[BENCH_KEY_MAX], arena[BENCH_KEY_MAX];
     snprintf(key, sizeof key, "train/%s/step", shape_name[m]);
     snprintf(arena, sizeof arena, "train/%s/arena", shape_name[m]);
-    if (bench_wants(b, key)) {
+    const struct net_opts o = train_opts();
+    const double bytes = (double)net_plan(&shape_conf[m], MODEL_QUANT_MXFP4, &o);
+    if (bench_begins(b, key) && bench_room(b, m, key, bytes)) {
         if (bench_synth(b, m, e) < 0) return -1;
         struct training *t = mem_alloc(sizeof *t);
         int rc = training_open(t, b->synth, false, e);
@@ -113,21 +119,19 @@ int part_train(struct bench *b, enum shape m, struct err *e) {
             struct spread s = timing_of(train_call, t, b->quick ? .5 : 3);
             const struct shape_size size = shape_size(&b->synth->model.conf, RANK);
             double flops = limits_train_flops(&size, LENGTH, ANSWER);
-            bench_report(b, key, &(struct figure){ .unit = "tok/s",
-                                                   .what = "4 x 300 tokens, forward and backward",
-                                                   .s = spread_rate(s, MICRO * LENGTH),
-                                                   .limit = bench_limits(b)->flops / flops });
             if (*t->err.text) rc = err_set(e, "%s", t->err.text);
+            else bench_report(b, key, &(struct figure){
+                     .unit = "tok/s", .what = "4 x 300 tokens, forward and backward",
+                     .s = spread_rate(s, MICRO * LENGTH), .limit = bench_limits(b)->flops / flops,
+                     .work.flops = flops * MICRO * LENGTH, .seconds = s.median });
         }
         training_release(t);
         free(t);
         if (rc < 0) return err_wrap(e, "%s", key);
     }
     snprintf(key, sizeof key, "noisy/%s/train", shape_name[m]);
-    if (bench_wants(b, key) && noisy_train(b, m, key, e) < 0) return err_wrap(e, "%s", key);
+    if (bench_begins(b, key) && noisy_train(b, m, key, e) < 0) return err_wrap(e, "%s", key);
     if (bench_wants(b, arena)) {
-        struct net_opts o = train_opts();
-        double bytes = (double)net_plan(&shape_conf[m], MODEL_QUANT_MXFP4, &o);
         bench_report(b, arena, &(struct figure){ .unit = "MB", .what = "net_plan of that net",
                                                  .s = spread_of(&(double){ bytes / 1e6 }, 1) });
     }
@@ -225,8 +229,12 @@ static void dapo_close(struct dapo *d) {
 static double dapo_limit(const struct limits *l, const struct model_conf *c, double *decode,
                          double *train) {
     const struct shape_size size = shape_size(c, RANK);
-    *decode = limits_prefill(l, &size, GROUPS * PROMPT, PROMPT / 2, GROUPS);
-    for (int i = 1; i < ANSWER; i++) *decode += limits_decode(l, &size, SEQS, PROMPT, i, 2);
+    struct work w = limits_prefill(&size, GROUPS * PROMPT, PROMPT / 2, GROUPS);
+    *decode = limits_seconds(l, &w);
+    for (int i = 1; i < ANSWER; i++) {
+        w = limits_decode(l, &size, SEQS, PROMPT, i, 2);
+        *decode += limits_seconds(l, &w);
+    }
     *train = SEQS * LENGTH * limits_train_flops(&size, LENGTH, ANSWER) / l->flops;
     return *decode + *train;
 }
@@ -269,15 +277,19 @@ static int dapo_run(struct bench *b, enum shape m, struct dapo *d, struct err *e
     return 0;
 }
 
-/* Weights, both nets and AdamW, by the code that allocates them. */
+/* Both nets and AdamW, by the code that allocates them. */
+static double dapo_bytes(enum shape m) {
+    const struct model_conf *c = &shape_conf[m];
+    const struct net_opts o = train_opts();
+    const struct gen_opts g = gen_options();
+    return (double)net_plan(c, MODEL_QUANT_MXFP4, &o) + (double)gen_plan(c, MODEL_QUANT_MXFP4, &g) +
+           5. * sizeof(float) * (double)lora_params(c, &o.lora);
+}
+
+/* With the weights. */
 static void dapo_plan(struct bench *b, enum shape m, const char *key) {
     const struct model_conf *c = &shape_conf[m];
-    struct net_opts o = train_opts();
-    struct gen_opts g = gen_options();
-    double bytes = (double)net_plan(c, MODEL_QUANT_MXFP4, &o) +
-                   (double)gen_plan(c, MODEL_QUANT_MXFP4, &g) +
-                   5. * sizeof(float) * (double)lora_params(c, &o.lora) +
-                   (double)kern_weight_bytes(KERN_FORMAT_BF16, c->vocab, c->dim);
+    double bytes = dapo_bytes(m) + (double)kern_weight_bytes(KERN_FORMAT_BF16, c->vocab, c->dim);
     for (int p = 0; p < PROJ_COUNT; p++) {
         int out, in;
         model_proj_shape(c, (enum proj)p, &out, &in);
@@ -296,10 +308,10 @@ int part_dapo(struct bench *b, enum shape m, struct err *e) {
     if (bench_wants(b, path)) dapo_plan(b, m, path);
     for (size_t i = 0; i < COUNT_OF(timed); i++) {
         snprintf(path, sizeof path, "dapo/%s/%s", shape_name[m], timed[i]);
-        any |= bench_wants(b, path);
+        any |= bench_begins(b, path);
     }
     snprintf(path, sizeof path, "dapo/%s", shape_name[m]);
-    if (!any) return 0;
+    if (!any || !bench_room(b, m, path, dapo_bytes(m))) return 0;
     if (bench_synth(b, m, e) < 0) return -1;
     struct dapo *d = mem_alloc(sizeof *d);
     int rc = dapo_open(d, b->synth, e);
