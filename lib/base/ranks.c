@@ -27,7 +27,9 @@ struct call {                        /* what a rank believes it is doing */
     char name[CALL_NAME_MAX];
     uint64_t bytes;
     uint32_t parts;                  /* CRC of the borders */
+    uint32_t zero;                   /* instead of padding: compared byte by byte */
 };
+_Static_assert(sizeof(struct call) == CALL_NAME_MAX + 16, "struct call has no padding");
 struct slot {
     _Alignas(64) _Atomic uint32_t arrived;           /* calls begun: others wait for it */
     struct call call[2];
@@ -110,6 +112,7 @@ int ranks_join(struct ranks **out, int rank, int fd, struct err *e) {
                           rank);
     }
     if (rc < 0) ranks_close(&r);
+    else close(fd);
     *out = r;
     return rc;
 }
@@ -128,17 +131,20 @@ static double cpu_seconds(pid_t pid) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void lost(struct ranks *r, int rank, int status) {
-    r->pid[rank] = 0;
-    if (WIFSIGNALED(status)) {
-        err_code(&r->why, EXIT_FAILED, "rank %d is lost: it was killed by signal %d (%s)", rank,
-                 WTERMSIG(status), strsignal(WTERMSIG(status)));
-        return;
-    }
+int ranks_lost(int rank, pid_t pid, struct err *e) {
+    int status;
+    const pid_t got = waitpid(pid, &status, WNOHANG);
+    if (got == 0 || (got < 0 && errno == EINTR)) return 0;
+    if (got < 0)                     /* by somebody who ignores SIGCHLD: there is no status */
+        return err_code(e, EXIT_FAILED, "rank %d is lost: it ended, nobody knows how (%s)", rank,
+                        strerror(errno));
+    if (WIFSIGNALED(status))
+        return err_code(e, EXIT_FAILED, "rank %d is lost: it was killed by signal %d (%s)", rank,
+                        WTERMSIG(status), strsignal(WTERMSIG(status)));
     const int code = WEXITSTATUS(status);
-    err_code(&r->why, code == EXIT_CONFIG || code == EXIT_ENV ? code : EXIT_FAILED,
-             "rank %d is lost: it ended with exit code %d, its own lines above say why", rank,
-             code);
+    return err_code(e, code == EXIT_CONFIG || code == EXIT_ENV ? code : EXIT_FAILED,
+                    "rank %d is lost: it ended with exit code %d, its own lines above say why",
+                    rank, code);
 }
 
 static int fail(struct ranks *r, struct err *e) {
@@ -150,10 +156,8 @@ static int fail(struct ranks *r, struct err *e) {
 
 /* Rank 0 looks after its children. */
 static int look(struct ranks *r, struct err *e) {
-    int status;
     for (int i = 1; i < r->count && !*r->why.text; i++)
-        if (r->own == 0 && r->pid[i] > 0 && waitpid(r->pid[i], &status, WNOHANG) == r->pid[i])
-            lost(r, i, status);
+        if (r->own == 0 && r->pid[i] > 0 && ranks_lost(i, r->pid[i], &r->why) < 0) r->pid[i] = 0;
     return *r->why.text || atomic_load(&r->m->over) ? fail(r, e) : 0;
 }
 
@@ -252,7 +256,7 @@ static int turn(struct ranks *r, const struct call *call, char *data, const size
 int ranks_share(struct ranks *r, const char *name, void *data, const size_t *from, struct err *e) {
     struct call call;
     size_t longest = 0;
-    memset(&call, 0, sizeof call);                   /* compared byte by byte */
+    memset(&call, 0, sizeof call);
     snprintf(call.name, sizeof call.name, "%s", name);
     call.bytes = from[r->count] - from[0];
     call.parts = crc32c(0, from, (size_t)(r->count + 1) * sizeof *from);

@@ -5,7 +5,8 @@
  * calls are told which. A rank that ended, or that uses no processor time for `patience` seconds
  * while rank 0 waits for it, is lost: from then on every call of every rank fails, and rank 0's
  * message names it. Nobody else judges: the others wait for rank 0 as long as it lives, and whoever
- * starts them sees to it that they die with it.
+ * starts them sees to it that they die with it. So no rank may sleep through its work: who waits
+ * for a device spins (CUDA's default), who waits for a disk has `patience` seconds.
  * Does not know: how a rank is started, what is computed. Ownership: callers' arrays are lent for
  * the call.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -22,6 +23,7 @@ typedef pid_t ranks_start(void *ud, int rank, int fd, struct err *e);
 /* In rank 0: count >= 2 ranks, itself included. */
 int ranks_open(struct ranks **out, int count, double patience, ranks_start *start, void *ud,
                struct err *e);
+/* Takes fd. */
 int ranks_join(struct ranks **out, int rank, int fd, struct err *e);
 /* In rank 0: all calls of the others end, and so do they: those that do not within a few seconds
  * are killed. */
@@ -41,6 +43,9 @@ int ranks_share(struct ranks *r, const char *call, void *data, const size_t *fro
 int ranks_gather(struct ranks *r, const char *call, void *data, size_t bytes, struct err *e);
 /* What rank 0 has in data, of whatever size, is in every rank's data. */
 int ranks_broadcast(struct ranks *r, const char *call, struct str *data, struct err *e);
+/* Whether a child that is some rank has ended, for those who talk to their ranks in another way: 0
+ * or, with a message as above, -1. */
+int ranks_lost(int rank, pid_t pid, struct err *e);
 /* Bytes of shared memory. */
 size_t ranks_plan(int count);
 #endif

@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "lib/base/gpus.h"
 #include "lib/base/pool.h"
 
 /* ---- start ---- */
@@ -69,25 +70,22 @@ static bool on_gpus(const struct shared *c) {
     return str_starts(shared_kernels(c->run.kernels, name, sizeof name), "cuda");
 }
 
-/* Words between commas; -1: all GPUs are visible, however many. */
-static int gpus_seen(const char *list) {
-    if (!list) return -1;
-    int n = *list != 0;
-    for (; *list; list++) n += *list == ',';
-    return n;
+/* -1: all GPUs are visible, however many. */
+static int gpus_seen(void) {
+    const char *list = getenv("CUDA_VISIBLE_DEVICES");
+    return list ? gpus_count(list) : -1;
 }
 
 static int take_gpu(int rank, struct err *e) {
     const char *list = getenv("CUDA_VISIBLE_DEVICES");
-    const int seen = gpus_seen(list);
-    char own[200];
-    if (seen >= 0 && rank >= seen)
+    char own[GPUS_WORD_MAX];
+    if (!list) snprintf(own, sizeof own, "%d", rank);
+    else if (gpus_word(own, list, rank) < 0)
         return err_code(e, EXIT_ENV, "there is no GPU for rank %d: CUDA_VISIBLE_DEVICES is '%s'",
                         rank, list);
-    for (int i = 0; seen > 0 && i < rank; i++) list += strcspn(list, ",") + 1;
-    if (seen > 0) snprintf(own, sizeof own, "%.*s", (int)strcspn(list, ","), list);
-    else snprintf(own, sizeof own, "%d", rank);
-    return setenv("CUDA_VISIBLE_DEVICES", own, 1);
+    return setenv("CUDA_VISIBLE_DEVICES", own, 1) < 0
+               ? err_code(e, EXIT_ENV, "GPU of rank %d: setenv: %s", rank, strerror(errno))
+               : 0;
 }
 
 int rank_take_share(const struct shared *c, int rank, int ranks, struct err *e) {
@@ -96,13 +94,14 @@ int rank_take_share(const struct shared *c, int rank, int ranks, struct err *e) 
 }
 
 int rank_default(const struct shared *c) {
-    const int seen = on_gpus(c) ? gpus_seen(getenv("CUDA_VISIBLE_DEVICES")) : 1;
+    const int seen = on_gpus(c) ? gpus_seen() : 1;
     return seen > 1 ? seen : 1;
 }
 
 int rank_check(const struct shared *c, const char *key, int64_t ranks, struct err *e) {
-    const int seen = gpus_seen(getenv("CUDA_VISIBLE_DEVICES"));
-    if (!on_gpus(c) || seen < 0 || ranks <= seen) return 0;
+    const int seen = gpus_seen();
+    /* without any, the kernels say so */
+    if (!on_gpus(c) || seen <= 0 || ranks <= seen) return 0;
     return err_more(e, EXIT_CONFIG,
                     "%s = %lld, but the stage has %d GPU%s, one for each rank: place it on as "
                     "many, as in place = gpu:0-%lld", key, (long long)ranks, seen,

@@ -349,6 +349,8 @@ static void catch_signals(const struct stage *s) {
     catch(SIGINT, s->rank ? SIG_IGN : on_stop, s->rank ? 0 : (int)SA_RESETHAND);
     catch(SIGUSR1, on_usr1, SA_RESTART);
     catch(SIGPIPE, SIG_IGN, 0);
+    /* who was started with it ignored would never hear how a rank ended */
+    catch(SIGCHLD, SIG_DFL, 0);
     /* a full disk is an error of write, not a death */
     catch(SIGXFSZ, SIG_IGN, 0);
 }

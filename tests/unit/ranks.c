@@ -177,6 +177,15 @@ Test(ranks, a_rank_that_ends_says_why_by_its_code) {
     cr_expect_eq(e.code, EXIT_ENV);
 }
 
+/* As under `trap '' CHLD`: the system keeps no exit codes, and gives their numbers away. */
+Test(ranks, a_rank_is_missed_where_sigchld_is_ignored) {
+    signal(SIGCHLD, SIG_IGN);
+    struct err e = lose(gather_for_ever, 2, 30, SIGKILL);
+    signal(SIGCHLD, SIG_DFL);
+    cr_expect(str_starts(e.text, "rank 1 is lost: it ended, nobody knows how"), "%s", e.text);
+    cr_expect_eq(e.code, EXIT_FAILED);
+}
+
 Test(ranks, nobody_waits_for_ever_for_a_rank_that_does_nothing) {
     struct err e = lose(hangs_in_the_middle, 3, 2, 0);
     cr_expect(str_starts(e.text, "rank 2 is lost: it used no processor time"), "%s", e.text);

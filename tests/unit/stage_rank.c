@@ -75,6 +75,7 @@ Test(rank, each_gets_the_gpu_of_its_number) {
     static const struct { const char *visible; int rank; const char *own; } t[] = {
         { "5,7", 0, "5" }, { "5,7", 1, "7" },       { "5,7", 2, "none" }, { "", 0, "none" },
         { NULL, 1, "1" },  { "GPU-a,GPU-b", 1, "GPU-b" }, { "3", 0, "3" },      { "3", 1, "none" },
+        { "-1", 0, "none" }, { "4,-1,2", 0, "4" }, { "4,-1,2", 1, "none" }, { "4,,2", 1, "none" },
     };
     for (size_t i = 0; i < COUNT_OF(t); i++)
         cr_expect_str_eq(gpu_of(t[i].rank, t[i].visible), t[i].own, "row %zu", i);
@@ -91,6 +92,15 @@ Test(rank, as_many_as_there_are_gpus) {
     cr_expect(rank_check(&c, "a.ranks", 4, &e) < 0 && e.code == EXIT_CONFIG);
     cr_expect(strstr(e.text, "a.ranks = 4, but the stage has 3 GPUs") &&
                   strstr(e.text, "gpu:0-3"), "%s", e.text);
+    static const struct { const char *visible; int ranks; } t[] = {
+        { "", 1 }, { "-1", 1 }, { "0,1,-1,2", 2 }, { "GPU-a,MIG-b,3", 3 }, { "0,1,", 2 },
+    };
+    for (size_t i = 0; i < COUNT_OF(t); i++) {
+        setenv("CUDA_VISIBLE_DEVICES", t[i].visible, 1);
+        cr_expect_eq(rank_default(&c), t[i].ranks, "'%s'", t[i].visible);
+    }
+    setenv("CUDA_VISIBLE_DEVICES", "-1", 1);
+    cr_expect(rank_check(&c, "a.ranks", 1, &e) == 0, "that there is no GPU is for others to say");
     c.run.kernels = AUTO;                            /* on cores the GPUs that are seen are none */
     cr_expect_eq(rank_default(&c), 1);
     cr_expect(rank_check(&c, "a.ranks", 4, &e) == 0);
