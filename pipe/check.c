@@ -39,10 +39,8 @@ static void print_expected(const struct pipeline *p, FILE *to) {
     fprintf(to, "expected     %s\n", text);
 }
 
-/* The GPU of a stage, which needs room for what the stage makes and for the weights. */
-static void print_device(const json_t *of, int64_t bytes, FILE *to) {
-    const json_t *device = json_object_get(of, "device");
-    if (!device) return;
+/* A GPU of a stage, which needs room for what a process makes and for the weights. */
+static void print_device(const json_t *of, const json_t *device, int64_t bytes, FILE *to) {
     char needs[32], has[32], unused[32];
     const double needed = (double)bytes + json_number_value(json_object_get(of, "weights_bytes")),
                  all = json_number_value(json_object_get(device, "memory_bytes")),
@@ -56,13 +54,22 @@ static void print_device(const json_t *of, int64_t bytes, FILE *to) {
             needed > left ? ": TOO LITTLE" : "");
 }
 
+/* Ranks may be fewer than GPUs. */
+static void print_devices(const json_t *of, int64_t bytes, FILE *to) {
+    const json_t *all = json_object_get(of, "devices");
+    const size_t n = json_array_size(all),
+                 ranks = (size_t)json_integer_value(json_object_get(of, "ranks"));
+    for (size_t i = 0; i < n && (!ranks || i < ranks); i++)
+        print_device(of, json_array_get(all, i), bytes, to);
+}
+
 /* Memory and keys and values are those of one rank. */
 static void print_ranks(const json_t *of, FILE *to) {
     const json_int_t ranks = json_integer_value(json_object_get(of, "ranks")),
                      cores = json_integer_value(json_object_get(of, "rank_cores"));
     if (ranks < 2) return;
     fprintf(to, ", in each of %d ranks with ", (int)ranks);
-    if (json_object_get(of, "device")) fprintf(to, "a GPU and ");
+    if (json_object_get(of, "devices")) fprintf(to, "a GPU and ");
     fprintf(to, "%d core%s", (int)cores, cores == 1 ? "" : "s");
 }
 
@@ -82,8 +89,11 @@ static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *
         bytes_text(pages, sizeof pages, (double)pages_bytes);
         if (pages_bytes) fprintf(to, ", %s of it keys and values", pages);
         print_ranks(pl->of[i], to);
-        fprintf(to, s->replicas > 1 ? "  x %d replicas\n" : "\n", s->replicas);
-        print_device(pl->of[i], bytes, to);
+        if (s->processes > 1 && s->place.choice[s->place.taken].gpu)
+            fprintf(to, ", in each of %d processes with a GPU", s->processes);
+        else if (s->processes > 1) fprintf(to, "  x %d replicas", s->processes);
+        fputc('\n', to);
+        print_devices(pl->of[i], bytes, to);
     }
     for (int i = 0; i < p->lang.links; i++) {
         const struct lang_link *k = &p->lang.link[i];

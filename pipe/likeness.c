@@ -13,7 +13,7 @@ static const char *const bookkeeping[] = {
     "run.score_every", "expect.", "model.path", "model.packed_dir", "data.train", "data.test",
     ".exec", ".place", ".replicas", ".restarts", ".rows", ".credit", ".resend_seconds", ".shown",
     ".save_every", ".micro_tokens", "eval.adapter", "eval.answers", "eval.keep",
-    "eval.device_seed"
+    "eval.device_seed", "eval.ranks"
 };
 /* One treatment each, however many keys it takes to say it. */
 static const char *const treatment_sections[] = { "noise.ops.", "noise.modules.", "noise.aqn.",

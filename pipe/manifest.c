@@ -61,9 +61,9 @@ static json_t *programs(const struct pipeline *p, const struct plan *pl) {
         json_object_set_new(o, "exec", json_string(s->exec));
         json_object_set_new(o, "sha256", json_string(sha));
         json_object_set_new(o, "place", json_string(place));
-        json_t *device = json_object_get(pl->of[i], "device");
-        if (device) json_object_set(o, "device", device);
-        json_object_set_new(o, "replicas", json_integer(s->replicas));
+        json_t *devices = json_object_get(pl->of[i], "devices");
+        if (devices) json_object_set(o, "devices", devices);
+        json_object_set_new(o, "replicas", json_integer(s->processes));
         json_object_set_new(list, s->name, o);
     }
     return list;

@@ -6,6 +6,7 @@
 #include <dirent.h>
 
 #include "lib/base/fs.h"
+#include "lib/base/gpus.h"
 #include "lib/base/json.h"
 #include "pipe/proc.h"
 
@@ -62,8 +63,7 @@ static void ask_driver(struct place_machine *m) {
         if (entry->d_name[0] != '.' && there < 64) there++;
     if (d) closedir(d);
     const char *own = own_gpus();
-    int given = !own ? there : *own ? 1 : 0;
-    for (const char *at = own; at && (at = strchr(at, ',')); at++) given++;
+    int given = own ? gpus_count(own) : there;
     if (given > there) given = there;
     m->gpus = given < 64 ? (1ull << given) - 1 : ~0ull;
 }
@@ -105,27 +105,27 @@ void place_text(char *out, size_t size, const struct place_choice *c) {
              c->emulated ? " (emulated device: for tests)" : "");
 }
 
-/* The n-th of a list of words between commas. */
-static int word_of(const char *list, int n) {
-    int at = 0;
-    for (; n > 0; n--) at += (int)strcspn(list + at, ",") + 1;
-    return at;
+int place_gpus(const struct place_choice *c) { return __builtin_popcountll(c->gpus); }
+
+struct place_choice place_share(const struct place_choice *c, int part) {
+    struct place_choice one = *c;
+    for (; part > 0; part--) one.gpus &= one.gpus - 1;
+    one.gpus &= -one.gpus;
+    return one;
 }
 
 void place_visible(char *out, size_t size, const struct place_choice *c) {
     const char *own = own_gpus();
+    char word[GPUS_WORD_MAX];
     size_t used = 0;
-    if (!own || !*own) {
+    if (!own) {
         place_gpus_text(out, size, c->gpus);
         return;
     }
     out[0] = 0;
-    for (int i = 0; i < 64 && used < size; i++) {
-        if (!(c->gpus >> i & 1)) continue;
-        const char *word = own + word_of(own, i);
-        used += (size_t)snprintf(out + used, size - used, "%s%.*s", used ? "," : "",
-                                 (int)strcspn(word, ","), word);
-    }
+    for (int i = 0; i < 64 && used < size; i++)
+        if (c->gpus >> i & 1 && gpus_word(word, own, i) == 0)
+            used += (size_t)snprintf(out + used, size - used, "%s%s", used ? "," : "", word);
 }
 
 /* "0,2-3": one number or range at *s; moves on. */

@@ -13,7 +13,7 @@
 
 #include "lib/base/json.h"
 
-enum { PLACE_ALTERNATIVES_MAX = 8, PLACE_IDS_MAX = 1024 };
+enum { PLACE_ALTERNATIVES_MAX = 8, PLACE_IDS_MAX = 1024, PLACE_VISIBLE_MAX = 64 * 64 };
 struct place_machine {
     cpu_set_t cores;                         /* our affinity */
     uint64_t gpus;                           /* bit i: GPU i is there */
@@ -41,6 +41,9 @@ void place_cores_text(char *out, size_t size, const cpu_set_t *cores);   /* "0-1
 void place_gpus_text(char *out, size_t size, uint64_t gpus);             /* "0,1", "" for none */
 /* "gpu:0", "cpu:0-1"; an emulated GPU says so */
 void place_text(char *out, size_t size, const struct place_choice *c);
+int place_gpus(const struct place_choice *c);                /* how many */
+/* The same with one of its GPUs only: that of the part-th process. */
+struct place_choice place_share(const struct place_choice *c, int part);
 /* The CUDA_VISIBLE_DEVICES of a stage placed there: "" for none. */
 void place_visible(char *out, size_t size, const struct place_choice *c);
 #endif

@@ -67,7 +67,7 @@ static void add_talk(struct complaints *to, const struct pipe_stage *s, const ch
 static int ask_one(struct plan *pl, struct pipeline *p, int i, const char *dir,
                    struct complaints *talk, struct err *e) {
     struct pipe_stage *s = &p->stage[i];
-    char conf[FS_PATH_MAX], name[200], gpus[400];
+    char conf[FS_PATH_MAX], name[200], gpus[PLACE_VISIBLE_MAX];
     struct str out, said;
     int status = 0;
     snprintf(name, sizeof name, "%.150s.conf", s->name);
@@ -127,7 +127,7 @@ static void join(struct plan *pl, json_t *o, const struct pipe_stage *s) {
     json_may_int(o, "disk_bytes", &disk, 0, big, s->name, &e);
     json_may_num(o, "seconds_per_step", &seconds, s->name, &e);
     json_may_str(o, "seconds_how", &pl->seconds_how, s->name, &e);
-    if (!json_object_get(o, "device")) pl->memory_bytes += memory * s->replicas * ranks;
+    if (!json_object_get(o, "devices")) pl->memory_bytes += memory * s->processes * ranks;
     pl->disk_bytes += disk;
     pl->seconds_per_step += seconds;
     json_t *scored = json_object_get(o, "scored"), *sigma = json_object_get(o, "sigma"),

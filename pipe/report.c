@@ -265,7 +265,24 @@ static void status_metrics(const json_t *o, FILE *to) {
     }
 }
 
-static void status_details(const struct folder *f, const json_t *m, json_t *metrics,
+/* The GPUs of each stage that has any. */
+static void status_devices(json_t *manifest, FILE *to) {
+    const char *name;
+    json_t *stage;
+    json_object_foreach(json_object_get(manifest, "stages"), name, stage) {
+        const json_t *all = json_object_get(stage, "devices"), *one;
+        const char *place = json_string_value(json_object_get(stage, "place"));
+        size_t i;
+        if (json_array_size(all)) fprintf(to, "  place      %s on %s: ", name, place ? place : "");
+        json_array_foreach(all, i, one) {
+            const char *text = json_string_value(json_object_get(one, "name"));
+            fprintf(to, "%s%s%s", i ? ", " : "", text ? text : "",
+                    i + 1 < json_array_size(all) ? "" : "\n");
+        }
+    }
+}
+
+static void status_details(const struct folder *f, json_t *m, json_t *metrics,
                            const struct scores *s, FILE *to) {
     char text[300];
     fprintf(to, "  folder     %s\n", f->dir);
@@ -275,6 +292,7 @@ static void status_details(const struct folder *f, const json_t *m, json_t *metr
         const char *v = json_string_value(json_object_get(m, key[i]));
         if (v && *v) fprintf(to, "  %-10s %s\n", key[i], v);
     }
+    status_devices(m, to);
     for (int i = 0; i < s->n; i++) {
         score_text(text, sizeof text, &s->v[i]);
         fprintf(to, "  score      step %lld: %s\n", (long long)s->v[i].step, text);

@@ -253,6 +253,38 @@ static void ask_stage(struct pipeline *p, struct pipe_stage *s) {
     }
 }
 
+/* Whether it divides its work among processes of its own. */
+static bool has_ranks(const struct pipe_stage *s) {
+    char key[600];
+    snprintf(key, sizeof key, "%s.ranks", s->about.name ? s->about.name : "");
+    return about_key(&s->about, key);
+}
+
+/* On GPUs the processes are as many as GPUs: by the first choice on every machine, and by the one
+ * that is taken. */
+static void count_processes(struct pipeline *p, struct pipe_stage *s, struct origin at) {
+    const struct place_choice *taken = &s->place.choice[s->place.taken < 0 ? 0 : s->place.taken],
+                              *wrong = NULL;
+    s->processes = taken->gpu && !has_ranks(s) ? place_gpus(taken) : s->replicas;
+    if (s->replicas > 1 && has_ranks(s)) {
+        lang_error(&p->lang, at, "stage '%s' cannot have %d replicas: its work is divided by "
+                   "%s.ranks", s->name, s->replicas, s->name);
+        return;
+    }
+    for (int i = 0; i < 2 && s->replicas > 1 && !wrong; i++) {
+        const struct place_choice *c = i ? taken : &s->place.choice[0];
+        if (c->gpu && place_gpus(c) != s->replicas) wrong = c;
+    }
+    if (wrong)
+        lang_error(&p->lang, at,
+                   "stage '%s' has %d replicas on %d GPU%s: it gets one process for each GPU, "
+                   "remove replicas", s->name, s->replicas, place_gpus(wrong),
+                   place_gpus(wrong) == 1 ? "" : "s");
+    if (s->processes > REPLICAS_MAX)
+        lang_error(&p->lang, at, "stage '%s' is placed on %d GPUs, a process for each: %d at most",
+                   s->name, s->processes, REPLICAS_MAX);
+}
+
 static void read_stage(struct pipeline *p, const struct lang_stage *from) {
     struct pipe_stage *s = &p->stage[p->stages++];
     struct origin at;
@@ -268,12 +300,7 @@ static void read_stage(struct pipeline *p, const struct lang_stage *from) {
         lang_error(&p->lang, at, "stage '%s': %s", s->name, e.text);
         p->env_errors++;
     }
-    const struct place_choice *first = &s->place.choice[0];
-    if (s->replicas > 1 && s->place.choices && first->gpu)
-        lang_error(&p->lang, at,
-                   "stage '%s' has %d replicas on one GPU: give each its own stage or place = "
-                   "cpu:*",
-                   s->name, s->replicas);
+    count_processes(p, s, at);
 }
 
 static uint64_t gpus_taken(const struct place *p) {
@@ -323,12 +350,6 @@ static void check_kernels(struct pipeline *p) {
                        "run.kernels = %s is a path of the CPU, but stage '%s' is placed on %s: "
                        "write run.kernels = auto, or place = cpu:* in [stage %s]",
                        text, s->name, where, s->name);
-        /* learner.ranks says how many of several it uses */
-        else if (c->gpu && __builtin_popcountll(c->gpus) > 1 &&
-                 !about_key(&s->about, "learner.ranks"))
-            lang_error(&p->lang, s->at,
-                       "stage '%s' is placed on %s: it computes on one GPU, write place = gpu:%d",
-                       s->name, where, __builtin_ctzll(c->gpus));
     }
 }
 

@@ -26,6 +26,9 @@ struct pipe_stage {
     const char *place_asked;
     struct place place;
     int replicas, restarts;
+    /* How many the launcher starts: as many as replicas says, or one for each GPU where the stage
+     * has no ranks, which would be processes of its own. */
+    int processes;
     /* by index of about.port: from in.PORT / out.PORT, NULL = not written */
     const char *url[PIPELINE_PORTS_MAX];
     const struct lang_link *link[PIPELINE_PORTS_MAX];

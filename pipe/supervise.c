@@ -37,6 +37,7 @@ struct member {                              /* one process, over all its lives 
     char id[160], doing[16], waits_for[64];
     enum phase phase;
     pid_t pid;
+    int part;                                /* of the stage's processes */
     int pidfd, ready_fd, deaths, stalls, rank;
     double started, said_at, beat_at, progress_at, restart_at, term_at, backoff;
     int64_t progress, step;
@@ -95,15 +96,17 @@ static void give_up(struct super *s, enum run_state state, int code, const char 
 
 static void log_path(char path[FS_PATH_MAX], const struct super *s, const struct member *m) {
     char name[200];
-    snprintf(name, sizeof name, "log/%.150s.log", m->s->replicas > 1 ? m->id : m->s->name);
+    snprintf(name, sizeof name, "log/%.150s.log", m->s->processes > 1 ? m->id : m->s->name);
     fs_join(path, FS_PATH_MAX, s->f->dir, name);
 }
 
 static void member_start(struct super *s, struct member *m) {
-    char conf[FS_PATH_MAX], log[FS_PATH_MAX], name[200], ready[16], gpus[200];
+    char conf[FS_PATH_MAX], log[FS_PATH_MAX], name[200], ready[16], gpus[PLACE_VISIBLE_MAX];
     int fd[2];
     struct err e = { 0 };
-    const struct place_choice *where = &m->s->place.choice[m->s->place.taken];
+    const struct place_choice *all = &m->s->place.choice[m->s->place.taken],
+                              one = place_share(all, m->part),
+                              *where = m->s->processes > 1 ? &one : all;
     snprintf(name, sizeof name, "conf/%.150s.conf", m->s->name);
     fs_join(conf, sizeof conf, s->f->dir, name);
     log_path(log, s, m);
@@ -463,9 +466,10 @@ static void turn(struct super *s) {
 
 static void members_make(struct super *s) {
     for (int i = 0; i < s->p->stages; i++)
-        for (int k = 0; k < s->p->stage[i].replicas; k++) {
+        for (int k = 0; k < s->p->stage[i].processes; k++) {
             struct member *m = &s->m[s->members++];
             m->s = &s->p->stage[i];
+            m->part = k;
             m->rank = rank_of(m->s->about.name);
             m->pidfd = m->ready_fd = -1;
             m->pid = -1;

@@ -3,7 +3,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "pipe/tiny.h"
 
-enum when { ALWAYS, IF_MORE };               /* IF_MORE: where the pipeline's number is larger */
+/* IF_MORE: where the pipeline's number is larger; OR_ALL: or 0, which there means all. */
+enum when { ALWAYS, IF_MORE, IF_MORE_OR_ALL };
 static const struct { const char *key, *value; enum when when; } table[] = {
     { "model.path", "models/tiny", ALWAYS },
     { "model.chat", "", ALWAYS },
@@ -24,7 +25,7 @@ static const struct { const char *key, *value; enum when when; } table[] = {
     { "learner.save_every", "4", ALWAYS },
     { "noise.aqn.stages", "3", IF_MORE },
     { "noise.aqn.epochs", "2", IF_MORE },
-    { "eval.questions", "32", ALWAYS },
+    { "eval.questions", "32", IF_MORE_OR_ALL },
     { "eval.new_max", "0", ALWAYS },
     { "eval.rows", "64", IF_MORE },
     { "rollout.rows", "64", IF_MORE },
@@ -71,8 +72,9 @@ int tiny_sets(struct pipeline *p, const char *set[TINY_SETS_MAX]) {
         double is, most;
         const char *now = value_now(p, table[i].key);
         if (!now || is_idle(p, table[i].key)) continue;
-        if (table[i].when == IF_MORE &&
-            !(str_to_f64(now, &is) && str_to_f64(table[i].value, &most) && is > most))
+        if (table[i].when != ALWAYS &&
+            !(str_to_f64(now, &is) && str_to_f64(table[i].value, &most) &&
+              (is > most || (table[i].when == IF_MORE_OR_ALL && is == 0))))
             continue;
         n = add(p, set, n, table[i].key, table[i].value);
     }

@@ -86,10 +86,10 @@ static void check_ends(struct pipeline *p, const struct lang_link *k, const stru
         lang_error(l, k->at, "the link says %s/%s, but these ports are %s/%s", k->from_kind,
                    k->to_kind, out->kind, in->kind);
     const struct pipe_stage *binder = out->bind ? a : b;
-    if (binder->replicas > 1)
+    if (binder->processes > 1)
         lang_error(l, k->at,
                    "stage '%s' waits for connections on '%s', so it cannot have %d replicas",
-                   binder->name, out->bind ? out->name : in->name, binder->replicas);
+                   binder->name, out->bind ? out->name : in->name, binder->processes);
 }
 
 static void take_port(struct pipeline *p, const struct lang_link *k, struct pipe_stage *s,

@@ -37,9 +37,17 @@ static json_t *device_json(const struct cuda_device *d) {
 
 int device_plan(json_t *out, const struct kern *k, struct err *e) {
     struct cuda_device d;
-    const int rc = device_of(&d, k, e);
-    if (rc == 1) json_object_set_new(out, "device", device_json(&d));
-    return rc < 0 ? -1 : 0;
+    int rc = device_of(&d, k, e);
+    if (rc < 1) return rc;
+    const struct cuda_plugin *p = cuda_load(e);
+    const int n = p->count(e);
+    json_t *list = json_array();
+    for (int i = 0; i < n && rc >= 0; i++) {
+        rc = p->describe(&d, i, e);
+        if (rc >= 0) json_array_append_new(list, device_json(&d));
+    }
+    json_object_set_new(out, "devices", list);
+    return n < 0 || rc < 0 ? -1 : 0;
 }
 
 json_t *device_all(void) {

@@ -10,8 +10,8 @@ enum { DEVICE_TEXT_MAX = 400 };
 /* "NVIDIA H100, sm_90, 79.2 GiB", with a warning where the device is emulated; "" for a CPU path.
  * EXIT_ENV where the plugin cannot say. */
 int device_text(char out[DEVICE_TEXT_MAX], const struct kern *k, struct err *e);
-/* Adds "device" {"name","arch","memory_bytes","free_bytes"} of the table's GPU to out; nothing for
- * a CPU path. */
+/* For the table of a GPU, adds to out "devices" [{"name","arch","memory_bytes","free_bytes"}] of
+ * all that this process is shown: those of a stage, one for each of its processes. */
 int device_plan(json_t *out, const struct kern *k, struct err *e);
 /* {"versions", "devices":[{"name","arch","pci","memory_bytes","free_bytes","peers":[numbers]}]} of
  * all that this process may use, or {"error"}. Loads the plugin. */

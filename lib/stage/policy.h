@@ -39,7 +39,7 @@ const char *policy_quant_label(const struct shared *c);
 int policy_prompt(const struct policy *p, const struct shared *c, const char *question,
                   struct str *text, struct tok_ids *ids, struct err *e);
 /* Whether this machine has the kernels that run.kernels names, EXIT_ENV with those it has; of a GPU
- * "device" is added to out. */
+ * "devices" is added to out. */
 int policy_kernels(json_t *out, const struct shared *c, struct err *e);
 /* What every stage with a policy says of it for --plan: the model's files into out's "files", the
  * table of noise on operations and modules as "treatment" (in_eval: as in treatment_plan), and what

@@ -14,7 +14,7 @@ struct eval_conf {
     int rule;                        /* enum task_rule */
     int noise;                       /* enum eval_noise */
     bool also_noisy;
-    int64_t questions, samples, rows, new_max, top_k, shown;
+    int64_t questions, samples, rows, new_max, top_k, shown, ranks;
     int64_t device_seed;             /* < 0: run.seed; see eval_device */
     double temperature, top_p;
 };

@@ -8,8 +8,11 @@
 
 struct examiner;
 struct gen_opts examiner_gen_opts(const struct eval_conf *c, const struct lora_shape *shape);
-struct examiner *examiner_create(struct stage *s);       /* model, questions; NULL with s->err */
+/* Model, questions, and in rank 0 the other ranks, each with its own; NULL with s->err. */
+struct examiner *examiner_create(struct stage *s);
 void examiner_destroy(struct examiner **x);
+/* In another rank: its share of each exam that rank 0 asks for, until that leaves. 0 or -1. */
+int examiner_serve(struct examiner *x);
 
 struct exam {
     const char *dir, *sha256;        /* adapter's folder, "" = base; its hash, "" = any */

@@ -4,8 +4,10 @@
  * (score every announced step of a run until the last), or neither (score one adapter folder, or
  * the base model, once).
  * SPDX-License-Identifier: Apache-2.0 */
+#include "lib/base/ranks.h"
 #include "lib/stage/aqn.h"
 #include "lib/stage/effect.h"
+#include "lib/stage/rank.h"
 #include "stages/eval/score.h"
 
 #define AT(field) offsetof(struct eval_conf, field)
@@ -26,7 +28,11 @@ static const struct stage_key keys[] = {
     { "eval.top_p", KEY_NUM, AT(top_p), "1", 1e-6, 1, NULL, "1 = off" },
     { "eval.new_max", KEY_INT, AT(new_max), "0", 0, 1 << 20, NULL,
       "tokens of an answer at most; 0 = sample.new_max" },
-    { "eval.rows", KEY_INT, AT(rows), "32", 1, 4096, NULL, "answers decoded together" },
+    { "eval.ranks", KEY_INT, AT(ranks), "0", 0, RANKS_MAX, NULL,
+      "processes that share the questions of a score, each with its part of the cores or its GPU; "
+      "0 = one for each GPU of the stage, on cores 1" },
+    { "eval.rows", KEY_INT, AT(rows), "32", 1, 4096, NULL,
+      "answers decoded together, in each rank" },
     { "eval.also_noisy", KEY_BOOL, AT(also_noisy), "no", 0, 0, NULL,
       "a second, noisy score at each scored step: operators, modules and AQN of that step" },
     { "eval.noise", KEY_CHOICE, AT(noise), "clean", 0, 0, "clean|trained",
@@ -83,6 +89,8 @@ static const struct effect_rule rules[] = {
     { "eval.device_seed", in_run, "a run is scored on the device that it trains on; unset it" },
     { "eval.adapter", scores_kept_answers,
       "eval.answers are scored as they are, without a model; unset one of the two" },
+    { "eval.ranks", scores_kept_answers,
+      "eval.answers are scored as they are, without a model; unset one of the two" },
     { "eval.keep", scores_kept_answers,
       "eval.answers are kept already; unset one of the two" },
     { "eval.noise", without_policy_or_noise,
@@ -96,10 +104,12 @@ static const struct effect_rule rules[] = {
 };
 
 static int check(void *conf, struct err *e) {
-    const struct eval_conf *c = conf;
+    struct eval_conf *c = conf;
     const struct shared *s = &c->shared;
     int rc = effect_check_shared(s, e);
     if (effect_check(c, tables, rules, e) < 0 || aqn_check(s, e) < 0) rc = -1;
+    if (c->ranks == 0) c->ranks = rank_default(s);
+    if (rank_check(s, "eval.ranks", c->ranks, e) < 0) rc = -1;
     const bool ops = s->ops.type && s->ops.direction != SHARED_DIRECTION_BACKWARD,
                modules = s->modules.type;
     if (c->also_noisy && !ops && !modules && s->aqn.sigma_start <= 0 && s->aqn.sigma_end <= 0)
@@ -125,6 +135,8 @@ static int plan(const void *conf, json_t *out, struct err *e) {
                          "run a pipeline first, then --set eval.answers=RUN/tape/answers.tape");
         return 0;
     }
+    json_object_set_new(out, "ranks", json_integer((json_int_t)c->ranks));
+    json_object_set_new(out, "rank_cores", json_integer(rank_cores(&c->shared, (int)c->ranks)));
     const int known = policy_plan(out, &c->shared, c->also_noisy || c->noise == EVAL_NOISE_TRAINED,
                                   &shape, &m, e);
     shared_plan_file(files, c->shared.data.test, "test", "tools/fetch gsm8k");
@@ -170,7 +182,8 @@ int main(int argc, char **argv) {
     struct examiner *x = examiner_create(&s);
     if (!x) stage_die(&s, EXIT_ENV);
     stage_ready(&s);
-    if (!s.link[PORT_ADAPTER]) rc = score_once(&s, x);
+    if (s.rank) rc = examiner_serve(x);
+    else if (!s.link[PORT_ADAPTER]) rc = score_once(&s, x);
     else {
         struct book *b;
         if (book_open(&b, c, examiner_answers(x), &s.err) < 0) stage_die(&s, EXIT_FAILED);

@@ -54,6 +54,11 @@ static const struct mistake {
       "stage 'learner': place 'cpu:0-x': write numbers up to" },
     { "[stage learner]\nplace = gpu:1 | cpu:*\n[stage rollout]\nplace = gpu:0-1 | cpu:*\n", 4,
       "stages 'learner' and 'rollout' are both placed on GPU 1: one stage per GPU" },
+    { "[stage rollout]\nplace = gpu:0-1 | cpu:*\nreplicas = 3\n", 2,
+      "stage 'rollout' has 3 replicas on 2 GPUs: it gets one process for each GPU, remove "
+      "replicas" },
+    { "[stage rollout]\nplace = gpu:3 | cpu:*\nreplicas = 2\n", 2,
+      "stage 'rollout' has 2 replicas on 1 GPU: it gets" },
     { "[stage lerner]\n", 1,
       "stage 'lerner': there is no program 'qerl-lerner': build it with 'make', or set exec" },
     { "lerner.ticket -> rollout.ticket : router/dealer\n", 1,
