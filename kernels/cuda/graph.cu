@@ -1,4 +1,4 @@
-/* graph.cu - sequences of operations kept as CUDA graphs: captured once, launched again at one call.
+/* graph.cu - sequences of operations kept as CUDA graphs: captured once, then launched as one.
  *
  * Knows: that a graph holds addresses by value, so one that was recorded with another scratch is
  * dropped; that what waits, allocates or reads host memory cannot be captured: it spoils the

@@ -77,6 +77,7 @@ static int slot_alloc(struct kern *k, kptr *out, size_t bytes, struct err *e) {
     }
     if (rc == cudaSuccess) rc = cudaMemsetAsync(out->p, 0, bytes, stream);
     if (rc == cudaSuccess) return 0;
+    (void)cudaGetLastError();
     if (out->p) (void)cudaFree(out->p);
     out->p = NULL;
     return fail(e, "alloc on %s: %s: %s", k->name, cudaGetErrorName(rc), cudaGetErrorString(rc));

@@ -152,4 +152,5 @@ Test(emulator, devices_are_those_made_visible) {
 Test(emulator, graphs_replay_what_was_captured) {
     right(PLAIN | RACE | SAN, "graph", "650\n");
     says("", "graph_allocates", 1, "cudaErrorStreamCaptureUnsupported");
+    says("", "graph_spoilt", 0, "cudaErrorStreamCaptureInvalidated\n1");
 }

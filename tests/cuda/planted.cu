@@ -337,6 +337,26 @@ static void graph_allocates(void) {
     device(1);
 }
 
+/* What cannot be captured spoils the capture around it; the stream goes on. */
+static void graph_spoilt(void) {
+    cudaStream_t s;
+    cudaGraph_t g;
+    int *step;
+    float *y = device(1);
+    must(cudaMalloc(&step, sizeof *step));
+    must(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    must(cudaMemsetAsync(step, 0, sizeof *step, s));
+    must(cudaMemsetAsync(y, 0, sizeof *y, s));
+    must(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
+    LAUNCH(count_up, 1, 1, 0, s, step, y);
+    if (!cudaFree(y)) return;
+    puts(cudaGetErrorName(cudaStreamEndCapture(s, &g)));
+    LAUNCH(count_up, 1, 1, 0, s, step, y);
+    must(cudaStreamSynchronize(s));
+    must(cudaGetLastError() == cudaErrorStreamCaptureInvalidated ? cudaSuccess : cudaErrorUnknown);
+    show(y, 1);
+}
+
 static const struct { const char *name; void (*run)(void); } all[] = {
     { "right", right },
     { "warps", warps },
@@ -371,6 +391,7 @@ static const struct { const char *name; void (*run)(void); } all[] = {
     { "devices", devices },
     { "graph", graph },
     { "graph_allocates", graph_allocates },
+    { "graph_spoilt", graph_spoilt },
 };
 int main(int argc, char **argv) {
     for (const auto &one : all)

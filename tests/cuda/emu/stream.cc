@@ -4,11 +4,12 @@
  * than that wait needs: whoever forgot to wait reads what was there before. The default stream
  * waits for all others of its device and they for it, as CUDA's legacy one.
  * A graph is the list of what one stream was given while it was captured; work that joins several
- * streams in one capture is refused.
+ * streams in one capture is refused. EMU_GRAPHS=0: no graph can be launched.
  * Order: queues, streams, events, graphs.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/cuda/emu/emu.h"
 
+#include <algorithm>
 #include <chrono>
 #include <deque>
 #include <memory>
@@ -47,17 +48,18 @@ static std::recursive_mutex lock;
 typedef std::lock_guard<std::recursive_mutex> hold;
 static std::vector<std::weak_ptr<queue>> queues;
 static std::shared_ptr<queue> defaults[64];           /* of each device */
-static int captures;
+static std::vector<cudaStream_t> captures;            /* streams under capture */
 
 bool emu_deferred(void) {
     static const bool yes = emu_setting("EMU_DEFER", 0) != 0;
     return yes;
 }
+/* As CUDA in the modes global and thread-local: the call fails, and so does the capture. */
 cudaError_t emu_no_capture(const char *what) {
     hold h(lock);
-    return captures ? emu_error(cudaErrorStreamCaptureUnsupported, "%s while a stream is captured",
-                                what)
-                    : cudaSuccess;
+    if (captures.empty()) return cudaSuccess;
+    for (cudaStream_t s : captures) s->spoilt = true;
+    return emu_error(cudaErrorStreamCaptureUnsupported, "%s while a stream is captured", what);
 }
 static double now_ms(void) {
     using namespace std::chrono;
@@ -123,7 +125,7 @@ cudaError_t emu_queue(cudaStream_t s, const struct emu_work *w) {
         s->capture->nodes.push_back(work);
         return cudaSuccess;
     }
-    if (captures && (!s || s == cudaStreamLegacy))
+    if (!captures.empty() && (!s || s == cudaStreamLegacy))
         return emu_no_capture("work in the default stream");
     auto q = queue_of(s);
     push_order(q);
@@ -242,7 +244,7 @@ extern "C" cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCap
                          s && s != cudaStreamLegacy ? "a captured stream" : "the default stream");
     s->capture = new CUgraph_st;
     s->spoilt = false;
-    captures++;
+    captures.push_back(s);
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) {
@@ -251,7 +253,7 @@ extern "C" cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g) {
     if (!captured(s)) return emu_error(cudaErrorIllegalState, "end of a capture that never began");
     *g = s->capture;
     s->capture = nullptr;
-    captures--;
+    captures.erase(std::find(captures.begin(), captures.end(), s));
     if (!s->spoilt) return cudaSuccess;
     delete *g;
     *g = nullptr;
@@ -268,6 +270,8 @@ extern "C" cudaError_t cudaGraphInstantiate(cudaGraphExec_t *x, cudaGraph_t g, u
 }
 extern "C" cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s) {
     hold h(lock);
+    if (!emu_setting("EMU_GRAPHS", 1))
+        return emu_error(cudaErrorNotSupported, "cudaGraphLaunch while EMU_GRAPHS=0");
     if (captured(s)) {
         for (const auto &n : x->nodes) s->capture->nodes.push_back(n);
         return cudaSuccess;
