@@ -21,11 +21,12 @@ static int fail(struct err *e, const char *fmt, ...) {
     return -1;
 }
 
-/* QERL_CUDA_SYNC=1: a fault is met where it was made, at the price of a wait after each call. */
+/* QERL_CUDA_SYNC=1: a fault is met where it was made, at the price of a wait after each call. Read
+ * when the plugin is loaded: a static of a function has a guard that is atomic. */
+static const char *const sync_set = getenv("QERL_CUDA_SYNC");
+static const bool sync_asked = sync_set && !strcmp(sync_set, "1");
 static cudaError_t wait_if_asked(struct kern *k) {
-    static const char *const set = getenv("QERL_CUDA_SYNC");
-    static const bool asked = set && !strcmp(set, "1");
-    if (!asked || cuda_of(k)->graphs.recording) return cudaSuccess;
+    if (!sync_asked || cuda_of(k)->graphs.recording) return cudaSuccess;
     return cudaStreamSynchronize(cuda_of(k)->stream);
 }
 
