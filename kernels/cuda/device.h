@@ -50,6 +50,9 @@ cudaStream_t cuda_stream(struct kern *k);
 bool cuda_ok(struct kern *k, const char *operation, cudaError_t rc);
 #define CUDA_TRY(k, operation, call) cuda_ok(k, operation, call)
 
+/* Fills e (NULL: nothing) with the code and a message; -1. */
+int cuda_fail(struct err *e, int code, const char *fmt, ...) PRINTF_LIKE(3, 4);
+
 /* Device memory of at least `bytes`, 256-byte aligned, for kernels of the calling operation: one
  * call an operation, valid until the next operation's. It grows, never shrinks, so a step that was
  * run before allocates nothing. NULL after a latched error, and where it would have to grow while
@@ -183,6 +186,14 @@ bool cuda_replay(struct kern *k, uint64_t key);
 void cuda_forget(struct kern *k);
 /* probe.cu */
 double cuda_probe(struct kern *k, enum cuda_probe what, kptr p, size_t bytes, int turns);
+/* ranks.cu: the plugin's own functions */
+int cuda_ranks_version(char out[16], struct err *e);
+int cuda_ranks_id(char id[CUDA_RANKS_ID_BYTES], struct err *e);
+int cuda_ranks_open(struct cuda_ranks **out, const struct cuda_ranks_opts *o, struct err *e);
+int cuda_ranks_gather(struct cuda_ranks *r, kptr x, size_t n, struct err *e);
+void cuda_ranks_add(struct cuda_ranks *r, kptr x, size_t n);
+int cuda_ranks_wait(struct cuda_ranks *r, struct err *e);
+void cuda_ranks_close(struct cuda_ranks **r);
 /* plugin.cu */
 void cuda_pack(struct kern *k, const struct kern_weight *w, const float *values);
 #endif

@@ -10,16 +10,17 @@
 
 /* ---- errors ---- */
 
-static int fail(struct err *e, const char *fmt, ...) PRINTF_LIKE(2, 3);
-static int fail(struct err *e, const char *fmt, ...) {
+int cuda_fail(struct err *e, int code, const char *fmt, ...) {
     va_list ap;
     if (!e) return -1;
     va_start(ap, fmt);
     vsnprintf(e->text, sizeof e->text, fmt, ap);
     va_end(ap);
-    e->code = EXIT_ENV;
+    e->code = code;
     return -1;
 }
+/* What a device refuses is the machine's. */
+#define fail(e, ...) cuda_fail(e, EXIT_ENV, __VA_ARGS__)
 
 /* QERL_CUDA_SYNC=1: a fault is met where it was made, at the price of a wait after each call. Read
  * when the plugin is loaded: a static of a function has a guard that is atomic. */
@@ -390,7 +391,10 @@ extern "C" __attribute__((visibility("default"))) const struct cuda_plugin *qerl
     int driver = 0;
     static const struct cuda_plugin plugin = { CUDA_PLUGIN_ABI, KERN_ABI, sizeof(struct kern),
                                                versions, count, describe, open_device,
-                                               cuda_probe };
+                                               cuda_probe,
+                                               cuda_ranks_version, cuda_ranks_id, cuda_ranks_open,
+                                               cuda_ranks_gather, cuda_ranks_add, cuda_ranks_wait,
+                                               cuda_ranks_close };
     (void)cudaDriverGetVersion(&driver);
     snprintf(versions, sizeof versions, KIND " %d.%d, driver up to %d.%d", CUDART_VERSION / 1000,
              CUDART_VERSION % 1000 / 10, driver / 1000, driver % 1000 / 10);

@@ -27,6 +27,22 @@ enum cuda_form { CUDA_FORM_STRICT, CUDA_FORM_MMA };
 /* What a device can do at most, for benchmarks. Read: the `bytes` at p, again and again; fma, mma:
  * multiply-adds of f32 and on tensor cores (bf16 with f32 sums) on every SM. */
 enum cuda_probe { CUDA_PROBE_READ, CUDA_PROBE_FMA, CUDA_PROBE_MMA };
+/* Ranks: processes that compute together, each on a device of its own, whose arrays meet by NCCL,
+ * which is loaded when it is first asked for (libnccl.so.2, or the file that QERL_NCCL names).
+ * Where it is missing: EXIT_ENV and one line that says what to install. */
+struct cuda_ranks;                                    /* one rank's */
+enum { CUDA_RANKS_ID_BYTES = 128 };
+/* Called again and again while a call waits for the other ranks: -1 with the reason ends it, and
+ * whatever the device still waits for. */
+typedef int cuda_ranks_watch(void *ud, struct err *e);
+struct cuda_ranks_opts {
+    struct kern *kern;                                /* lent until close; its stream is used */
+    const char *id;                                   /* of ranks_id */
+    int rank, count;
+    size_t piece;                                     /* floats of the largest gather */
+    cuda_ranks_watch *watch;
+    void *ud;
+};
 
 struct cuda_plugin {
     uint32_t abi;                                     /* CUDA_PLUGIN_ABI: read before all else */
@@ -43,6 +59,20 @@ struct cuda_plugin {
     /* Queues `turns` turns of a probe as an operation of k; bytes read or FLOPs done by all of it,
      * 0 after a latched error. */
     double (*probe)(struct kern *k, enum cuda_probe what, kptr p, size_t bytes, int turns);
+
+    /* "2.28.9" of the NCCL that is there. */
+    int (*ranks_version)(char out[16], struct err *e);
+    /* One rank makes the name under which all then open; other programs carry it. */
+    int (*ranks_id)(char id[CUDA_RANKS_ID_BYTES], struct err *e);
+    int (*ranks_open)(struct cuda_ranks **out, const struct cuda_ranks_opts *o, struct err *e);
+    /* Queued, in the order of the table's operations; all ranks with the same n <= piece.
+     * gather: x[0, n) of every rank, to where add finds it; add: x[i] = their sum, f32, in rank
+     * order from rank 0. */
+    int (*ranks_gather)(struct cuda_ranks *r, kptr x, size_t n, struct err *e);
+    void (*ranks_add)(struct cuda_ranks *r, kptr x, size_t n);
+    /* Until all that was queued is done. */
+    int (*ranks_wait)(struct cuda_ranks *r, struct err *e);
+    void (*ranks_close)(struct cuda_ranks **r);
 };
 typedef const struct cuda_plugin *cuda_plugin_entry(void);
 

@@ -161,6 +161,8 @@ static int look(struct ranks *r, struct err *e) {
     return *r->why.text || atomic_load(&r->m->over) ? fail(r, e) : 0;
 }
 
+int ranks_watch(struct ranks *r, struct err *e) { return look(r, e); }
+
 void ranks_close(struct ranks **rp) {
     struct ranks *r = *rp;
     if (!r) return;
@@ -276,17 +278,20 @@ int ranks_gather(struct ranks *r, const char *call, void *data, size_t bytes, st
     return ranks_share(r, call, data, from, e);
 }
 
+int ranks_send(struct ranks *r, const char *call, void *data, size_t bytes, struct err *e) {
+    size_t from[RANKS_MAX + 1] = { 0 };
+    for (int i = 1; i <= r->count; i++) from[i] = bytes;
+    return ranks_share(r, call, data, from, e);
+}
+
 int ranks_broadcast(struct ranks *r, const char *call, struct str *data, struct err *e) {
     uint64_t bytes = data->len;
-    size_t from[RANKS_MAX + 1] = { 0 };
-    for (int i = 1; i <= r->count; i++) from[i] = sizeof bytes;
-    if (ranks_share(r, call, &bytes, from, e) < 0) return -1;
+    if (ranks_send(r, call, &bytes, sizeof bytes, e) < 0) return -1;
     if (r->own > 0) {
         data->s = mem_grow(data->s, bytes + 1);
         data->cap = bytes + 1;
         data->len = bytes;
         data->s[bytes] = 0;
     }
-    for (int i = 1; i <= r->count; i++) from[i] = bytes;
-    return ranks_share(r, call, data->s, from, e);
+    return ranks_send(r, call, data->s, bytes, e);
 }

@@ -41,11 +41,15 @@ bool ranks_over(const struct ranks *r);
 int ranks_share(struct ranks *r, const char *call, void *data, const size_t *from, struct err *e);
 /* The same with `bytes` from each rank. */
 int ranks_gather(struct ranks *r, const char *call, void *data, size_t bytes, struct err *e);
-/* What rank 0 has in data, of whatever size, is in every rank's data. */
+/* What rank 0 has in data is in every rank's data; of the same size in all. */
+int ranks_send(struct ranks *r, const char *call, void *data, size_t bytes, struct err *e);
+/* The same of whatever size rank 0 has. */
 int ranks_broadcast(struct ranks *r, const char *call, struct str *data, struct err *e);
 /* Whether a child that is some rank has ended, for those who talk to their ranks in another way: 0
  * or, with a message as above, -1. */
 int ranks_lost(int rank, pid_t pid, struct err *e);
+/* For who waits for the ranks elsewhere, on a device: 0, or -1 as a call would fail now. */
+int ranks_watch(struct ranks *r, struct err *e);
 /* Bytes of shared memory. */
 size_t ranks_plan(int count);
 #endif

@@ -1,8 +1,10 @@
 /* device.c - see device.h.
+ * Order: in words, ranks.
  * SPDX-License-Identifier: Apache-2.0 */
 #include "lib/stage/device.h"
 
 #include "kernels/cuda/plugin.h"
+#include "lib/base/log.h"
 #include "lib/base/str.h"
 
 /* 1 with d filled, 0 for a CPU path, -1. */
@@ -14,6 +16,8 @@ static int device_of(struct cuda_device *d, const struct kern *k, struct err *e)
     if (!p) return -1;
     return p->describe(d, (int)index, e) < 0 ? -1 : 1;
 }
+
+bool device_is(const struct kern *k) { return str_starts(k->name, "cuda"); }
 
 int device_text(char out[DEVICE_TEXT_MAX], const struct kern *k, struct err *e) {
     struct cuda_device d;
@@ -66,7 +70,67 @@ json_t *device_all(void) {
         json_array_append_new(list, one);
     }
     if (p) json_object_set_new(o, "versions", json_string(p->versions));
+    char nccl[16];
+    if (n > 1 && p->ranks_version(nccl, NULL) == 0)
+        json_object_set_new(o, "nccl", json_string(nccl));
     json_object_set_new(o, "devices", list);
     if (e.text[0]) json_object_set_new(o, "error", json_string(e.text));
     return o;
+}
+
+/* ---- ranks ---- */
+
+struct device_ranks {
+    const struct cuda_plugin *plugin;
+    struct ranks *ranks;
+    struct cuda_ranks *own;
+};
+
+int device_ranks_check(struct err *e) {
+    char version[16];
+    const struct cuda_plugin *p = cuda_load(e);
+    return p ? p->ranks_version(version, e) : -1;
+}
+
+static int watch(void *ud, struct err *e) { return ranks_watch(ud, e); }
+
+int device_ranks_open(struct device_ranks **out, struct ranks *ranks, struct kern *k, size_t piece,
+                      struct err *e) {
+    char id[CUDA_RANKS_ID_BYTES] = "", version[16];
+    const struct cuda_plugin *p = cuda_load(e);
+    if (!p || p->ranks_version(version, e) < 0 ||
+        (ranks_own(ranks) == 0 && p->ranks_id(id, e) < 0))
+        return -1;
+    if (ranks_send(ranks, "NCCL's id", id, sizeof id, e) < 0) return -1;
+    struct device_ranks *d = *out = mem_alloc(sizeof *d);
+    *d = (struct device_ranks){ p, ranks, NULL };
+    if (ranks_own(ranks) == 0)
+        log_info("%d devices meet by NCCL %s", ranks_count(ranks), version);
+    return p->ranks_open(&d->own,
+                         &(struct cuda_ranks_opts){ .kern = k,
+                                                    .id = id,
+                                                    .rank = ranks_own(ranks),
+                                                    .count = ranks_count(ranks),
+                                                    .piece = piece,
+                                                    .watch = watch,
+                                                    .ud = ranks },
+                         e);
+}
+
+void device_ranks_close(struct device_ranks **dp) {
+    struct device_ranks *d = *dp;
+    if (!d) return;
+    d->plugin->ranks_close(&d->own);
+    free(d);
+    *dp = NULL;
+}
+
+int device_ranks_gather(struct device_ranks *d, kptr x, size_t n, struct err *e) {
+    return d->plugin->ranks_gather(d->own, x, n, e);
+}
+void device_ranks_add(struct device_ranks *d, kptr x, size_t n) {
+    d->plugin->ranks_add(d->own, x, n);
+}
+int device_ranks_wait(struct device_ranks *d, struct err *e) {
+    return d->plugin->ranks_wait(d->own, e);
 }

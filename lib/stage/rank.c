@@ -65,7 +65,7 @@ static int take_cores(const struct shared *c, int rank, int ranks, struct err *e
 
 /* ---- GPUs ---- */
 
-static bool on_gpus(const struct shared *c) {
+bool rank_on_gpus(const struct shared *c) {
     char name[32];
     return str_starts(shared_kernels(c->run.kernels, name, sizeof name), "cuda");
 }
@@ -89,19 +89,19 @@ static int take_gpu(int rank, struct err *e) {
 }
 
 int rank_take_share(const struct shared *c, int rank, int ranks, struct err *e) {
-    if (on_gpus(c) && take_gpu(rank, e) < 0) return -1;
+    if (rank_on_gpus(c) && take_gpu(rank, e) < 0) return -1;
     return take_cores(c, rank, ranks, e);
 }
 
 int rank_default(const struct shared *c) {
-    const int seen = on_gpus(c) ? gpus_seen() : 1;
+    const int seen = rank_on_gpus(c) ? gpus_seen() : 1;
     return seen > 1 ? seen : 1;
 }
 
 int rank_check(const struct shared *c, const char *key, int64_t ranks, struct err *e) {
     const int seen = gpus_seen();
     /* without any, the kernels say so */
-    if (!on_gpus(c) || seen <= 0 || ranks <= seen) return 0;
+    if (!rank_on_gpus(c) || seen <= 0 || ranks <= seen) return 0;
     return err_more(e, EXIT_CONFIG,
                     "%s = %lld, but the stage has %d GPU%s, one for each rank: place it on as "
                     "many, as in place = gpu:0-%lld", key, (long long)ranks, seen,

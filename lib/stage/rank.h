@@ -17,6 +17,7 @@ pid_t rank_start(void *stage, int rank, int fd, struct err *e);
 int rank_take_share(const struct shared *c, int rank, int ranks, struct err *e);
 /* Cores in that share. */
 int rank_cores(const struct shared *c, int ranks);
+bool rank_on_gpus(const struct shared *c);
 /* Ranks of a stage that computes on GPUs: how many it sees; on cores 1. */
 int rank_default(const struct shared *c);
 /* EXIT_CONFIG where a stage on GPUs has fewer of them than ranks. */

@@ -2,6 +2,8 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "stages/learner/parts.h"
 
+#include "lib/stage/device.h"
+
 /* ---- sequences ---- */
 
 /* Rank i ends with the sequence that brings the rows to (i + 1) / count of all, or nearer to it
@@ -97,30 +99,65 @@ static int host_add(struct parts_grad *g, kptr grad, size_t n, struct err *e) {
     return g->kern->sync(g->kern, e);
 }
 
-static const struct parts_grad_ops host_ops = { host_gather, host_add };
+enum { HOST_PIECE = 1 << 18, DEVICE_PIECE = 1 << 22 };
+static const struct parts_grad_ops host_ops = { HOST_PIECE, host_gather, host_add, NULL };
 
-void parts_grad_open(struct parts_grad *g, struct ranks *ranks, struct kern *k) {
-    const size_t count = (size_t)ranks_count(ranks);
-    *g = (struct parts_grad){ &host_ops, ranks, k, mem_alloc(count * PARTS_GRAD * sizeof(float)) };
+static int device_gather(struct parts_grad *g, kptr grad, size_t n, struct err *e) {
+    return device_ranks_gather(g->devices, grad, n, e);
+}
+
+static int device_add(struct parts_grad *g, kptr grad, size_t n, struct err *e) {
+    (void)e;                         /* latched */
+    device_ranks_add(g->devices, grad, n);
+    return 0;
+}
+
+static int device_wait(struct parts_grad *g, struct err *e) {
+    if (device_ranks_wait(g->devices, e) < 0) return -1;
+    return g->kern->sync(g->kern, e);
+}
+
+static const struct parts_grad_ops device_ops = { DEVICE_PIECE, device_gather, device_add,
+                                                  device_wait };
+
+int parts_grad_open(struct parts_grad *g, struct ranks *ranks, struct kern *k, struct err *e) {
+    const struct parts_grad_ops *ops = device_is(k) ? &device_ops : &host_ops;
+    *g = (struct parts_grad){ .ops = ops, .ranks = ranks, .kern = k };
+    if (ops == &device_ops)
+        return device_ranks_open(&g->devices, ranks, k, ops->piece, e);
+    g->all = mem_alloc((size_t)ranks_count(ranks) * ops->piece * sizeof(float));
+    return 0;
 }
 
 void parts_grad_close(struct parts_grad *g) {
+    device_ranks_close(&g->devices);
     free(g->all);
     *g = (struct parts_grad){ 0 };
 }
 
-int parts_grad_sum(struct parts_grad *g, kptr grad, size_t params, struct err *e) {
-    if (!g->ranks) return 0;
-    for (size_t at = 0; at < params; at += PARTS_GRAD) {
-        const size_t n = params - at < PARTS_GRAD ? params - at : PARTS_GRAD;
-        const kptr piece = kptr_at(grad, at * sizeof(float));
-        if (g->ops->gather(g, piece, n, e) < 0 || g->ops->add(g, piece, n, e) < 0)
-            return err_wrap(e, "gradient of all ranks");
-    }
-    return 0;
+/* First all come here, with a pass that did not fail: who waits on a device is not told why. */
+static int all_came(struct parts_grad *g, size_t params, struct err *e) {
+    uint64_t n[RANKS_MAX];
+    if (g->kern->sync(g->kern, e) < 0) return -1;
+    n[ranks_own(g->ranks)] = params;
+    return ranks_gather(g->ranks, "gradient's size", n, sizeof *n, e);
 }
 
-size_t parts_plan(int ranks) {
-    const size_t n = (size_t)ranks;
-    return ranks > 1 ? n * PARTS_GRAD * sizeof(float) + ranks_plan(ranks) / n : 0;
+int parts_grad_sum(struct parts_grad *g, kptr grad, size_t params, struct err *e) {
+    if (!g->ranks) return 0;
+    const size_t piece = g->ops->piece;
+    int rc = g->ops->wait ? all_came(g, params, e) : 0;
+    for (size_t at = 0; rc == 0 && at < params; at += piece) {
+        const size_t n = params - at < piece ? params - at : piece;
+        const kptr x = kptr_at(grad, at * sizeof(float));
+        rc = g->ops->gather(g, x, n, e);
+        if (rc == 0) rc = g->ops->add(g, x, n, e);
+    }
+    if (rc == 0 && g->ops->wait) rc = g->ops->wait(g, e);
+    return rc < 0 ? err_wrap(e, "gradient of all ranks") : 0;
+}
+
+size_t parts_plan(int ranks, bool on_devices) {
+    const size_t n = (size_t)ranks, piece = on_devices ? DEVICE_PIECE : HOST_PIECE;
+    return ranks > 1 ? n * piece * sizeof(float) + ranks_plan(ranks) / n : 0;
 }

@@ -31,24 +31,28 @@ int64_t parts_repeats(const struct parts *p, const struct batch *b);
  * once. */
 int parts_evidence(struct ranks *ranks, const char *call, struct noise_evidence *v, struct err *e);
 
-/* How the ranks' gradients become one, PARTS_GRAD floats at a time: gather brings those of all
- * ranks to where add finds them, add leaves their sum, made in rank order, in grad. The host's
- * table goes through shared memory; one for devices would gather by NCCL and add by a kernel. */
-enum { PARTS_GRAD = 1 << 18 };
+/* How the ranks' gradients become one, a piece at a time: gather brings those of all ranks to where
+ * add finds them, add leaves their sum, made in rank order, in grad; wait (NULL: nothing is under
+ * way) ends when that is done. On cores they meet in shared memory; on GPUs, one for each rank, by
+ * NCCL, and a kernel adds them: the same bits. */
 struct parts_grad {
     const struct parts_grad_ops *ops;
-    struct ranks *ranks;             /* lent */
+    struct ranks *ranks;             /* lent; NULL: there is one */
     struct kern *kern;               /* lent */
-    float *all;                      /* the host's: [ranks, PARTS_GRAD] */
+    float *all;                      /* the host's: [ranks, piece] */
+    struct device_ranks *devices;    /* the devices' */
 };
 struct parts_grad_ops {
+    size_t piece;                    /* floats */
     int (*gather)(struct parts_grad *g, kptr grad, size_t n, struct err *e);
     int (*add)(struct parts_grad *g, kptr grad, size_t n, struct err *e);
+    int (*wait)(struct parts_grad *g, struct err *e);
 };
-void parts_grad_open(struct parts_grad *g, struct ranks *ranks, struct kern *k);
+/* All ranks call it. */
+int parts_grad_open(struct parts_grad *g, struct ranks *ranks, struct kern *k, struct err *e);
 void parts_grad_close(struct parts_grad *g);
 /* grad, params floats on the backend, is the sum of all ranks' in every rank. */
 int parts_grad_sum(struct parts_grad *g, kptr grad, size_t params, struct err *e);
 /* Bytes of each of these ranks, its share of the common memory among them. */
-size_t parts_plan(int ranks);
+size_t parts_plan(int ranks, bool on_devices);
 #endif

@@ -14,6 +14,7 @@
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/stage/aqn.h"
+#include "lib/stage/device.h"
 #include "lib/stage/rank.h"
 #include "lib/stage/effect.h"
 #include "stages/learner/ahead.h"
@@ -252,7 +253,7 @@ struct run *run_create(struct stage *s) {
     s->device = r->policy.device;
     if (check_prompts(r, e) < 0 || test_gradient(r, e) < 0 ||
         updater_create(&r->updater, &r->policy, r->c, e) < 0 || open_state(r, e) < 0 ||
-        team_begin(r->team, r->updater, &r->state, e) < 0)
+        team_begin(r->team, r->updater, &r->state, r->policy.kern.pool, e) < 0)
         goto failed;
     if (intake_open(&r->intake, s, &r->policy, &r->train, r->fence, ahead_floor(&r->done), e) < 0)
         goto failed;
@@ -440,6 +441,11 @@ static struct intake_policy ask_ahead(struct run *r, struct progress *next) {
     return ahead_policy(next, r->c, 0);
 }
 
+static int save(struct run *r, struct err *e) {
+    if (metrics_sync(r->metrics, e) < 0 || updater_store(r->updater, &r->state, e) < 0) return -1;
+    return ckpt_save(r->c->shared.run.dir, &r->done, &r->state, &r->identity, e);
+}
+
 int run_step(struct run *r) {
     const struct shared *c = &r->c->shared;
     struct err *e = &r->s->err;
@@ -479,9 +485,7 @@ int run_step(struct run *r) {
     stage_beat(r->s, "work", line);
     intake_forget(r->intake, ahead_floor(&next));
     if (next.step % r->c->save_every == 0 || next.step == c->run.steps) {
-        if (metrics_sync(r->metrics, e) < 0 ||
-            ckpt_save(c->run.dir, &next, &r->state, &r->identity, e) < 0)
-            return -1;
+        if (save(r, e) < 0) return -1;
     }
     return ckpt_prune(c->run.dir, &next, e) < 0 ? -1 : 1;
 }
@@ -489,9 +493,7 @@ int run_step(struct run *r) {
 int run_finish(struct run *r) {
     const struct shared *c = &r->c->shared;
     struct err *e = &r->s->err;
-    if (r->done.step > 0 && (metrics_sync(r->metrics, e) < 0 ||
-                             ckpt_save(c->run.dir, &r->done, &r->state, &r->identity, e) < 0))
-        return -1;
+    if (r->done.step > 0 && save(r, e) < 0) return -1;
     struct intake_counts n = intake_counts(r->intake);
     log_info("%lld of %lld steps, version %lld, adapter %.16s; groups: %lld leased, %lld "
              "journalled, %lld repeated, %lld refused",
@@ -597,7 +599,8 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
     const size_t aqn = c->old_logprob == LEARNER_POLICY_NOISY ? aqn_bytes(s, &m) : 0,
                  modules = treatment_bytes(s, &m, false, NOISE_PHASE_LOGPROB, NOISE_PHASE_UPDATE);
     if (policy_plan_memory(out, s, &m, updater_plan(c, &m, &shape) + aqn + modules,
-                           updater_plan_pages(c, &m, &shape), e) < 0)
+                           updater_plan_pages(c, &m, &shape), e) < 0 ||
+        (c->ranks > 1 && rank_on_gpus(s) && device_ranks_check(e) < 0))
         return -1;
     json_object_set_new(
         out, "disk_bytes",

@@ -6,6 +6,7 @@
 #include "lib/base/log.h"
 #include "lib/base/pool.h"
 #include "lib/base/ranks.h"
+#include "lib/stage/device.h"
 #include "lib/stage/rank.h"
 #include "lib/task/task.h"
 #include "stages/learner/selftest.h"
@@ -15,6 +16,7 @@
 
 struct team {
     struct ranks *ranks;
+    struct pool *pool;               /* lent */
     struct str order;                /* what was sent last */
     int64_t steps;
     char sha[SHA256_HEX];            /* state that all had last */
@@ -31,23 +33,56 @@ struct order {
 };
 struct counters { int64_t adam_steps, rate_steps; };
 
-static void state_sha(const struct update_state *s, char out[SHA256_HEX]) {
-    const size_t bytes = s->lora->params * sizeof(float);
+/* Hashes of pieces, which threads share, and the hash of these: it takes a while else. */
+enum { HASH_PIECE = 1 << 20 };
+struct hashing {
+    const char *array[3];
+    size_t bytes, per;               /* of each array; pieces of each */
+    char (*sum)[SHA256_HEX];
+};
+
+static void hash_part(void *arg, int part, int parts) {
+    const struct hashing *h = arg;
+    for (size_t i = (size_t)part; i < COUNT_OF(h->array) * h->per; i += (size_t)parts) {
+        const size_t at = i % h->per * HASH_PIECE, left = h->bytes - at;
+        sha256_of(h->array[i / h->per] + at, left < HASH_PIECE ? left : HASH_PIECE, h->sum[i]);
+    }
+}
+
+static void state_sha(const struct update_state *s, struct pool *pool, char out[SHA256_HEX]) {
+    const size_t bytes = s->lora->params * sizeof(float), per = (bytes - 1) / HASH_PIECE + 1;
     const struct counters n = { s->adam_steps, s->rate_steps };
+    struct hashing h = { { (char *)s->lora->value, (char *)s->m, (char *)s->v }, bytes, per, NULL };
     struct sha256 sum;
+    h.sum = mem_alloc(COUNT_OF(h.array) * per * sizeof *h.sum);
+    if (pool) pool_run(pool, pool_threads(pool), hash_part, &h);
+    else hash_part(&h, 0, 1);
     sha256_init(&sum);
     sha256_add(&sum, &n, sizeof n);
-    sha256_add(&sum, s->lora->value, bytes);
-    sha256_add(&sum, s->m, bytes);
-    sha256_add(&sum, s->v, bytes);
+    sha256_add(&sum, h.sum, COUNT_OF(h.array) * per * sizeof *h.sum);
     sha256_hex(&sum, out);
+    free(h.sum);
+}
+
+/* Rank 0's state, to all. */
+static int share_state(struct ranks *r, struct update_state *s, struct err *e) {
+    const size_t bytes = s->lora->params * sizeof(float);
+    struct counters n = { s->adam_steps, s->rate_steps };
+    if (ranks_send(r, "first counters", &n, sizeof n, e) < 0 ||
+        ranks_send(r, "first adapter", s->lora->value, bytes, e) < 0 ||
+        ranks_send(r, "first m", s->m, bytes, e) < 0 ||
+        ranks_send(r, "first v", s->v, bytes, e) < 0)
+        return -1;
+    s->adam_steps = n.adam_steps;
+    s->rate_steps = n.rate_steps;
+    return 0;
 }
 
 /* Every rank has the same state, or -1. */
-static int agree(struct ranks *r, const struct update_state *s, char sha[SHA256_HEX],
-                 struct err *e) {
+static int agree(struct ranks *r, const struct update_state *s, struct pool *pool,
+                 char sha[SHA256_HEX], struct err *e) {
     char all[RANKS_MAX][SHA256_HEX];
-    state_sha(s, all[ranks_own(r)]);
+    state_sha(s, pool, all[ranks_own(r)]);
     if (ranks_gather(r, "state", all, sizeof *all, e) < 0) return -1;
     for (int i = 1; i < ranks_count(r); i++)
         if (strcmp(all[0], all[i]) != 0)
@@ -67,7 +102,8 @@ int team_open(struct team **out, struct stage *s, struct err *e) {
     struct team *t = *out = mem_alloc(sizeof *t);
     const int cores = pool_cores();
     if (ranks_open(&t->ranks, (int)c->ranks, PATIENCE_SECONDS, rank_start, s, e) < 0 ||
-        rank_take_share(&c->shared, 0, (int)c->ranks, e) < 0)
+        rank_take_share(&c->shared, 0, (int)c->ranks, e) < 0 ||
+        (rank_on_gpus(&c->shared) && device_ranks_check(e) < 0))
         return -1;
     s->ranks = (int)c->ranks;
     if (pool_cores() * s->ranks > cores)
@@ -88,19 +124,14 @@ void team_close(struct team **tp) {
     *tp = NULL;
 }
 
-int team_begin(struct team *t, struct updater *u, const struct update_state *s, struct err *e) {
+int team_begin(struct team *t, struct updater *u, struct update_state *s, struct pool *pool,
+               struct err *e) {
+    updater_load(u, s);
     if (!t) return 0;
-    const size_t bytes = s->lora->params * sizeof(float);
-    const struct counters n = { s->adam_steps, s->rate_steps };
-    str_clear(&t->order);
-    str_add(&t->order, &n, sizeof n);
-    str_add(&t->order, s->lora->value, bytes);
-    str_add(&t->order, s->m, bytes);
-    str_add(&t->order, s->v, bytes);
-    const int rc = ranks_broadcast(t->ranks, "first state", &t->order, e);
-    str_release(&t->order);
-    if (rc < 0 || agree(t->ranks, s, t->sha, e) < 0) return -1;
-    updater_join(u, t->ranks);
+    t->pool = pool;
+    if (share_state(t->ranks, s, e) < 0 || agree(t->ranks, s, pool, t->sha, e) < 0 ||
+        updater_join(u, t->ranks, e) < 0)
+        return -1;
     log_info("%d ranks, state %.16s", ranks_count(t->ranks), t->sha);
     return 0;
 }
@@ -133,8 +164,8 @@ int team_step(struct team *t, struct updater *u, struct update_state *s,
     write_order(&t->order, t->sha, group, groups, how);
     if (ranks_broadcast(t->ranks, "groups", &t->order, e) < 0)
         return err_wrap(e, "groups to all ranks");
-    if (updater_step(u, s, group, groups, how, metrics, e) < 0 ||
-        agree(t->ranks, s, t->sha, e) < 0)
+    if (updater_step(u, s, group, groups, how, metrics, e) < 0 || updater_store(u, s, e) < 0 ||
+        agree(t->ranks, s, t->pool, t->sha, e) < 0)
         return -1;
     t->steps++;
     return 0;
@@ -173,7 +204,6 @@ static int work_open(struct worker *w, struct stage *s, struct err *e) {
         policy_open(&w->policy, &c->shared, e) < 0 || work_test(w, &c->shared, e) < 0 ||
         updater_create(&w->updater, &w->policy, c, e) < 0)
         return -1;
-    updater_join(w->updater, w->ranks);
     w->state.lora = lora_create(&w->policy.model->conf, &w->policy.shape,
                                 (uint64_t)c->shared.run.seed);
     w->state.m = mem_alloc(w->state.lora->params * sizeof(float));
@@ -182,20 +212,10 @@ static int work_open(struct worker *w, struct stage *s, struct err *e) {
 }
 
 static int work_begin(struct worker *w, struct err *e) {
-    const size_t bytes = w->state.lora->params * sizeof(float);
-    struct counters n;
-    if (ranks_broadcast(w->ranks, "first state", &w->order, e) < 0) return -1;
-    if (w->order.len != sizeof n + 3 * bytes)
-        return err_set(e, "rank 0 has a state of %zu bytes, ours has %zu", w->order.len,
-                       sizeof n + 3 * bytes);
-    const char *at = w->order.s;
-    memcpy(&n, at, sizeof n);
-    memcpy(w->state.lora->value, at + sizeof n, bytes);
-    memcpy(w->state.m, at + sizeof n + bytes, bytes);
-    memcpy(w->state.v, at + sizeof n + 2 * bytes, bytes);
-    w->state.adam_steps = n.adam_steps;
-    w->state.rate_steps = n.rate_steps;
-    return agree(w->ranks, &w->state, w->sha, e);
+    if (share_state(w->ranks, &w->state, e) < 0) return -1;
+    updater_load(w->updater, &w->state);
+    if (agree(w->ranks, &w->state, w->policy.kern.pool, w->sha, e) < 0) return -1;
+    return updater_join(w->updater, w->ranks, e);
 }
 
 static void forget_groups(struct worker *w) {
@@ -234,8 +254,10 @@ static int work_step(struct worker *w, struct err *e) {
     struct update_metrics m;
     if (ranks_broadcast(w->ranks, "groups", &w->order, e) < 0 || read_order(w, &o, e) < 0)
         return -1;
-    if (updater_step(w->updater, &w->state, w->list, w->groups, &o.how, &m, e) < 0) return -1;
-    return agree(w->ranks, &w->state, w->sha, e);
+    if (updater_step(w->updater, &w->state, w->list, w->groups, &o.how, &m, e) < 0 ||
+        updater_store(w->updater, &w->state, e) < 0)
+        return -1;
+    return agree(w->ranks, &w->state, w->policy.kern.pool, w->sha, e);
 }
 
 static void work_close(struct worker *w) {

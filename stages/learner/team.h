@@ -14,8 +14,10 @@ struct team;
  * learner.ranks is 1; the functions below then do what they do for one rank. */
 int team_open(struct team **out, struct stage *s, struct err *e);
 void team_close(struct team **t);
-/* The state that all go on from; u joins the team. */
-int team_begin(struct team *t, struct updater *u, const struct update_state *s, struct err *e);
+/* The state that all go on from; u takes it, and joins the team. pool (lent, or NULL) makes its
+ * hashes. */
+int team_begin(struct team *t, struct updater *u, struct update_state *s, struct pool *pool,
+               struct err *e);
 /* updater_step by all ranks. */
 int team_step(struct team *t, struct updater *u, struct update_state *s,
               const struct rec_group *const *group, int groups, const struct update_treatment *how,

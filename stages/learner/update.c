@@ -5,6 +5,7 @@
 
 #include <math.h>
 
+#include "lib/stage/rank.h"
 #include "stages/learner/parts.h"
 
 struct updater {
@@ -12,9 +13,11 @@ struct updater {
     const struct policy *policy;
     struct kern *kern;
     struct net *net;
-    kptr p, m, v;                    /* AdamW's arrays on the backend */
-    /* [params]: the state before the step; only where several mini-batches may leave half a step */
-    float *old_value, *old_m, *old_v;
+    kptr p, m, v;                    /* AdamW's arrays on the backend: the masters */
+    bool ahead;                      /* m and v there are newer than the state's */
+    /* [params]: the adapter before the step; only where several mini-batches may leave half a
+     * step */
+    float *old_value;
     size_t params;
     struct ranks *ranks;             /* NULL = alone */
     struct parts_grad grad;
@@ -47,10 +50,11 @@ static struct net_opts train_opts(const struct learner_conf *c, const struct mod
 size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
                     const struct lora_shape *shape) {
     struct net_opts o = train_opts(c, m, shape);
-    /* the state, AdamW's copy of it, and what save_state keeps */
-    int copies = c->minibatch > 0 && c->minibatch < c->batch ? 9 : 6;
+    /* the state, on the backend too, and what save_state keeps */
+    int copies = c->minibatch > 0 && c->minibatch < c->batch ? 7 : 6;
     return net_plan(m, (enum model_quant)c->shared.quant.weights, &o) +
-           (size_t)copies * sizeof(float) * lora_params(m, shape) + parts_plan((int)c->ranks);
+           (size_t)copies * sizeof(float) * lora_params(m, shape) +
+           parts_plan((int)c->ranks, rank_on_gpus(&c->shared));
 }
 
 size_t updater_plan_pages(const struct learner_conf *c, const struct model_conf *m,
@@ -86,16 +90,31 @@ void updater_destroy(struct updater **up) {
         if (all[i]->p) u->kern->free(u->kern, all[i]);
     parts_grad_close(&u->grad);
     free(u->old_value);
-    free(u->old_m);
-    free(u->old_v);
     net_destroy(&u->net);
     free(u);
     *up = NULL;
 }
 
-void updater_join(struct updater *u, struct ranks *r) {
+int updater_join(struct updater *u, struct ranks *r, struct err *e) {
     u->ranks = r;
-    parts_grad_open(&u->grad, r, u->kern);
+    return parts_grad_open(&u->grad, r, u->kern, e);
+}
+
+void updater_load(struct updater *u, const struct update_state *s) {
+    const size_t bytes = u->params * sizeof(float);
+    u->kern->upload(u->kern, u->p, s->lora->value, bytes);
+    u->kern->upload(u->kern, u->m, s->m, bytes);
+    u->kern->upload(u->kern, u->v, s->v, bytes);
+    u->ahead = false;
+}
+
+int updater_store(struct updater *u, struct update_state *s, struct err *e) {
+    const size_t bytes = u->params * sizeof(float);
+    if (!u->ahead) return 0;
+    u->kern->download(u->kern, s->m, u->m, bytes);
+    u->kern->download(u->kern, s->v, u->v, bytes);
+    u->ahead = false;
+    return u->kern->sync(u->kern, e);
 }
 
 /* The new adapter, piece by piece: did any byte change? */
@@ -144,7 +163,6 @@ static int minibatch_step(struct updater *u, struct update_state *s, struct batc
                           const struct update_treatment *t, struct err *e) {
     const struct learner_conf *c = u->c;
     struct kern *k = u->kern;
-    size_t bytes = u->params * sizeof(float);
     struct update_metrics *m = b->metrics;
     if (minibatch_grad(u, s, b, t, e) < 0) return -1;
     double norm = sqrt(k->sum_squares(k, net_grad(u->net), u->params));
@@ -167,30 +185,24 @@ static int minibatch_step(struct updater *u, struct update_state *s, struct batc
                             .g_scale = (float)dapo_grad_scale(norm, c->grad_clip),
                             .m_scale = (float)(1 / (1 - pow(c->beta1, (double)s->adam_steps))),
                             .v_scale = (float)(1 / (1 - pow(c->beta2, (double)s->adam_steps))) };
-    k->upload(k, u->p, s->lora->value, bytes);
-    k->upload(k, u->m, s->m, bytes);
-    k->upload(k, u->v, s->v, bytes);
     k->adamw(k, &a);
-    k->download(k, s->m, u->m, bytes);
-    k->download(k, s->v, u->v, bytes);
+    u->ahead = true;
     m->changed |= take_value(u, s->lora->value);
     return k->sync(k, e);
 }
 
-static void save_state(struct updater *u, const struct update_state *s) {
+/* Moments stay as they are on the host while the step goes on. */
+static int save_state(struct updater *u, struct update_state *s, struct err *e) {
     const size_t bytes = u->params * sizeof(float);
-    float **const old[] = { &u->old_value, &u->old_m, &u->old_v };
-    for (size_t i = 0; !u->old_v && i < COUNT_OF(old); i++) *old[i] = mem_alloc(bytes);
+    if (!u->old_value) u->old_value = mem_alloc(bytes);
     memcpy(u->old_value, s->lora->value, bytes);
-    memcpy(u->old_m, s->m, bytes);
-    memcpy(u->old_v, s->v, bytes);
+    return updater_store(u, s, e);
 }
 
-static void restore_state(const struct updater *u, struct update_state *s) {
-    const size_t bytes = u->params * sizeof(float);
-    memcpy(s->lora->value, u->old_value, bytes);
-    memcpy(s->m, u->old_m, bytes);
-    memcpy(s->v, u->old_v, bytes);
+static int restore_state(struct updater *u, struct update_state *s, struct err *e) {
+    memcpy(s->lora->value, u->old_value, u->params * sizeof(float));
+    updater_load(u, s);
+    return u->kern->sync(u->kern, e);
 }
 
 /* Whether noise changes results in one of the two phases only. */
@@ -296,8 +308,8 @@ int updater_step(struct updater *u, struct update_state *s, const struct rec_gro
     *metrics = (struct update_metrics){ .lr = rate_of(c, s->rate_steps), .kl_coef = c->kl_coef };
     batch_open(&b, c, group, groups, metrics);
     b.old_is_cur = !own_old_pass(u, t, several);
-    if (several) save_state(u, s);
-    int rc = fixed_logprobs(u, s, &b, t, e);
+    int rc = several ? save_state(u, s, e) : 0;
+    if (rc == 0) rc = fixed_logprobs(u, s, &b, t, e);
     for (int g = 0; rc == 0 && g < groups && !metrics->nonfinite;) {
         b.mini_seqs = 0;
         for (int last = g + per < groups ? g + per : groups; g < last; g++)
@@ -310,7 +322,7 @@ int updater_step(struct updater *u, struct update_state *s, const struct rec_gro
         batch_finish(&b);
         if (!metrics->nonfinite) s->rate_steps++;
         else if (several) {
-            restore_state(u, s);
+            rc = restore_state(u, s, e);
             s->adam_steps = adam_steps;
             metrics->changed = false;
         }

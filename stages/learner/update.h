@@ -43,17 +43,22 @@ struct ranks;
 int updater_create(struct updater **out, const struct policy *p, const struct learner_conf *c,
                    struct err *e);
 void updater_destroy(struct updater **u);
+/* The state that the next step starts from. AdamW's arrays lie on the backend from then on: of s a
+ * step changes the adapter and the counters; moments come back with updater_store. */
+void updater_load(struct updater *u, const struct update_state *s);
+int updater_store(struct updater *u, struct update_state *s, struct err *e);
 /* From now on a step is made together with the other ranks, lent: all call updater_step with equal
- * states, groups and treatments, and end with equal states and metrics. */
-void updater_join(struct updater *u, struct ranks *r);
+ * states, groups and treatments, and end with equal states and metrics. All call it, and each is
+ * told where their gradients cannot meet. */
+int updater_join(struct updater *u, struct ranks *r, struct err *e);
 size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
                     const struct lora_shape *shape);
 /* of these, the KV pages */
 size_t updater_plan_pages(const struct learner_conf *c, const struct model_conf *m,
                           const struct lora_shape *shape);
-/* groups: at least one, sorted by id. -1 also where noise that was intended did not happen. On a
- * non-finite gradient s is left as it was and
- * metrics->nonfinite set. */
+/* s: as it was loaded, or as the last step left it. groups: at least one, sorted by id. -1 also
+ * where noise that was intended did not happen. On a non-finite gradient the state is left as it
+ * was and metrics->nonfinite set. */
 int updater_step(struct updater *u, struct update_state *s, const struct rec_group *const *group,
                  int groups, const struct update_treatment *t, struct update_metrics *metrics,
                  struct err *e);

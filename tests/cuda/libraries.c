@@ -3,14 +3,20 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "tests/cuda/child.h"
 
-static void says(const char *name, int status, const char *words) {
+/* more: settings of the environment besides those */
+static void says_with(const char *more, const char *name, int status, const char *words) {
     static const char *const settings[] = { "EMU_DEVICES=4",
                                             "EMU_DEVICES=4 EMU_DEFER=1 EMU_PROTECT=1" };
     for (size_t i = 0; i < COUNT_OF(settings); i++) {
-        struct ran r = child("libraries", HERE & PLAIN ? PLAIN : SAN, settings[i], name);
-        cr_assert(r.status == status && strstr(r.out, words), "%s %s: status %d, printed: %s",
-                  settings[i], name, r.status, r.out);
+        char all[200];
+        snprintf(all, sizeof all, "%s %s", settings[i], more);
+        struct ran r = child("libraries", HERE & PLAIN ? PLAIN : SAN, all, name);
+        cr_assert(r.status == status && strstr(r.out, words), "%s %s: status %d, printed: %s", all,
+                  name, r.status, r.out);
     }
+}
+static void says(const char *name, int status, const char *words) {
+    says_with("", name, status, words);
 }
 
 Test(cublas, products_of_every_type_and_transposition) {
@@ -50,6 +56,22 @@ Test(nccl, ranks_that_make_different_calls_abort) {
 Test(nccl, a_lost_rank_is_an_error_of_all_others, .timeout = 60) {
     says("lost_rank 3", 1, "0:-nan remote process exited");
     says("lost_rank 3", 1, "2:-nan remote process exited");
+}
+Test(nccl, calls_in_the_background_keep_the_stream_s_order) {
+    says("background 3", 0,
+         "0:3.68162642e+10 no error\n1:3.68162642e+10 no error\n2:3.68162642e+10 no error\n");
+}
+Test(nccl, a_call_while_another_is_in_progress_is_refused) {
+    says("call_in_progress 2", 1, "call 1 while another is in progress (invalid usage)");
+}
+Test(nccl, a_rank_lost_amid_a_gather_is_noticed_or_waited_for_until_the_abort, .timeout = 60) {
+    says_with("EMU_NCCL_DIE=1:0", "lost_in_background 3", 1,
+              "0: done, remote process exited or there was a network error; aborted: done -nan");
+    says_with("EMU_NCCL_DIE=1:0 EMU_NCCL_HANG=1", "lost_in_background 3", 1,
+              "0: waits, no error; aborted: done -nan\n2: waits, no error; aborted: done -nan");
+}
+Test(nccl, a_start_that_waits_for_a_rank_can_be_aborted) {
+    says("start_of_too_few 3", 0, "0: 7, 0\n2: 7, 0\n");
 }
 Test(nccl, two_ranks_on_one_gpu) { says("one_gpu 3", 1, "are on one GPU (invalid usage)"); }
 Test(nccl, buffer_of_the_host) { says("host_buffer 3", 1, "a buffer is not whole on device 1"); }

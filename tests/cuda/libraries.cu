@@ -4,6 +4,7 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cuda/launch.h"
 
+#include <algorithm>
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <math.h>
@@ -219,6 +220,80 @@ static void lost_rank(struct group *g) {
     must(ncclAllReduce(p, p, 100, ncclFloat32, ncclSum, g->comm, g->stream));
     report(g, p, 100);
 }
+/* ---- NCCL in the background ---- */
+
+/* Until a call is through, as who must not wait for ever asks. */
+static ncclResult_t through(struct group *g, ncclResult_t r) {
+    while (r == ncclInProgress) {
+        usleep(50);
+        must(ncclCommGetAsyncError(g->comm, &r));
+    }
+    return r;
+}
+static ncclResult_t start_in_background(struct group *g) {
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    must(cudaSetDevice(g->rank));
+    must(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
+    return ncclCommInitRankConfig(&g->comm, g->ranks, g->id, g->rank, &config);
+}
+static void enter_in_background(struct group *g) {
+    ncclResult_t r = start_in_background(g);
+    if (r != ncclInProgress) printf("%d started at once: %s\n", g->rank, ncclGetErrorString(r));
+    must(through(g, r));
+}
+/* 1: the stream's work is done; 0: not in `seconds`. */
+static int done_within(struct group *g, double seconds) {
+    for (double s = 0; s < seconds; s += 1e-4) {
+        if (cudaStreamQuery(g->stream) == cudaSuccess) return 1;
+        usleep(100);
+    }
+    return 0;
+}
+/* Three gathers, what lies behind them in the stream, and a copy whose source changes at once. */
+static void background(struct group *g) {
+    enum { COUNT = 300001 };
+    enter_in_background(g);
+    float *own = ramp(g, COUNT), *to = device<float>((size_t)COUNT * (size_t)g->ranks);
+    std::vector<float> host(COUNT, 2.0f);
+    for (int i = 0; i < 3; i++) {
+        ncclResult_t r = ncclAllGather(own, to, COUNT, ncclFloat32, g->comm, g->stream);
+        if (r != ncclInProgress) printf("%d\n", r);
+        must(through(g, r));
+    }
+    must(cudaMemcpyAsync(to, host.data(), COUNT * sizeof(float), cudaMemcpyHostToDevice, g->stream));
+    std::fill(host.begin(), host.end(), 5.0f);
+    if (!done_within(g, 30)) printf("not done\n");
+    report(g, to, (size_t)COUNT * (size_t)g->ranks);
+}
+static void call_in_progress(struct group *g) {
+    enter_in_background(g);
+    float *own = ramp(g, 100), *to = device<float>(100 * (size_t)g->ranks);
+    if (ncclAllGather(own, to, 100, ncclFloat32, g->comm, g->stream) != ncclInProgress) printf("?");
+    must(ncclAllGather(own, to, 100, ncclFloat32, g->comm, g->stream));
+}
+/* The others wait until they abort; then their streams are free, and hold no result. */
+static void lost_in_background(struct group *g) {
+    enter_in_background(g);
+    float *own = ramp(g, 100), *to = device<float>(100 * (size_t)g->ranks);
+    must(through(g, ncclAllGather(own, to, 100, ncclFloat32, g->comm, g->stream)));
+    const int done = done_within(g, 2);
+    ncclResult_t r;
+    must(ncclCommGetAsyncError(g->comm, &r));
+    printf("%d: %s, %s; ", g->rank, done ? "done" : "waits", ncclGetErrorString(r));
+    must(ncclCommAbort(g->comm));
+    printf("aborted: %s", done_within(g, 5) ? "done" : "waits");
+    printf(" %g\n", (double)download(to, 1)[0]);
+}
+static void start_of_too_few(struct group *g) {
+    if (g->rank == 1) return;
+    ncclResult_t r = start_in_background(g);
+    for (int i = 0; i < 1000 && r == ncclInProgress; i++) {
+        usleep(100);
+        must(ncclCommGetAsyncError(g->comm, &r));
+    }
+    printf("%d: %d, %d\n", g->rank, r, ncclCommAbort(g->comm));
+}
 static void one_gpu(struct group *g) {
     must(cudaSetDevice(0));
     must(ncclCommInitRank(&g->comm, g->ranks, g->id, g->rank));
@@ -242,6 +317,10 @@ static const struct { const char *name; void (*run)(void); void (*ranks)(struct 
     { "different_calls", nullptr, different_calls },
     { "different_counts", nullptr, different_counts },
     { "lost_rank", nullptr, lost_rank },
+    { "background", nullptr, background },
+    { "call_in_progress", nullptr, call_in_progress },
+    { "lost_in_background", nullptr, lost_in_background },
+    { "start_of_too_few", nullptr, start_of_too_few },
     { "one_gpu", nullptr, one_gpu },
     { "host_buffer", nullptr, host_buffer },
 };

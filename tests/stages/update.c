@@ -125,7 +125,9 @@ static const struct update_treatment treatment = {
 static struct update_metrics step(int groups, char sha[SHA256_HEX]) {
     struct update_metrics m;
     struct err e = { 0 };
+    updater_load(b.u, &b.s);
     cr_assert(updater_step(b.u, &b.s, b.list, groups, &treatment, &m, &e) == 0, "%s", e.text);
+    cr_assert(updater_store(b.u, &b.s, &e) == 0, "%s", e.text);
     if (sha) lora_sha256(b.s.lora, sha);
     return m;
 }
@@ -310,6 +312,75 @@ Test(update, a_gradient_that_is_not_finite_touches_nothing) {
     free(before);
 }
 
+/* ---- where the state lies ---- */
+
+static struct update_metrics bare_step(int groups) {
+    struct update_metrics m;
+    struct err e = { 0 };
+    cr_assert(updater_step(b.u, &b.s, b.list, groups, &treatment, &m, &e) == 0, "%s", e.text);
+    return m;
+}
+
+/* value, m and v in one array, which the caller frees */
+static float *copy_of_state(void) {
+    const size_t n = b.s.lora->params;
+    float *all = mem_alloc(3 * n * sizeof *all);
+    memcpy(all, b.s.lora->value, n * sizeof *all);
+    memcpy(all + n, b.s.m, n * sizeof *all);
+    memcpy(all + 2 * n, b.s.v, n * sizeof *all);
+    return all;
+}
+
+static void expect_state(const char *what, const float *all) {
+    float *now = copy_of_state();
+    cr_expect(memcmp(now, all, 3 * b.s.lora->params * sizeof *all) == 0, "%s", what);
+    free(now);
+}
+
+/* The backend holds the masters: what the host has of the moments is written, never read. */
+Test(update, steps_go_on_from_what_lies_on_the_backend) {
+    struct err e = { 0 };
+    for (b.c.minibatch = 0; b.c.minibatch <= 2; b.c.minibatch += 2) {
+        fresh_state();
+        for (int i = 0; i < 3; i++) step(GROUPS, NULL);
+        float *want = copy_of_state();
+        fresh_state();
+        updater_load(b.u, &b.s);
+        for (int i = 0; i < 3; i++) {
+            bare_step(GROUPS);
+            b.s.m[0] = b.s.v[0] = 1e3f;
+        }
+        cr_assert(updater_store(b.u, &b.s, &e) == 0, "%s", e.text);
+        expect_state("three steps without a word from the host", want);
+        free(want);
+    }
+}
+
+Test(update, a_later_mini_batch_that_is_not_finite_takes_the_step_back) {
+    struct err e = { 0 };
+    const double rate = b.c.lr;
+    b.c.minibatch = 2;
+    step(GROUPS, NULL);
+    float *before = copy_of_state();
+    step(GROUPS, NULL);
+    float *after = copy_of_state();
+    memcpy(b.s.lora->value, before, b.s.lora->params * sizeof *before);
+    memcpy(b.s.m, before + b.s.lora->params, b.s.lora->params * sizeof *before);
+    memcpy(b.s.v, before + 2 * b.s.lora->params, b.s.lora->params * sizeof *before);
+    b.s.adam_steps = 2;
+    b.s.rate_steps = 1;
+    b.c.lr = 1e36;                                   /* where the first leads nothing is finite */
+    struct update_metrics m = step(GROUPS, NULL);
+    cr_expect(m.nonfinite && !m.changed && b.s.adam_steps == 2 && b.s.rate_steps == 1);
+    expect_state("the state before", before);
+    b.c.lr = rate;
+    bare_step(GROUPS);                               /* from what was put back on the backend */
+    cr_assert(updater_store(b.u, &b.s, &e) == 0, "%s", e.text);
+    expect_state("the state that the step leads to", after);
+    free(before);
+    free(after);
+}
+
 /* ---- noise ---- */
 
 static void with_noise(const char *ops, int direction, bool logprob, bool update) {
@@ -399,8 +470,11 @@ struct outcome {
 
 static int rank_step(struct ranks *r, int groups, struct update_metrics *m, struct err *e) {
     char all[RANKS_MAX][SHA256_HEX];
-    updater_join(b.u, r);
-    if (updater_step(b.u, &b.s, b.list, groups, &treatment, m, e) < 0) return -1;
+    updater_load(b.u, &b.s);
+    if (updater_join(b.u, r, e) < 0 ||
+        updater_step(b.u, &b.s, b.list, groups, &treatment, m, e) < 0 ||
+        updater_store(b.u, &b.s, e) < 0)
+        return -1;
     lora_sha256(b.s.lora, all[ranks_own(r)]);
     if (ranks_gather(r, "hash", all, sizeof *all, e) < 0) return -1;
     for (int i = 1; i < ranks_count(r); i++)

@@ -491,7 +491,7 @@ static cudaError_t fits(const struct emu_launch *l) {
     return cudaSuccess;
 }
 void emu_submit(const struct emu_launch *l, cudaStream_t stream) {
-    struct emu_work w = { *l, current };
+    struct emu_work w = { *l, current, nullptr };
     if (!emu_devices()) last_error = cudaErrorNoDevice;
     else if (fits(l) == cudaSuccess) {
         cudaError_t e = emu_queue(stream, &w);

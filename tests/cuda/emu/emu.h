@@ -24,8 +24,12 @@ bool emu_shared(const void *p, char **first, size_t *bytes);
 struct emu_work {
     struct emu_launch launch;                         /* no kernel: `run` alone, a copy */
     int device;
+    /* Work that waits for other processes, or NULL: asked with launch.args until it says yes, then
+     * it runs. Who only looks (a query, another launch) leaves it queued. */
+    bool (*ready)(void *args);
 };
 cudaError_t emu_queue(cudaStream_t stream, const struct emu_work *w);
+/* EMU_DEFER=1, or something is queued behind work that waits. */
 bool emu_deferred(void);
 /* An error when a stream of this process is being captured: `what` cannot be done then. */
 cudaError_t emu_no_capture(const char *what);

@@ -2,9 +2,13 @@
  *
  * One rank a process. Data goes through a slot of 1 MiB a rank in as many rounds as it takes; sums
  * are added in rank order. Ranks that do not make the same call are our bug: the process says so
- * and aborts. A rank that died is the world's failure, and where NCCL would wait for ever, the
- * receive buffer becomes NaN and ncclCommGetAsyncError says ncclRemoteError from then on. Every
- * rank holds a lock on its byte of the shared file; the kernel drops it with the process.
+ * and aborts. A rank that died is the world's failure: the receive buffer becomes NaN and
+ * ncclCommGetAsyncError says ncclRemoteError from then on; with EMU_NCCL_HANG=1 nobody notices, as
+ * with NCCL in one machine, until the communicator is aborted. Every rank holds a lock on its byte
+ * of the shared file; the kernel drops it with the process.
+ * A non-blocking communicator (blocking = 0) starts and calls in the background: ncclInProgress
+ * until ncclCommGetAsyncError has been asked, and its work stays queued until all ranks came.
+ * EMU_NCCL_DIE=RANK:N: that rank kills itself amid its call N, counted from 0.
  * Not here: send and receive, several ranks in one process, groups of more than one communicator.
  * Order: shared state, meeting, life of a communicator, collectives.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -16,6 +20,7 @@
 #include <cuda_fp16.h>
 #include <fcntl.h>
 #include <nccl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -28,7 +33,7 @@ enum { RANKS_MAX = 64, SLOT_BYTES = 1 << 20, PATIENCE_S = 120, NAP_US = 50 };
 
 struct call { int op, type, reduce, root; uint64_t count, number; };
 struct shared {
-    uint32_t ranks, joined, arrived, generation;
+    uint32_t ranks, arrived, generation;
     struct { struct call call; int gpu; } of[RANKS_MAX];
     alignas(4096) char slot[][SLOT_BYTES];
 };
@@ -38,6 +43,12 @@ struct ncclComm {
     int fd, rank, ranks, device;
     uint64_t calls;
     ncclResult_t state;
+    bool background;                                  /* non-blocking */
+    bool aborted, starting;
+    int jobs;                                         /* queued: they outlive an abort */
+    unsigned naps;
+    uint32_t generation;                              /* that we arrived in */
+    char name[64];
 };
 static const char *const ops[] = { "ncclAllReduce", "ncclAllGather", "ncclReduceScatter",
                                    "ncclBroadcast" };
@@ -73,34 +84,35 @@ static bool here(const struct ncclComm *c, int rank) {
     f.l_len = 1;
     return fcntl(c->fd, F_GETLK, &f) == 0 && f.l_type != F_UNLCK;
 }
-/* Waits for all ranks; false when one is lost, or does not come in PATIENCE_S. */
-static bool meet(struct ncclComm *c) {
+enum came { NOT_YET, ALL, LOST };
+static void arrive(struct ncclComm *c) {
     struct shared *s = c->s;
-    uint32_t generation = __atomic_load_n(&s->generation, __ATOMIC_ACQUIRE);
+    c->generation = __atomic_load_n(&s->generation, __ATOMIC_ACQUIRE);
+    c->naps = 0;
     if (__atomic_add_fetch(&s->arrived, 1, __ATOMIC_ACQ_REL) == (uint32_t)c->ranks) {
         __atomic_store_n(&s->arrived, 0, __ATOMIC_RELEASE);
         __atomic_add_fetch(&s->generation, 1, __ATOMIC_ACQ_REL);
-        return true;
     }
-    for (int nap = 1;; nap++) {
-        if (__atomic_load_n(&s->generation, __ATOMIC_ACQUIRE) != generation) return true;
-        usleep(NAP_US);
-        if (nap % 20) continue;
-        int lost = -1;
-        for (int r = 0; r < c->ranks; r++)
-            if (!here(c, r)) lost = r;
-        /* the last to meet may have gone since */
-        if (__atomic_load_n(&s->generation, __ATOMIC_ACQUIRE) != generation) return true;
-        if (lost >= 0) {
-            refuse(ncclRemoteError, "rank %d of %d is lost", lost, c->ranks);
-            return false;
-        }
-        if (nap / (1000000 / NAP_US) >= PATIENCE_S) {
-            refuse(ncclRemoteError, "rank %d waited %d s for a rank that did not come", c->rank,
-                   PATIENCE_S);
-            return false;
-        }
+}
+static bool passed(const struct ncclComm *c) {
+    return __atomic_load_n(&c->s->generation, __ATOMIC_ACQUIRE) != c->generation;
+}
+/* Have all arrived? Asked about once in NAP_US. */
+static enum came met(struct ncclComm *c) {
+    if (passed(c)) return ALL;
+    if (c->aborted) return LOST;
+    if (++c->naps % 20) return NOT_YET;
+    int lost = -1;
+    for (int r = 0; r < c->ranks && !c->starting; r++)   /* then they may still be to come */
+        if (!here(c, r)) lost = r;
+    if (passed(c)) return ALL;                        /* the last to meet may have gone since */
+    if (lost >= 0 && !emu_setting("EMU_NCCL_HANG", 0)) {
+        refuse(ncclRemoteError, "rank %d of %d is lost", lost, c->ranks);
+        return LOST;
     }
+    if (c->naps / (1000000 / NAP_US) < PATIENCE_S) return NOT_YET;
+    refuse(ncclRemoteError, "rank %d waited %d s for a rank that did not come", c->rank, PATIENCE_S);
+    return LOST;
 }
 
 /* ---- life of a communicator ---- */
@@ -115,50 +127,71 @@ extern "C" ncclResult_t ncclGetUniqueId(ncclUniqueId *id) {
     snprintf(id->internal, sizeof id->internal, "/qerl-emu-nccl-%d-%d", (int)getpid(), made++);
     return ncclSuccess;
 }
+/* Takes its place. */
 static ncclResult_t join(struct ncclComm *c) {
     struct flock f = {};
-    int gpu;
-    cudaDeviceGetAttribute(&gpu, cudaDevAttrPciBusId, c->device);
+    cudaDeviceGetAttribute(&c->s->of[c->rank].gpu, cudaDevAttrPciBusId, c->device);
     f.l_type = F_WRLCK;
     f.l_start = c->rank;
     f.l_len = 1;
     if (fcntl(c->fd, F_SETLK, &f) != 0)
         return refuse(ncclInvalidUsage, "rank %d of %d is there twice", c->rank, c->ranks);
-    c->s->of[c->rank].gpu = gpu;
-    __atomic_add_fetch(&c->s->joined, 1, __ATOMIC_ACQ_REL);
-    for (int nap = 0; __atomic_load_n(&c->s->joined, __ATOMIC_ACQUIRE) < (uint32_t)c->ranks; nap++) {
-        if (nap / (1000000 / NAP_US) >= PATIENCE_S)
-            return refuse(ncclSystemError, "only %d of %d ranks came", (int)c->s->joined, c->ranks);
-        usleep(NAP_US);
-    }
-    for (int r = 0; r < c->ranks; r++)
-        if (r != c->rank && c->s->of[r].gpu == gpu)
-            return refuse(ncclInvalidUsage, "ranks %d and %d are on one GPU", c->rank, r);
-    return meet(c) ? ncclSuccess : ncclRemoteError;
+    arrive(c);
+    return ncclInProgress;
 }
-extern "C" ncclResult_t ncclCommInitRank(ncclComm_t *out, int ranks, ncclUniqueId id, int rank) {
+/* Are all there, and on a GPU each? */
+static ncclResult_t start(struct ncclComm *c) {
+    const enum came all = met(c);
+    if (all == NOT_YET) return ncclInProgress;
+    shm_unlink(c->name);                              /* all have it open, or it failed */
+    if (all == LOST) return ncclRemoteError;
+    c->starting = false;
+    for (int r = 0; r < c->ranks; r++)
+        if (r != c->rank && c->s->of[r].gpu == c->s->of[c->rank].gpu)
+            return refuse(ncclInvalidUsage, "ranks %d and %d are on one GPU", c->rank, r);
+    return ncclSuccess;
+}
+static ncclResult_t open_comm(struct ncclComm *c, const char *name) {
+    c->bytes = sizeof(struct shared) + (size_t)c->ranks * SLOT_BYTES;
+    if (cudaGetDevice(&c->device) != cudaSuccess ||
+        (c->fd = shm_open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600)) < 0 ||
+        ftruncate(c->fd, (off_t)c->bytes) != 0)
+        return ncclSystemError;
+    void *map = mmap(nullptr, c->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
+    if (map == MAP_FAILED) return ncclSystemError;
+    c->s = (struct shared *)map;
+    c->starting = true;
+    return join(c);
+}
+extern "C" ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int ranks, ncclUniqueId id, int rank,
+                                               ncclConfig_t *config) {
     *out = nullptr;
     if (ranks < 1 || ranks > RANKS_MAX || rank < 0 || rank >= ranks)
         return refuse(ncclInvalidArgument, "rank %d of %d", rank, ranks);
-    struct ncclComm *c = new ncclComm{ nullptr, 0, -1, rank, ranks, 0, 0, ncclSuccess };
-    c->bytes = sizeof(struct shared) + (size_t)ranks * SLOT_BYTES;
-    ncclResult_t r = ncclSystemError;
-    if (cudaGetDevice(&c->device) == cudaSuccess &&
-        (c->fd = shm_open(id.internal, O_RDWR | O_CREAT | O_CLOEXEC, 0600)) >= 0 &&
-        ftruncate(c->fd, (off_t)c->bytes) == 0) {
-        void *map = mmap(nullptr, c->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, c->fd, 0);
-        if (map != MAP_FAILED) {
-            c->s = (struct shared *)map;
-            r = join(c);
-        }
+    struct ncclComm *c = new ncclComm{};
+    c->fd = -1;
+    c->rank = rank;
+    c->ranks = ranks;
+    c->background = config && config->blocking == 0;
+    snprintf(c->name, sizeof c->name, "%s", id.internal);
+    ncclResult_t r = open_comm(c, id.internal);
+    while (r == ncclInProgress && !c->background) {
+        usleep(NAP_US);
+        r = start(c);
     }
-    shm_unlink(id.internal);                          /* all have it open, or it failed */
-    if (r) ncclCommDestroy(c);
+    c->state = r;
+    if (r && r != ncclInProgress) ncclCommDestroy(c);
     else *out = c;
     return r;
 }
+extern "C" ncclResult_t ncclCommInitRank(ncclComm_t *out, int ranks, ncclUniqueId id, int rank) {
+    return ncclCommInitRankConfig(out, ranks, id, rank, nullptr);
+}
 extern "C" ncclResult_t ncclCommDestroy(ncclComm_t c) {
     if (!c) return ncclSuccess;
+    c->aborted = true;
+    if (c->jobs) return ncclSuccess;                  /* the last of them comes here again */
+    if (c->starting) shm_unlink(c->name);
     if (c->s) munmap(c->s, c->bytes);
     if (c->fd >= 0) close(c->fd);
     delete c;
@@ -167,6 +200,7 @@ extern "C" ncclResult_t ncclCommDestroy(ncclComm_t c) {
 extern "C" ncclResult_t ncclCommFinalize(ncclComm_t) { return ncclSuccess; }
 extern "C" ncclResult_t ncclCommAbort(ncclComm_t c) { return ncclCommDestroy(c); }
 extern "C" ncclResult_t ncclCommGetAsyncError(ncclComm_t c, ncclResult_t *r) {
+    if (c->state == ncclInProgress) c->state = c->starting ? start(c) : ncclSuccess;
     *r = c->state;
     return ncclSuccess;
 }
@@ -189,6 +223,8 @@ struct job {
     const char *from;
     char *to;
     size_t element, from_bytes, to_bytes;
+    enum { BEGINS, COMES, FULL, TAKEN, ENDED } phase;
+    size_t at;                                        /* bytes that went through the slots */
 };
 static size_t size_of(int type) {
     switch (type) {
@@ -260,25 +296,67 @@ static void receive(const struct job *j, size_t at, size_t n) {
     }
     }
 }
-static void job_run(void *arg) {
-    const struct job *j = (const struct job *)arg;
-    struct ncclComm *c = j->c;
-    bool whole = c->state == ncclSuccess;
-    c->s->of[c->rank].call = j->call;
-    whole = whole && meet(c);
-    if (whole) agree(c);
-    for (size_t at = 0; whole && at < j->from_bytes; at += SLOT_BYTES) {
-        size_t n = std::min(j->from_bytes - at, (size_t)SLOT_BYTES);
-        memcpy(c->s->slot[c->rank], j->from + at, n);
-        whole = meet(c);
-        if (whole) receive(j, at, n);
-        whole = whole && meet(c);                     /* before the slots are written again */
-    }
-    if (whole) return;
-    c->state = ncclRemoteError;
-    memset(j->to, 0xff, j->to_bytes);
+static void maybe_die(const struct job *j) {
+    const char *who = getenv("EMU_NCCL_DIE");
+    unsigned long long call;
+    int rank;
+    if (who && sscanf(who, "%d:%llu", &rank, &call) == 2 && rank == j->c->rank &&
+        call == j->call.number)
+        raise(SIGKILL);
 }
-static void job_drop(void *arg) { delete (struct job *)arg; }
+/* What follows once all have met in this phase. */
+static void go_on(struct job *j) {
+    struct ncclComm *c = j->c;
+    const size_t n = std::min(j->from_bytes - j->at, (size_t)SLOT_BYTES);
+    switch (j->phase) {
+    case job::BEGINS:
+        c->s->of[c->rank].call = j->call;
+        j->at = 0;
+        j->phase = job::COMES;
+        break;
+    case job::FULL:
+        receive(j, j->at, n);
+        maybe_die(j);
+        j->at += n;
+        j->phase = job::TAKEN;                        /* before the slots are written again */
+        break;
+    default:
+        if (j->phase == job::COMES) agree(c);
+        j->phase = j->at < j->from_bytes ? job::FULL : job::ENDED;
+        if (j->phase == job::FULL)
+            memcpy(c->s->slot[c->rank], j->from + j->at,
+                   std::min(j->from_bytes - j->at, (size_t)SLOT_BYTES));
+    }
+    if (j->phase != job::ENDED) arrive(c);
+}
+/* As far as it goes without waiting. */
+static bool job_ready(void *arg) {
+    struct job *j = (struct job *)arg;
+    struct ncclComm *c = j->c;
+    while (j->phase != job::ENDED) {
+        enum came all = c->state != ncclSuccess && c->state != ncclInProgress ? LOST
+                        : j->phase == job::BEGINS                             ? ALL
+                                                                              : met(c);
+        if (all == NOT_YET) return false;
+        if (all == ALL) go_on(j);
+        else {
+            c->state = ncclRemoteError;
+            memset(j->to, 0xff, j->to_bytes);
+            j->phase = job::ENDED;
+        }
+    }
+    return true;
+}
+static void job_run(void *arg) {
+    while (!job_ready(arg)) usleep(NAP_US);
+    ((struct job *)arg)->phase = job::BEGINS;         /* in a graph it may run again */
+}
+static void job_drop(void *arg) {
+    struct ncclComm *c = ((struct job *)arg)->c;
+    delete (struct job *)arg;
+    c->jobs--;
+    if (c->aborted) ncclCommDestroy(c);
+}
 static bool holds(const void *p, size_t bytes, int device) {
     int its;
     char *first;
@@ -293,6 +371,9 @@ static ncclResult_t collective(struct ncclComm *c, cudaStream_t stream, int op, 
     if (!element || how > ncclMin || how == ncclProd || root < 0 || root >= c->ranks)
         return refuse(ncclInvalidArgument, "type %d, operation %d or the root is not emulated", type,
                       how);
+    if (c->state == ncclInProgress)
+        return refuse(ncclInvalidUsage, "rank %d: call %d while another is in progress", c->rank,
+                      (int)c->calls);
     if (c->state) return c->state;
     if (!holds(from, from_count * element, c->device) || !holds(to, to_count * element, c->device))
         return refuse(ncclInvalidArgument, "rank %d: a buffer is not whole on device %d", c->rank,
@@ -307,9 +388,17 @@ static ncclResult_t collective(struct ncclComm *c, cudaStream_t stream, int op, 
                              (char *)to,
                              element,
                              from_count * element,
-                             to_count * element };
+                             to_count * element,
+                             job::BEGINS,
+                             0 };
     w.device = c->device;
-    return emu_queue(stream, &w) ? ncclUnhandledCudaError : ncclSuccess;
+    c->jobs++;
+    if (c->background) {
+        w.ready = job_ready;
+        c->state = ncclInProgress;
+    }
+    if (emu_queue(stream, &w)) return ncclUnhandledCudaError;
+    return c->background ? c->state : ncclSuccess;
 }
 extern "C" ncclResult_t ncclAllReduce(const void *from, void *to, size_t n, ncclDataType_t type,
                                       ncclRedOp_t how, ncclComm_t c, cudaStream_t s) {

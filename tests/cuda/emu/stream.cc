@@ -14,6 +14,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 /* ---- queues ---- */
@@ -50,9 +51,15 @@ static std::vector<std::weak_ptr<queue>> queues;
 static std::shared_ptr<queue> defaults[64];           /* of each device */
 static std::vector<cudaStream_t> captures;            /* streams under capture */
 
-bool emu_deferred(void) {
+static size_t queued;                                 /* items of all queues */
+
+static bool deferring(void) {
     static const bool yes = emu_setting("EMU_DEFER", 0) != 0;
     return yes;
+}
+bool emu_deferred(void) {
+    hold h(lock);
+    return deferring() || queued;
 }
 /* As CUDA in the modes global and thread-local: the call fails, and so does the capture. */
 cudaError_t emu_no_capture(const char *what) {
@@ -69,12 +76,16 @@ static void note_fault(const char *kernel) {
     static const char *const bad = getenv("EMU_FAULT");
     if (bad && !strcmp(kernel, bad)) faulted = true;
 }
-static void run_upto(const std::shared_ptr<queue> &q, uint64_t upto) {
+/* Whether what the item waits for has come; `stay`: waits for it. */
+static bool came(const item &it, bool stay);
+/* Until upto, or, unless `stay`, until something that waits for another process. */
+static void run_upto(const std::shared_ptr<queue> &q, uint64_t upto, bool stay) {
     while (q->done < upto && !q->items.empty()) {
+        if (!came(q->items.front(), stay)) return;
         item it = std::move(q->items.front());
         q->items.pop_front();
+        queued--;
         q->done++;
-        if (it.other) run_upto(it.other, it.upto);
         if (it.stamp) *it.stamp = now_ms();
         if (!it.work) continue;
         const struct emu_work *w = &it.work->w;
@@ -84,10 +95,24 @@ static void run_upto(const std::shared_ptr<queue> &q, uint64_t upto) {
         emu_relock();
     }
 }
+static bool came(const item &it, bool stay) {
+    if (it.other) {
+        run_upto(it.other, it.upto, stay);
+        if (it.other->done < it.upto) return false;
+    }
+    if (!it.work || !it.work->w.ready) return true;
+    emu_unlock(-1);
+    bool yes;
+    while (!(yes = it.work->w.ready(it.work->w.launch.args)) && stay)
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+    emu_relock();
+    return yes;
+}
 static void push(const std::shared_ptr<queue> &q, item &&it) {
     q->items.push_back(std::move(it));
     q->given++;
-    if (!emu_deferred()) run_upto(q, q->given);
+    queued++;
+    if (!deferring()) run_upto(q, q->given, false);
 }
 static void push_wait(const std::shared_ptr<queue> &q, const std::shared_ptr<queue> &other) {
     if (other != q && other->done < other->given) push(q, { nullptr, other, other->given, nullptr });
@@ -142,7 +167,7 @@ static cudaError_t settle(cudaStream_t s, const char *what) {
     }
     auto q = queue_of(s);
     push_order(q);
-    run_upto(q, q->given);
+    run_upto(q, q->given, true);
     emu_check_edges();
     return faulted ? emu_error(cudaErrorIllegalAddress, "%s: an earlier kernel failed", what)
                    : cudaSuccess;
@@ -171,7 +196,7 @@ extern "C" cudaError_t cudaStreamSynchronize(cudaStream_t s) {
 extern "C" cudaError_t cudaStreamQuery(cudaStream_t s) {
     hold h(lock);
     auto q = queue_of(s);
-    if (q->done < q->given) run_upto(q, q->done + 1);     /* or a loop of queries would not end */
+    if (q->done < q->given) run_upto(q, q->done + 1, false);     /* or a loop of queries would not end */
     return q->done < q->given ? cudaErrorNotReady : cudaSuccess;
 }
 extern "C" cudaError_t cudaDeviceSynchronize(void) {
@@ -181,7 +206,7 @@ extern "C" cudaError_t cudaDeviceSynchronize(void) {
     if (e || (e = cudaGetDevice(&device))) return e;
     for (size_t i = queues.size(); i-- > 0;)              /* the youngest first: no order is promised */
         if (auto q = queues[i].lock()) {
-            if (q->device == device) run_upto(q, q->given);
+            if (q->device == device) run_upto(q, q->given, true);
         } else queues.erase(queues.begin() + (long)i);
     return settle(nullptr, "cudaDeviceSynchronize");
 }
@@ -218,12 +243,12 @@ extern "C" cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsign
 }
 extern "C" cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     hold h(lock);
-    if (e->q) run_upto(e->q, e->upto);
+    if (e->q) run_upto(e->q, e->upto, true);
     return cudaSuccess;
 }
 extern "C" cudaError_t cudaEventQuery(cudaEvent_t e) {
     hold h(lock);
-    if (e->q && e->q->done < e->upto) run_upto(e->q, e->q->done + 1);
+    if (e->q && e->q->done < e->upto) run_upto(e->q, e->q->done + 1, false);
     return e->q && e->q->done < e->upto ? cudaErrorNotReady : cudaSuccess;
 }
 extern "C" cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
