@@ -222,14 +222,18 @@ static void check_gpu(void) {
     const bool plugin = (named && *named) || proc_find(path, sizeof path, "qerl-cuda.so") == 0;
     json_t *o = plugin ? place_devices(&e) : NULL, *all = json_object_get(o, "devices");
     const char *error = json_string_value(json_object_get(o, "error")),
-               *versions = json_string_value(json_object_get(o, "versions"));
+               *versions = json_string_value(json_object_get(o, "versions")),
+               *nccl = json_string_value(json_object_get(o, "nccl"));
     const size_t n = json_array_size(all);
     system_line(module, "/sys/module/nvidia/version");
     if (plugin && !o) error = e.text;
     if (n) {
-        say(m.emulated ? VERDICT_WARN : VERDICT_OK, "GPU: %zu%s; %s%s%s", n,
-            m.emulated ? " EMULATED on the CPU, for tests only (QERL_CUDA is set)" : "", versions,
-            *module ? ", kernel module " : "", module);
+        say(m.emulated || (n > 1 && !nccl) ? VERDICT_WARN : VERDICT_OK, "GPU: %zu%s; %s%s%s%s%s",
+            n, m.emulated ? " EMULATED on the CPU, for tests only (QERL_CUDA is set)" : "",
+            versions, *module ? ", kernel module " : "", module, nccl ? ", NCCL " : "",
+            nccl    ? nccl
+            : n > 1 ? ", no NCCL, which a learner on several needs: install libnccl2"
+                    : "");
         for (size_t i = 0; i < n; i++) print_gpu(i, json_array_get(all, i), n);
     } else if (m.gpus && !plugin) {
         say(VERDICT_WARN, "GPU: %s, but no qerl-cuda.so: build it with make CUDA=1", gpus);
