@@ -41,6 +41,7 @@ help:
 	@echo "make demo       install what is missing, build, run the quickstart on the embedded model (minutes)"
 	@echo "make check      the same set-up, then lint and every test; SAN=1 with ASan and UBSan"
 	@echo "make check-gpu  what only a real GPU can show, in one run; JSON=FILE keeps the report"
+	@echo "make bench-gpu  what a real GPU reaches of its limits, targets beside, in five minutes; JSON=FILE keeps the report"
 	@echo "make tests      build the tests only; then obj/tests/unit/run --list, --filter, ..."
 	@echo "make bench      the machine's limits and what the product reaches of them (minutes); JSON=FILE keeps the report"
 	@echo "make lint       include arrows, banned functions, lengths"
@@ -65,6 +66,11 @@ check:
 check-gpu:
 	$(Q)$(MAKE) --no-print-directory CUDA=1 all tests
 	$(Q)tools/check-gpu $(JSON)
+
+.PHONY: bench-gpu
+bench-gpu:
+	$(Q)$(MAKE) --no-print-directory CUDA=1 all
+	$(Q)tools/bench-gpu $(JSON)
 
 .PHONY: lint
 lint:

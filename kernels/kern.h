@@ -21,6 +21,8 @@
  *       i + half)
  *   exp, log           kern_expf / kern_logf of kernels/math.h
  *   max                exact in any order, NaN skipped
+ *   NaN                is one wherever the CPU's is; its sign and payload are promised by CPU paths
+ *       alone (a GPU's arithmetic has a single NaN, 0x7fffffff)
  *   left over          kernels/ref is the text: where a formula below leaves an order open, ref's
  *                      is meant
  *

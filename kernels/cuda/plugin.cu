@@ -27,7 +27,10 @@ int cuda_fail(struct err *e, int code, const char *fmt, ...) {
 static const char *const sync_set = getenv("QERL_CUDA_SYNC");
 static const bool sync_asked = sync_set && !strcmp(sync_set, "1");
 static cudaError_t wait_if_asked(struct kern *k) {
-    if (!sync_asked || cuda_of(k)->graphs.recording) return cudaSuccess;
+    enum cudaStreamCaptureStatus kept = cudaStreamCaptureStatusNone;
+    if (!sync_asked) return cudaSuccess;
+    const cudaError_t rc = cudaStreamIsCapturing(cuda_of(k)->stream, &kept);
+    if (rc != cudaSuccess || kept != cudaStreamCaptureStatusNone) return rc;
     return cudaStreamSynchronize(cuda_of(k)->stream);
 }
 

@@ -145,6 +145,11 @@ float kt_at(const struct kern_weight *w, int o, int i) {
     return pack_get(w->data.p, w->format, w->out, w->in, o, i) * w->scale;
 }
 
+void kt_one_nan(void *p, enum kern_type type, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (isnan(kt_get(p, type, i))) cpu_put(kt_p(p), type, i, NAN);
+}
+
 void kt_same(const struct kern *k, const void *got, const void *want, size_t bytes, size_t element,
              const char *fmt, ...) {
     if (!memcmp(got, want, bytes)) return;

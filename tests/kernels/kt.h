@@ -44,6 +44,9 @@ static inline float kt_get(const void *p, enum kern_type type, size_t i) {
 }
 static inline kptr kt_p(const void *p) { return (kptr){ (void *)(uintptr_t)p }; }
 
+/* Every NaN of p becomes the same one: for what has no promised sign and payload (kern.h). */
+void kt_one_nan(void *p, enum kern_type type, size_t n);
+
 /* A launch on an emulated device takes some 100 us: a test that would need too many takes fewer. */
 static inline bool kt_slow(const struct kern *k) { return !strncmp(k->name, "cuda", 4); }
 

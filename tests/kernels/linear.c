@@ -148,11 +148,6 @@ Test(linear, more_rows_than_a_part_takes) {
     kt_close(&t);
 }
 
-/* Any NaN is as good as another. */
-static void one_nan(void *p, enum kern_type type, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (isnan(kt_get(p, type, i))) cpu_put(kt_p(p), type, i, NAN);
-}
 
 Test(linear, adapter_and_several_at_once) {
     struct kt t;
@@ -298,21 +293,21 @@ Test(linear, ends_of_the_range) {
                                        .dx = kt_p(back), .dx_ld = IN, .rows = ROWS };
             t.ref.linear(&t.ref, &a, 1);
             t.ref.linear_t(&t.ref, &b);
-            one_nan(want, KERN_F32, ROWS * OUT);
-            one_nan(back, KERN_F32, ROWS * IN);
+            kt_one_nan(want, KERN_F32, ROWS * OUT);
+            kt_one_nan(back, KERN_F32, ROWS * IN);
             KT_EACH(&t, k) {
                 float *y = kt_new(&t, ROWS * OUT * 4), *dx = kt_new(&t, ROWS * IN * 4);
                 a.y = kt_p(y);
                 b.dx = kt_p(dx);
                 k->linear(k, &a, 1);
                 k->linear_t(k, &b);
-                one_nan(y, KERN_F32, ROWS * OUT);
-                one_nan(dx, KERN_F32, ROWS * IN);
+                kt_one_nan(y, KERN_F32, ROWS * OUT);
+                kt_one_nan(dx, KERN_F32, ROWS * IN);
                 KT_SAME(k, y, want, ROWS * OUT * 4, "linear %s round %d", format_name[f], round);
                 KT_SAME(k, dx, back, ROWS * IN * 4, "linear_t %s round %d", format_name[f], round);
                 const int most = 1 << round % 5;
                 linear_in_parts(k, &a, most);
-                one_nan(y, KERN_F32, ROWS * OUT);
+                kt_one_nan(y, KERN_F32, ROWS * OUT);
                 KT_SAME(k, y, want, ROWS * OUT * 4, "linear %s round %d, %d rows at a time",
                         format_name[f], round, most);
             }
@@ -544,12 +539,12 @@ Test(outer, ends_of_the_range) {
                                 .b_ld = N, .scale = 0.6f, .round = !(round & 2), .g = kt_p(want),
                                 .m = M, .n = N, .seq_start = start, .seqs = 3 };
         t.ref.outer(&t.ref, &o);
-        one_nan(want, KERN_F32, M * N);
+        kt_one_nan(want, KERN_F32, M * N);
         KT_EACH(&t, k) {
             float *got = kt_copy(&t, g0, M * N * 4);
             o.g = kt_p(got);
             k->outer(k, &o);
-            one_nan(got, KERN_F32, M * N);
+            kt_one_nan(got, KERN_F32, M * N);
             KT_SAME(k, got, want, M * N * 4, "outer round %d", round);
         }
         kt_drop(&t);

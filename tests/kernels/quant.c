@@ -123,7 +123,9 @@ Test(quant, not_finite, .description = "a NaN or an infinity makes its row NaN, 
             char *got = kt_new(&t, bytes);
             a.y = kt_p(got);
             k->quant_rows(k, &a);
-            KT_SAME(k, got, (char *)ref, bytes, "rows that are not finite, kind %zu", kind);
+            char *want = kt_copy(&t, ref, bytes);
+            if (kt_slow(k)) kt_one_nan(want, type, 5 * DIM), kt_one_nan(got, type, 5 * DIM);
+            KT_SAME(k, got, want, bytes, "rows that are not finite, kind %zu", kind);
         }
         kt_drop(&t);
     }

@@ -10,7 +10,6 @@
 
 #include "kernels/cuda/plugin.h"
 #include "lib/base/str.h"
-#include "lib/stage/device.h"
 #include "tools/bench/bench.h"
 #include "tools/bench/synth.h"
 
@@ -32,14 +31,23 @@ static const struct datasheet sheets[] = {            /* a longer name before it
 
 static bool emulated(const struct bench *b) { return strstr(b->plugin->versions, "emulated"); }
 
+/* The device of b->kern, as it is now. */
+static int describe(const struct bench *b, struct cuda_device *d, struct err *e) {
+    int64_t index = 0;
+    str_to_i64(strchr(b->kern.name, ':') + 1, &index);
+    return b->plugin->describe(d, (int)index, e);
+}
+
 int device_open(struct bench *b, json_t *machine, struct err *e) {
+    struct cuda_device d;
     if (!strchr(b->kern.name, ':')) return 0;         /* a path of the CPU */
     b->plugin = cuda_load(e);
-    if (!b->plugin || device_plan(machine, &b->kern, e) < 0) return -1;
-    const char *name = json_string_value(json_object_get(json_object_get(machine, "device"),
-                                                         "name"));
-    for (size_t i = 0; i < COUNT_OF(sheets) && name && !b->sheet.name; i++)
-        if (str_starts(name, sheets[i].name)) b->sheet = sheets[i];
+    if (!b->plugin || describe(b, &d, e) < 0) return -1;
+    for (size_t i = 0; i < COUNT_OF(sheets) && !b->sheet.name; i++)
+        if (str_starts(d.name, sheets[i].name)) b->sheet = sheets[i];
+    json_object_set_new(machine, "device",
+                        json_pack("{ss ss sf sf}", "name", d.name, "arch", d.arch, "memory_bytes",
+                                  (double)d.memory_bytes, "free_bytes", (double)d.free_bytes));
     json_object_set_new(machine, "versions", json_string(b->plugin->versions));
     if (b->sheet.name)
         json_object_set_new(machine, "datasheet",
@@ -221,13 +229,10 @@ bool bench_room(struct bench *b, enum shape m, const char *key, double bytes) {
     struct err e = { 0 };
     char why[96];
     if (!b->plugin) return true;
-    json_t *o = json_object();
-    double free_bytes = 0, slack = .02 * bytes + 300e6;    /* scratch, and what allocations waste */
-    if (device_plan(o, &b->kern, &e) == 0)
-        free_bytes = json_number_value(json_object_get(json_object_get(o, "device"),
-                                                       "free_bytes"));
-    json_decref(o);
-    bytes += slack + (b->synth && b->synth->shape == m ? 0 : (double)synth_bytes(m));
+    struct cuda_device d;
+    const double free_bytes = describe(b, &d, &e) == 0 ? (double)d.free_bytes : 0;
+    bytes += .02 * bytes + 300e6;                     /* scratch, and what allocations waste */
+    if (!b->synth || b->synth->shape != m) bytes += (double)synth_bytes(m);
     if (bytes <= free_bytes) return true;
     snprintf(why, sizeof why, "needs %.1f GB, the device has %.1f GB free", bytes / 1e9,
              free_bytes / 1e9);

@@ -168,12 +168,17 @@ static int run_parts(struct bench *b, struct err *e) {
     if (part_pool(b, e) < 0 || part_noise(b, e) < 0) return -1;
     for (int m = 0; m < SHAPE_COUNT; m++) {
         if (!b->model[m]) continue;
-        if (part_kernels(b, (enum shape)m, e) < 0 || part_decode(b, (enum shape)m, e) < 0 ||
-            part_train(b, (enum shape)m, e) < 0 || part_dapo(b, (enum shape)m, e) < 0)
+        if ((!b->plugin && part_kernels(b, (enum shape)m, e) < 0) ||
+            part_decode(b, (enum shape)m, e) < 0 || part_train(b, (enum shape)m, e) < 0 ||
+            part_dapo(b, (enum shape)m, e) < 0)
             return err_wrap(e, "model %s", shape_name[m]);
         synth_close(&b->synth);
     }
-    if (b->plugin) return 0;                         /* the rest is the host's */
+    /* On a borrowed GPU whole steps come first, of all models; the rest is the host's. */
+    for (int m = 0; m < SHAPE_COUNT && b->plugin; m++)
+        if (b->model[m] && part_kernels(b, (enum shape)m, e) < 0)
+            return err_wrap(e, "model %s", shape_name[m]);
+    if (b->plugin) return 0;
     return part_wire(b, e) < 0 || part_start(b, e) < 0 || part_turns(b, e) < 0 ||
                    part_pipeline(b, e) < 0 ? -1 : 0;
 }

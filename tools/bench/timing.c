@@ -53,7 +53,8 @@ struct spread timing_on(struct kern *k, void (*fn)(void *arg), void *arg, double
 
 /* ---- kept calls ---- */
 
-enum { KEPT_CALLS = 32, KEPT_KEY = 1 };              /* no net's key is so small */
+enum { KEPT_CALLS = 16, KEPT_KEY = 1 };              /* no net's key is so small */
+static const double kept_longest_seconds = 4e-3;
 
 static void replay(void *arg) {
     struct kern *k = arg;
@@ -70,7 +71,7 @@ struct spread timing_kept(struct kern *k, void (*fn)(void *arg), void *arg, doub
     double once = seconds_of(k, fn, arg, 1, e);      /* its memory grows now or never */
     if (once >= 0) once = seconds_of(k, fn, arg, 1, e);
     if (once < 0) return none;
-    if (once * KEPT_CALLS < seconds) {
+    if (once < kept_longest_seconds) {
         k->record(k);
         for (int i = 0; i < KEPT_CALLS; i++) fn(arg);
         *kept = k->keep(k, KEPT_KEY);
