@@ -115,20 +115,33 @@ static void records_step(void *arg, mul_t *to, int panel, int count, int block) 
 }
 #endif
 
+/* Rows of x as lhs blocks, one block of all rows after another; whether they meet a weight's
+ * records as these lie. */
+struct gemm_lhs { const mul_t *at; size_t block; int rows; bool direct; };
+static struct gemm_lhs lhs_of(const mul_t *at, size_t block, int rows, int blocks,
+                              const struct kern_weight *w, bool across) {
+    struct gemm_lhs x = { at, block, rows, false };
+#if defined(MUL_RECORDS)
+    x.direct = !across && records_take(w->format, at, rows, (size_t)blocks * block);
+#else
+    (void)blocks, (void)w, (void)across;
+#endif
+    return x;
+}
+
 /* acc += lhs blocks x the weight's panels [panel, panel + count), k blocks [block, block + blocks).
  * Afterwards come the panels that follow, from block `then`. */
-static void panels_sum(const mul_t *lhs, size_t lhs_block, mul_t *rhs, const struct kern_weight *w,
-                       bool across, float *acc, int rows, int panel, int count, int block,
-                       int blocks, int then) {
-    struct mul m = { .lhs_row = MUL_LHS, .lhs_block = lhs_block, .rhs = rhs, .rhs_block = MUL_RHS,
-                     .acc = acc, .acc_row = MUL_COLS, .acc_panel = (size_t)rows * MUL_COLS,
-                     .rows = rows, .panels = count };
+static void panels_sum(const struct gemm_lhs *x, mul_t *rhs, const struct kern_weight *w,
+                       bool across, float *acc, int panel, int count, int block, int blocks,
+                       int then) {
+    struct mul m = { .lhs = x->at, .lhs_row = MUL_LHS, .lhs_block = x->block, .rhs = rhs,
+                     .rhs_block = MUL_RHS, .acc = acc, .acc_row = MUL_COLS,
+                     .acc_panel = (size_t)x->rows * MUL_COLS, .rows = x->rows, .panels = count,
+                     .blocks = blocks };
     const long per_panel = blocks_of(w->in), block_step = across ? 2 * per_panel : 1;
 #if defined(MUL_FUSED)
     struct records first = { w, across, panel, count, block, 1, GEMM_BLOCKS * block_step };
     (void)then;
-    m.blocks = blocks;
-    m.lhs = lhs;
     mul_fused(&m, rhs, records_step, &first, across);
 #else
     const long panels_step = across ? GEMM_PANELS / 2 : GEMM_PANELS * per_panel;
@@ -138,11 +151,18 @@ static void panels_sum(const mul_t *lhs, size_t lhs_block, mul_t *rhs, const str
         const long next = i + 1 < steps ? n * block_step
                                         : panels_step + (then - block - from) * block_step;
         const struct records here = { w, across, panel, count, block + from, n, 0 };
-        records_get(rhs, &here);
         m.ahead = records_ahead(&here, next);
         m.blocks = n;
+        m.lhs = x->at + (size_t)from * x->block;
+#if defined(MUL_RECORDS)
+        if (x->direct) {
+            const struct mul_ahead at = records_ahead(&here, 0);
+            mul_records(&m, &(struct mul_packed){ at.at, at.row_stride, w->format });
+            continue;
+        }
+#endif
+        records_get(rhs, &here);
         m.rhs_panel = (size_t)n * MUL_RHS;
-        m.lhs = lhs + (size_t)from * lhs_block;
         mul_run(&m);
     }
 #endif
@@ -203,8 +223,9 @@ static void part_put(const struct gemm *g, const struct gemm_part *t, int p0, in
         const int count = at_most(panels - c, GEMM_PANELS);
         if (t->more) {
             memset(t->more, 0, (size_t)count * sum * sizeof *t->more);
-            panels_sum(t->lhs + (size_t)t->span * t->lhs_block, t->lhs_block, t->rhs, g->b, false,
-                       t->more, t->rows, p0 + c, count, 0, t->more_blocks, 0);
+            const struct gemm_lhs u = lhs_of(t->lhs + (size_t)t->span * t->lhs_block, t->lhs_block,
+                                             t->rows, t->more_blocks, g->b, false);
+            panels_sum(&u, t->rhs, g->b, false, t->more, p0 + c, count, 0, t->more_blocks, 0);
         }
         result_put(g, t->acc + (size_t)c * sum, t->more, t->r0, t->rows, p0 + c, count);
     }
@@ -223,12 +244,12 @@ static void gemm_part(const struct gemm *g, int part) {
         const int n = at_most(t.blocks - b, t.span), k0 = b * MUL_K;
         const struct mul_source x = source_at(g->x, (size_t)t.r0, (size_t)k0);
         lhs_rows(t.lhs, MUL_LHS, t.lhs_block, &x, t.rows, at_most(g->k - k0, n * MUL_K));
+        const struct gemm_lhs lhs = lhs_of(t.lhs, t.lhs_block, t.rows, n, g->w, g->across);
         for (int c = 0; c < t.panels; c += GEMM_PANELS) {
             const int count = at_most(t.panels - c, GEMM_PANELS);
             float *acc = t.acc + (whole ? 0 : (size_t)c * sum);
             if (whole) memset(acc, 0, (size_t)count * sum * sizeof *acc);
-            panels_sum(t.lhs, t.lhs_block, t.rhs, g->w, g->across, acc, t.rows, t.p0 + c, count, b,
-                       n, b);
+            panels_sum(&lhs, t.rhs, g->w, g->across, acc, t.p0 + c, count, b, n, b);
             if (whole) part_put(g, &t, t.p0 + c, count);
         }
     }

@@ -20,6 +20,8 @@
  *                count, block) makes on the way, while those made before are multiplied: one block
  *                of panels [panel, panel + count), one after another at `to`. rhs has room for
  *                MUL_FUSED blocks. pairs: get makes two panels also where one is asked for
+ *   mul_records  (where MUL_RECORDS is defined) as mul_run for few rows, the rhs being packed
+ *                records as they lie; records_take says whether it may
  *   lhs_rows     element (r, k) = scale * from[r * ld + k]
  *   lhs_cols     element (r, k) = scale * from[k * ld + r]
  *   rhs_record   k = the 32 inputs, columns = the 16 outputs of one packed record

@@ -66,16 +66,19 @@ static void lhs_rows(mul_t *to, size_t to_row, size_t to_block, const struct mul
         }
 }
 
-/* Rows k of 16 columns as two registers each for four of them, to the steps that hold them. */
-INLINE void steps_put(mul_t *to, int i, __m512i row01, __m512i row23) {
-    /* row01 is row 4i then 4i + 1, row23 the two after */
+/* Rows k of 16 columns as two registers each for four of them, to a step that holds two of them:
+ * row01 is row 4i then 4i + 1, row23 the two after. */
+INLINE __m512i step_of(__m512i row01, __m512i row23, const int odd) {
     static const _Alignas(64) uint16_t even[32] = {
         32, 0, 33, 1, 34, 2, 35, 3, 36, 4, 37, 5, 38, 6, 39, 7,
         40, 8, 41, 9, 42, 10, 43, 11, 44, 12, 45, 13, 46, 14, 47, 15 };
-    const __m512i first = _mm512_load_si512(even),
-                  second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
-    _mm512_storeu_si512(to + i * 32, _mm512_permutex2var_epi16(row01, first, row23));
-    _mm512_storeu_si512(to + (i + 8) * 32, _mm512_permutex2var_epi16(row01, second, row23));
+    return _mm512_permutex2var_epi16(row01, _mm512_add_epi16(_mm512_load_si512(even),
+                                                             _mm512_set1_epi16(odd ? 16 : 0)),
+                                     row23);
+}
+INLINE void steps_put(mul_t *to, int i, __m512i row01, __m512i row23) {
+    _mm512_storeu_si512(to + i * 32, step_of(row01, row23, 0));
+    _mm512_storeu_si512(to + (i + 8) * 32, step_of(row01, row23, 1));
 }
 
 /* Any scales, by way of float32: overflow, subnormals, NaN. */
@@ -356,4 +359,5 @@ static void rhs_pairs_t(mul_t *to, const struct mul_source *s, int k, int cols) 
 }
 
 #include "kernels/simd/mul_tile.h"
+#include "kernels/simd/mul_records.h"
 #endif

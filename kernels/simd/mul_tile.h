@@ -42,6 +42,10 @@ INLINE void mul_chain(vf *sum, const mul_t *x, size_t x_row, const mul_t *w, siz
 
 /* The next lines of what is read ahead. */
 struct mul_cursor { struct mul_ahead left; size_t in_row; int lines; };
+INLINE struct mul_cursor mul_cursor(const struct mul_ahead *ahead, int turns) {
+    const int lines = ahead->rows * (int)((ahead->row_bytes + 63) / 64);
+    return (struct mul_cursor){ *ahead, 0, turns ? (lines + turns - 1) / turns : 0 };
+}
 INLINE void mul_fetch(struct mul_cursor *f) {
     for (int i = 0; i < f->lines && f->left.rows > 0; i++) {
         _mm_prefetch((const char *)f->left.at + f->in_row, _MM_HINT_T0);
@@ -93,8 +97,7 @@ static void mul_run(const struct mul *m) {
     const int tiles = (m->rows + MUL_TILE_ROWS - 1) / MUL_TILE_ROWS;
     const int wide = m->rows == 1 ? MUL_TILE_THIN : MUL_TILE_PANELS;
     const int turns = tiles * ((m->panels + wide - 1) / wide) * m->blocks;
-    const int lines = m->ahead.rows * (int)((m->ahead.row_bytes + 63) / 64);
-    struct mul_cursor f = { m->ahead, 0, turns ? (lines + turns - 1) / turns : 0 };
+    struct mul_cursor f = mul_cursor(&m->ahead, turns);
     /* no compiler may move sums over a change of MXCSR, which it does not see in them */
     _mm_setcsr(csr | MUL_FLUSH);
     __asm__ volatile("" : : : "memory");

@@ -316,6 +316,48 @@ Test(linear, ends_of_the_range) {
     kt_close(&t);
 }
 
+/* Where codes may be multiplied first and scaled afterwards, and just outside: rows of one size
+ * against scales about 2^-32 and 2^32. */
+Test(linear, scales_at_the_ends_of_what_may_wait) {
+    struct kt t;
+    kt_open(&t);
+    enum { OUT = 32, IN = 96, N = OUT * IN };
+    static const int size[] = { -120, -100, -92, -88, -87, -86, -85, 0, 84, 85, 86, 87, 88, 100 };
+    for (size_t s = 0; s < COUNT_OF(size); s++)
+        for (int round = 0; round < 8; round++) {
+            uint8_t *codes = kt_new(&t, N), *scales = kt_new(&t, N / 32);
+            const int rows = 1 + round % 3, up = round & 4 ? 1 : -1, most = round & 2 ? 34 : 32;
+            uint16_t *x = kt_new(&t, (size_t)rows * IN * 2);
+            for (int i = 0; i < rows * IN; i++) {
+                const float one = (1.0f + (float)kt_unit(&t)) * (kt_unit(&t) < 0.5 ? -1.0f : 1.0f);
+                x[i] = kt_unit(&t) < 0.3 ? 0 : f32_to_bf16(ldexpf(one, size[s]));
+            }
+            for (int i = 0; i < N; i++) codes[i] = (uint8_t)(kt_unit(&t) * 16);
+            for (int i = 0; i < N / 32; i++) scales[i] = (uint8_t)(127 + up * (most - (int)(kt_unit(&t) * 3)));
+            struct kern_weight w = { .format = KERN_FORMAT_MXFP4, .out = OUT, .in = IN,
+                                     .scale = 1.0f };
+            w.data.p = kt_new(&t, kern_weight_bytes(w.format, OUT, IN));
+            pack_codes(w.data.p, w.format, codes, scales, OUT, IN);
+            const size_t bytes = (size_t)rows * OUT * 4;
+            float *want = kt_new(&t, bytes);
+            struct kern_linear a = { .x = kt_p(x), .x_type = KERN_BF16, .x_ld = IN, .w = w,
+                                     .scale = 1.0f, .y = kt_p(want), .y_type = KERN_F32,
+                                     .y_ld = OUT, .rows = rows };
+            t.ref.linear(&t.ref, &a, 1);
+            one_nan(want, KERN_F32, (size_t)rows * OUT);
+            KT_EACH(&t, k) {
+                float *got = kt_new(&t, bytes);
+                a.y = kt_p(got);
+                k->linear(k, &a, 1);
+                one_nan(got, KERN_F32, (size_t)rows * OUT);
+                KT_SAME(k, got, want, bytes, "x about 2^%d, scales up to 2^%d", size[s],
+                        up * most);
+            }
+            kt_drop(&t);
+        }
+    kt_close(&t);
+}
+
 /* x = 1: y is the weight itself, to the last bit of it but that subnormals are zero; where there is
  * an infinity among what is summed, it is no number. */
 Test(linear, every_scale_of_a_record) {
