@@ -1,11 +1,11 @@
-/* attn.cu - attention over paged keys and values, forward and backward: a warp a query, a lane a
- * key of the page.
+/* attn.cu - keys and values go into pages, and attention over them: which form the forward takes,
+ * and the backward.
  *
- * Every sum is kernels/ref/attn.c's: a lane makes whole products of the tile order. The backward
- * has two kernels, one for dq and one for dk and dv, which both make p and ds again; only the
- * first counts the noise.
+ * Every sum is kernels/ref/attn.c's: a lane makes whole products of the tile order. The backward,
+ * a warp a query and a lane a key of the page, has two kernels, one for dq and one for dk and dv,
+ * which both make p and ds again; only the first counts the noise.
  * SPDX-License-Identifier: Apache-2.0 */
-#include "kernels/cuda/noise.cuh"
+#include "kernels/cuda/attn.cuh"
 
 /* ATTN_BLOCKS: for as many a kernel may take registers; asked for none, ptxas spills some */
 enum { PUT_THREADS = 128, ATTN_WARPS = 4, ATTN_THREADS = ATTN_WARPS * WARP, ATTN_BLOCKS = 3 };
@@ -54,130 +54,20 @@ __device__ static float value_dot(const float *x, const struct page *p, int j) {
     return cuda_dot(0.0f, (size_t)p->kv->head_dim, [=](size_t i) { return x[i]; },
                     [=](size_t i) { return value_at(p, j, (int)i); });
 }
-/* A noisy probability: no -0; a NaN stays. */
-__device__ static inline float above_zero(float p) { return (0.0f > p ? 0.0f : p) + 0.0f; }
-
 __device__ static inline int kv_head_of(int head, int heads, int kv_heads) {
     return (int)((int64_t)head * kv_heads / heads);
 }
 
-/* A warp's query: q in shared memory, this lane's place in a page. */
-struct one {
-    int row, head, kvh, slot, keys, lane;
-    const float *q;
-    float edge;                                       /* of type deadzone on scores */
-};
+/* ---- forward ---- */
 
-/* The clean score of this lane's key in the page from key `at`; 0 where it is not seen. */
-__device__ static float one_score(const struct kern_attn *a, const struct one *b, int at) {
-    const struct page p = page_of(&a->kv, a->layer, b->slot, at, b->kvh, 0);
-    return at + b->lane < b->keys ? key_dot(b->q, &p, b->lane) * a->scale : 0.0f;
-}
-__device__ static float one_noisy(const struct kern_attn *a, const struct kern_attn_noise *noise,
-                                  const struct one *b, int at, struct noise_tally *l) {
-    const int key = at + b->lane;
-    return noise_page(&noise->scores, b->row, b->head, b->edge, one_score(a, b, at), key,
-                      key < b->keys, l);
-}
-/* Before the pages: the row's largest |score|, then its largest score, where a type needs it. */
-__device__ static float one_peaks(const struct kern_attn *a, const struct kern_attn_noise *noise,
-                                  struct one *b) {
-    float most = -INFINITY, size = 0.0f;
-    if (noise->scores.type == KERN_NOISE_DEADZONE)
-        for (int at = 0; at < b->keys; at += KERN_PAGE)
-            size = larger(fabsf(one_score(a, b, at)), size);
-    b->edge = kern_noise_edge(&noise->scores, warp_most(size));
-    if (!kern_noise_relative(&noise->probs))
-        for (int at = 0; at < b->keys; at += KERN_PAGE) {
-            const float s = one_noisy(a, noise, b, at, NULL);
-            if (at + b->lane < b->keys) most = larger(s, most);
-        }
-    return warp_most(most);
-}
-
-/* o = o * fix + p V over the page's n keys; o and p in shared memory. */
-__device__ static void one_values(const struct kern_attn *a, const struct one *b, int at,
-                                  const float *p, float fix, float *o) {
-    const struct page v = page_of(&a->kv, a->layer, b->slot, at, b->kvh, 1);
-    const int n = b->keys - at < KERN_PAGE ? b->keys - at : KERN_PAGE;
-    for (int i = b->lane; i < a->kv.head_dim; i += WARP) {
-        float x = o[i] * fix;
-        if (fabsf(x) < 0x1p-126f) x = 0.0f;
-        o[i] = cuda_dot(x, (size_t)n, [=](size_t j) { return p[j]; },
-                        [&](size_t j) { return value_at(&v, (int)j, i); });
-    }
-}
-
-/* shared: o [head_dim] and p [32] of this warp */
-template <bool NOISY>
-__device__ static void attn_one(const struct kern_attn *a, const struct kern_attn_noise *noise,
-                                struct one *b, float *o, float *p_of) {
-    const size_t query = (size_t)b->row * (size_t)a->heads + (size_t)b->head;
-    const int dim = a->kv.head_dim;
-    struct noise_tally scores = {}, probs = {};
-    float l = 0.0f, m = NOISY ? one_peaks(a, noise, b) : -INFINITY;
-    for (int i = b->lane; i < dim; i += WARP) o[i] = 0.0f;
-    for (int at = 0; at < b->keys; at += KERN_PAGE) {
-        const int key = at + b->lane;
-        const bool seen = key < b->keys;
-        const float s = NOISY ? one_noisy(a, noise, b, at, &scores) : one_score(a, b, at);
-        const float most = larger(warp_most(seen ? larger(s, -INFINITY) : -INFINITY), m);
-        const float fix = kern_expf(m - most);
-        float p = seen ? kern_expf(s - most) : 0.0f;
-        if (NOISY)                                    /* p of the row's maximum is 1 */
-            p = above_zero(noise_page(&noise->probs, b->row, b->head,
-                                      kern_noise_edge(&noise->probs, 1.0f), p, key, seen,
-                                      &probs));
-        l = fmaf(l, fix, warp_sum(p));
-        m = most;
-        p_of[b->lane] = cuda_round(p, a->kv.type == KERN_BF16);
-        __syncwarp();
-        one_values(a, b, at, p_of, fix, o);
-        __syncwarp();
-    }
-    const float inv = 1.0f / l;
-    for (int i = b->lane; i < dim; i += WARP)
-        cuda_put(a->y, a->y_type, query * (size_t)dim + (size_t)i, o[i] * inv);
-    if (a->lse.p && b->lane == 0) ((float *)a->lse.p)[query] = m + kern_logf(l);
-    if (!NOISY) return;
-    if (a->peaks.p && b->lane == 0) {
-        ((float *)a->peaks.p)[2 * query] = b->edge;
-        ((float *)a->peaks.p)[2 * query + 1] = m;
-    }
-    noise_take(&noise->scores, &scores);
-    noise_take(&noise->probs, &probs);
-}
-
-template <bool NOISY>
-__global__ static void __launch_bounds__(ATTN_THREADS, ATTN_BLOCKS)
-    attn_kernel(struct kern_attn a, struct kern_attn_noise noise) {
-    DYN_SHARED(float, shared);
-    const int warp = (int)threadIdx.x / WARP, dim = a.kv.head_dim;
-    const int64_t query = (int64_t)blockIdx.x * ATTN_WARPS + warp;
-    if (query >= (int64_t)a.rows * a.heads) return;
-    float *q = shared + warp * (2 * dim + KERN_PAGE);
-    struct one b;
-    b.row = (int)(query / a.heads), b.head = (int)(query % a.heads);
-    b.kvh = kv_head_of(b.head, a.heads, a.kv.kv_heads);
-    b.slot = ((const int32_t *)a.slots.p)[b.row];
-    b.keys = ((const int32_t *)a.pos.p)[b.row] + 1;
-    b.lane = (int)threadIdx.x % WARP;
-    b.q = q;
-    b.edge = 0.0f;
-    for (int i = b.lane; i < dim; i += WARP)
-        q[i] = cuda_get(a.q, a.q_type, (size_t)query * (size_t)dim + (size_t)i);
-    __syncwarp();
-    attn_one<NOISY>(&a, &noise, &b, q + dim, q + 2 * dim);
-}
+/* The form follows from shapes alone, so that a launch that was recorded stays the right one: few
+ * rows with room for a long past are decoding. */
+enum { DECODE_ROWS = 256, DECODE_PAGES = 5 };
 
 void cuda_attn(struct kern *k, const struct kern_attn *a) {
-    const struct kern_attn_noise noise = a->noise ? *a->noise : kern_attn_noise();
-    const size_t smem = ATTN_WARPS * (size_t)(2 * a->kv.head_dim + KERN_PAGE) * sizeof(float);
-    const unsigned grid = cuda_blocks((size_t)a->rows * (size_t)a->heads, ATTN_WARPS);
     if (a->rows <= 0) return;
-    if (a->noise) LAUNCH(attn_kernel<true>, grid, ATTN_THREADS, smem, cuda_stream(k), *a, noise);
-    else LAUNCH(attn_kernel<false>, grid, ATTN_THREADS, smem, cuda_stream(k), *a, noise);
-    CUDA_TRY(k, "attn", cudaGetLastError());
+    if (a->rows <= DECODE_ROWS && a->kv.slot_pages >= DECODE_PAGES) cuda_attn_split(k, a);
+    else cuda_attn_tile(k, a);
 }
 
 /* ---- backward ---- */
@@ -334,8 +224,8 @@ __global__ static void __launch_bounds__(ATTN_THREADS, ATTN_BLOCKS)
     const int first = seq_start[blockIdx.z], len = seq_start[blockIdx.z + 1] - first;
     const int at = (int)blockIdx.x * KERN_PAGE, h = (int)blockIdx.y;
     if (at >= len) return;
-    const int head = (int)(((int64_t)h * a.heads + kv_heads - 1) / kv_heads),
-              group = (int)(((int64_t)(h + 1) * a.heads + kv_heads - 1) / kv_heads) - head;
+    const int head = kv_first(h, a.heads, kv_heads),
+              group = kv_first(h + 1, a.heads, kv_heads) - head;
     const int queries = len * group, keys = len - at < KERN_PAGE ? len - at : KERN_PAGE;
     const size_t to = ((size_t)(first + at) * (size_t)kv_heads + (size_t)h) * (size_t)dim;
     struct bwd b;
