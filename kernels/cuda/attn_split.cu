@@ -17,7 +17,7 @@
  * memory, beyond which its rows go in parts; AHEAD: products under way in a walk */
 enum { SPLIT_ROWS = 8, RUN_MOST = 32, SPLIT_THREADS = TILE_WARPS * WARP, SPLIT_BYTES = 64 << 20,
        AHEAD = 8 };
-static_assert((int)SPLIT_ROWS + RUN_MOST <= 2 * (int)WARP, "a run's end is seen from its block's first row");
+static_assert((int)SPLIT_ROWS + RUN_MOST <= 2 * (int)WARP, "a run ends within two warps of rows");
 
 /* Rows [first, end) of the call, and what the kernels hand on: an entry a query (row - first, head)
  * and page of its slot. */

@@ -182,6 +182,7 @@ static void check(struct cell *c, const struct access *now, bool write, bool sha
     if (lives(&c->read, shared) && !reads_ordered(c, now))
         race("a thread writes what another reads", &c->read, now, p);
     c->write = *now;
+    if (!now->atomic) c->read = {};                   /* what comes after it comes after those */
 }
 /* The bytes [at, at + 4) of a word that was split; a write makes it whole again. */
 static void check_word(struct region *r, size_t at, const struct access *now, bool write) {
