@@ -79,6 +79,11 @@ static inline void cpu_noise_take(const struct kern_noise *n, const int64_t sum[
     for (int i = 0; i < KERN_NOISE_SUMS && n->sums.p; i++)
         __atomic_fetch_add((int64_t *)n->sums.p + i, sum[i], __ATOMIC_RELAXED);
 }
+static inline void cpu_weight_take(const struct kern_weight_noise *a,
+                                   const int64_t count[KERN_WEIGHT_COUNTS]) {
+    for (int i = 0; i < KERN_WEIGHT_COUNTS; i++)
+        __atomic_fetch_add((int64_t *)a->counts.p + i, count[i], __ATOMIC_RELAXED);
+}
 /* t += e of elements [first, first + count) of a row, first a multiple of 16, as one span; counter
  * is the row's. l may be NULL. */
 void ref_noise_add(const struct kern_noise *n, const uint32_t counter[4], float edge, float *t,
@@ -109,4 +114,7 @@ void ref_sample(struct kern *k, const struct kern_sample *a);
 void ref_adamw(struct kern *k, const struct kern_adamw *a);
 double ref_sum_squares(struct kern *k, kptr x, size_t n);
 void ref_pack(struct kern *k, const struct kern_weight *w, const float *values);
+void ref_unpack(struct kern *k, const struct kern_weight_rows *a);
+void ref_pack_rows(struct kern *k, const struct kern_weight_rows *a);
+void ref_weight_noise(struct kern *k, const struct kern_weight_noise *a);
 #endif

@@ -63,6 +63,8 @@ struct kern_weight {
     float scale;                                      /* NVFP4's tensor scale; 1 otherwise */
 };
 
+#include "kernels/weights.h"
+
 /* Keys and values in pages of 32 positions: page p, layer l, kv head h holds K, then all heads' V,
  * 32 * head_dim elements each, from (((p * layers + l) * 2 + is_v) * kv_heads + h) * 32 * head_dim.
  * Inside, with j = pos % 32, in pairs along what a product sums over (head_dim is even):
@@ -289,6 +291,10 @@ struct kern {
      * (kern_weight_bytes): LoRA, once per version. Values are rounded to bf16 for
      * KERN_FORMAT_BF16. */
     void (*pack)(struct kern *k, const struct kern_weight *w, const float *values);
+    /* kernels/weights.h */
+    void (*unpack)(struct kern *k, const struct kern_weight_rows *a);
+    void (*pack_rows)(struct kern *k, const struct kern_weight_rows *a);
+    void (*weight_noise)(struct kern *k, const struct kern_weight_noise *a);
 
     /* Optional, all four or none (NULL: every sequence is called anew). A sequence of operations
      * is kept under a number and run again at one call, with the addresses, sizes and flags that it

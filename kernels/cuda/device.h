@@ -194,6 +194,10 @@ int cuda_ranks_gather(struct cuda_ranks *r, kptr x, size_t n, struct err *e);
 void cuda_ranks_add(struct cuda_ranks *r, kptr x, size_t n);
 int cuda_ranks_wait(struct cuda_ranks *r, struct err *e);
 void cuda_ranks_close(struct cuda_ranks **r);
+/* weights.cu */
+void cuda_unpack(struct kern *k, const struct kern_weight_rows *a);
+void cuda_weight_noise(struct kern *k, const struct kern_weight_noise *a);
 /* plugin.cu */
 void cuda_pack(struct kern *k, const struct kern_weight *w, const float *values);
+void cuda_pack_rows(struct kern *k, const struct kern_weight_rows *a);
 #endif

@@ -200,29 +200,46 @@ const void *cuda_small(struct kern *k, const char *operation, const void *from, 
 
 /* ---- pack ---- */
 
-/* One thread an element of the records (pack.h); zeros where the weight ends. */
-__global__ void pack_kernel(struct kern_weight w, const float *values, size_t n) {
+/* One thread an element of the rows' records (pack.h); zeros where the weight ends. */
+__global__ void pack_kernel(struct kern_weight_rows a, size_t n) {
     const size_t at = cuda_index(), block = (size_t)KERN_IN_BLOCK * KERN_OUT_BLOCK;
     if (at >= n) return;
-    const size_t records = ((size_t)w.in + KERN_IN_BLOCK - 1) / KERN_IN_BLOCK, record = at / block,
-                 o = record / records * KERN_OUT_BLOCK + at % KERN_OUT_BLOCK,
-                 i = record % records * KERN_IN_BLOCK + at % block / KERN_OUT_BLOCK;
-    const bool inside = o < (size_t)w.out && i < (size_t)w.in;
-    cuda_put(w.data, w.format == KERN_FORMAT_F32 ? KERN_F32 : KERN_BF16, at,
-             inside ? values[o * (size_t)w.in + i] : 0.0f);
+    const size_t in = (size_t)a.w.in, records = (in + KERN_IN_BLOCK - 1) / KERN_IN_BLOCK,
+                 record = at / block, o = record / records * KERN_OUT_BLOCK + at % KERN_OUT_BLOCK,
+                 i = record % records * KERN_IN_BLOCK + at % block / KERN_OUT_BLOCK,
+                 to = (size_t)a.first / KERN_OUT_BLOCK * records * block;
+    const bool inside = o < (size_t)a.rows && i < in;
+    cuda_put(a.w.data, a.w.format == KERN_FORMAT_F32 ? KERN_F32 : KERN_BF16, to + at,
+             inside ? ((const float *)a.values.p)[o * in + i] : 0.0f);
 }
 
-void cuda_pack(struct kern *k, const struct kern_weight *w, const float *values) {
-    assert(w->format == KERN_FORMAT_F32 || w->format == KERN_FORMAT_BF16);
-    const size_t bytes = (size_t)w->out * (size_t)w->in * sizeof *values,
-                 n = ((size_t)w->out + KERN_OUT_BLOCK - 1) / KERN_OUT_BLOCK * KERN_OUT_BLOCK *
-                     (((size_t)w->in + KERN_IN_BLOCK - 1) / KERN_IN_BLOCK * KERN_IN_BLOCK);
-    float *copy = (float *)cuda_scratch(k, "pack", bytes);
-    if (!copy) return;
-    kptr to = { copy };
-    slot_upload(k, to, values, bytes);
-    LAUNCH(pack_kernel, cuda_blocks(n, 256), 256, 0, cuda_stream(k), *w, copy, n);
+void cuda_pack_rows(struct kern *k, const struct kern_weight_rows *a) {
+    assert(a->w.format == KERN_FORMAT_F32 || a->w.format == KERN_FORMAT_BF16);
+    assert(a->first % KERN_OUT_BLOCK == 0);
+    assert(a->rows % KERN_OUT_BLOCK == 0 || a->first + a->rows == a->w.out);
+    const size_t n = ((size_t)a->rows + KERN_OUT_BLOCK - 1) / KERN_OUT_BLOCK * KERN_OUT_BLOCK *
+                     (((size_t)a->w.in + KERN_IN_BLOCK - 1) / KERN_IN_BLOCK * KERN_IN_BLOCK);
+    if (!n) return;
+    LAUNCH(pack_kernel, cuda_blocks(n, 256), 256, 0, cuda_stream(k), *a, n);
     CUDA_TRY(k, "pack", cudaGetLastError());
+}
+
+/* By so many rows that their plain values take this much: what packing needs on the device does not
+ * grow with the weight. */
+enum { PACK_BYTES = 16 << 20 };
+
+void cuda_pack(struct kern *k, const struct kern_weight *w, const float *values) {
+    const size_t row = (size_t)w->in * sizeof *values;
+    size_t most = PACK_BYTES / row / KERN_OUT_BLOCK * KERN_OUT_BLOCK;
+    if (most < KERN_OUT_BLOCK) most = KERN_OUT_BLOCK;
+    if (most > (size_t)w->out) most = (size_t)w->out;
+    struct kern_weight_rows a = { *w, { cuda_scratch(k, "pack", most * row) }, 0, 0 };
+    if (!a.values.p) return;
+    for (; a.first < w->out; a.first += a.rows) {
+        a.rows = w->out - a.first < (int)most ? w->out - a.first : (int)most;
+        slot_upload(k, a.values, values + (size_t)a.first * (size_t)w->in, (size_t)a.rows * row);
+        cuda_pack_rows(k, &a);
+    }
 }
 
 /* ---- devices ---- */
@@ -321,6 +338,9 @@ static void fill(struct kern *k) {
     k->adamw = cuda_adamw;
     k->sum_squares = cuda_sum_squares;
     k->pack = cuda_pack;
+    k->unpack = cuda_unpack;
+    k->pack_rows = cuda_pack_rows;
+    k->weight_noise = cuda_weight_noise;
     k->record = cuda_record;
     k->keep = cuda_keep;
     k->replay = cuda_replay;

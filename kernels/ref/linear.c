@@ -1,4 +1,4 @@
-/* linear.c - the reference for products with packed weights: linear, linear_t, outer, embed, pack.
+/* linear.c - the reference for products with packed weights: linear, linear_t, outer, embed.
  *
  * Knows: the record layout through pack_get; the order of summation is kern_dot_tile of math.h.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -93,9 +93,4 @@ void ref_outer(struct kern *k, const struct kern_outer *a) {
                 ((float *)a->g.p)[i * n + j] += kern_dot_tile(0.0f, x, 1, y + j, n, rows);
         }
     }
-}
-
-void ref_pack(struct kern *k, const struct kern_weight *w, const float *values) {
-    (void)k;
-    pack_f32(w->data.p, w->format, values, w->out, w->in);
 }

@@ -123,4 +123,7 @@ const struct kern kern_ref_table = {
     .adamw = ref_adamw,
     .sum_squares = ref_sum_squares,
     .pack = ref_pack,
+    .unpack = ref_unpack,
+    .pack_rows = ref_pack_rows,
+    .weight_noise = ref_weight_noise,
 };

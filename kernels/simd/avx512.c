@@ -10,6 +10,7 @@
 #include "kernels/simd/perturb.h"
 #include "kernels/simd/quant.h"
 #include "kernels/simd/rows.h"
+#include "kernels/simd/weights.h"
 
 void kern_avx512_fill(struct kern *k) {
 #include "kernels/simd/fill.inc"

@@ -73,6 +73,8 @@ struct net_weights {
     const struct noise_plan *plan;
     uint64_t seed;
     kptr mem, dw;                                 /* dw: f32 (2 layers + 1, D), AQN's included */
+    kptr buffer, pos;                             /* a block of rows in the making */
+    size_t mem_bytes;
     struct kern_weight (*linear)[PROJ_COUNT], head;              /* .out 0 = not hit */
     struct noise_tally tally[NOISE_MODULE_COUNT]; /* of the draw */
     uint64_t draw;                                /* its number, from 1 */

@@ -1,4 +1,5 @@
-/* noise.c - see noise.h. Order: the draw, norms, linears, the proof that it happened, life.
+/* noise.c - see noise.h. Order: the draw, memory, norms, linears, the proof that it happened,
+ * life.
  *
  * Knows: which tensors there are and in which order, the key of a draw, how to measure it.
  * SPDX-License-Identifier: Apache-2.0 */
@@ -6,8 +7,7 @@
 
 #include <math.h>
 
-#include "kernels/pack.h"
-#include "lib/base/rng.h"
+#include "kernels/normal.h"
 #include "lib/base/str.h"
 
 /* ---- the draw ---- */
@@ -22,6 +22,18 @@ void noise_draw(float *to, size_t first, size_t n, double sd, uint64_t seed, uin
         rng_normal4(z, rng_philox(counter, key));
         for (size_t j = at < first ? first - at : 0; j < 4 && at + j < first + n; j++)
             to[at + j - first] = (float)(sd * z[j]);
+    }
+}
+
+void noise_draw_linear(float *to, size_t first, size_t n, double sd, uint64_t seed,
+                       uint64_t version, int tensor) {
+    uint32_t key[2];
+    double z[4];
+    rng_key(key, seed, RNG_PURPOSE_AQN, version);
+    for (size_t i = 0; i < n; i++) {
+        const size_t at = first + i;
+        if (i == 0 || at % 4 == 0) kern_weight_draw4(z, key, (uint32_t)tensor, at / 4);
+        to[i] = kern_weight_dw(sd, z[at % 4]);
     }
 }
 
@@ -55,6 +67,57 @@ static void tally_element(struct tally *t, float w, float noisy, double d, doubl
     t->changed_bf16 += f32_to_bf16(noisy) != f32_to_bf16(w);
 }
 
+/* ---- memory ---- */
+
+static enum kern_format linear_format(enum model_quant q) {
+    return q == MODEL_QUANT_F32 ? KERN_FORMAT_F32 : KERN_FORMAT_BF16;
+}
+
+static size_t whole_lines(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+static size_t linear_bytes(const struct model_conf *c, enum model_quant q, enum proj p) {
+    int out, in;
+    model_proj_shape(c, p, &out, &in);
+    return whole_lines(kern_weight_bytes(linear_format(q), out, in));
+}
+
+/* dw of norms, then noisy linears, then what is measured of one of them. */
+struct room { size_t linears, squares, counts, bytes; };
+
+static struct room room_of(const struct model_conf *c, enum model_quant q,
+                           const struct noise_target *t) {
+    struct room r = { 0 };
+    int most = 0;
+    if (!t || t->norms)
+        r.linears = whole_lines((size_t)(2 * c->layers + 1) * (size_t)c->dim * sizeof(float));
+    r.squares = r.linears;
+    for (int layer = 0; t && layer < c->layers; layer++)
+        for (enum proj p = 0; p < PROJ_COUNT; p++) {
+            int out, in;
+            if (!(t->linear[layer][p] > 0)) continue;
+            model_proj_shape(c, p, &out, &in);
+            most = out > most ? out : most;
+            r.squares += linear_bytes(c, q, p);
+        }
+    r.counts = r.squares + whole_lines((size_t)most * KERN_WEIGHT_SQUARES * sizeof(double));
+    r.bytes = r.counts + (most ? whole_lines(KERN_WEIGHT_COUNTS * sizeof(int64_t)) : 0);
+    return r;
+}
+
+size_t noise_view_plan(const struct model_conf *c, enum model_quant q,
+                       const struct noise_target *t) {
+    return room_of(c, q, t).bytes;
+}
+
+static int make_room(struct noise_view *v, size_t bytes, struct err *e) {
+    if (v->mem.p && v->mem_bytes >= bytes) return 0;
+    if (v->mem.p) v->kern->free(v->kern, &v->mem);
+    v->mem_bytes = bytes;
+    if (v->kern->alloc(v->kern, &v->mem, bytes, e) < 0)
+        return err_wrap(e, "cannot make room for noise on weights");
+    return 0;
+}
+
 /* ---- norms ---- */
 
 static kptr norm_weight(const struct model *m, int norm) {
@@ -78,8 +141,8 @@ static int open_norms(struct noise_view *v, const struct model *m,
                       const struct noise_target *target, struct measured *all, struct err *e) {
     const int dim = m->conf.dim, norms = 2 * m->conf.layers + 1;
     const size_t row_bytes = (size_t)dim * sizeof(float);
-    if (v->kern->alloc(v->kern, &v->dw, row_bytes * (size_t)norms, e) < 0)
-        return err_wrap(e, "cannot make room for noise");
+    v->dw = v->mem;
+    v->kern->zero(v->kern, v->dw, row_bytes * (size_t)norms);
     float *w = mem_alloc(2 * row_bytes), *dw = w + dim;
     for (int norm = 0; norm < norms; norm++) {
         const double times = target ? (double)target->norm[norm] : 1;
@@ -98,89 +161,63 @@ static int open_norms(struct noise_view *v, const struct model *m,
 
 /* ---- linears ---- */
 
-static enum kern_format linear_format(enum model_quant q) {
-    return q == MODEL_QUANT_F32 ? KERN_FORMAT_F32 : KERN_FORMAT_BF16;
-}
-
-static size_t linear_bytes(const struct model_conf *c, enum model_quant q, enum proj p) {
-    int out, in;
-    model_proj_shape(c, p, &out, &in);
-    return (kern_weight_bytes(linear_format(q), out, in) + 63) & ~(size_t)63;
-}
-
-size_t noise_view_plan(const struct model_conf *c, enum model_quant q,
-                       const struct noise_target *t) {
-    size_t bytes = 0;
-    for (int layer = 0; layer < c->layers; layer++)
-        for (enum proj p = 0; p < PROJ_COUNT; p++)
-            if (t->linear[layer][p] > 0) bytes += linear_bytes(c, q, p);
-    return bytes;
-}
-
-/* One matrix in the making: rows are drawn, rounded and measured by the pool. */
-struct matrix {
-    const struct noise_view *v;
-    const struct kern_weight *w;
-    float *values;                       /* [out, in]: of w, row by row replaced by the noise */
-    struct tally *row;                   /* [out]: summed in their order, whoever made them */
-    double times;
-    int tensor;
-};
-
-static void noise_rows(void *arg, int part, int parts) {
-    struct matrix *x = arg;
-    const size_t in = (size_t)x->w->in;
-    float *dw = mem_alloc(in * sizeof *dw);
-    for (int o = part; o < x->w->out; o += parts) {
-        float *w = x->values + (size_t)o * in;
-        noise_draw(dw, (size_t)o * in, in, x->times * x->v->sigma, x->v->seed, x->v->version,
-                   x->tensor);
-        for (size_t i = 0; i < in; i++) {
-            dw[i] = bf16_to_f32(f32_to_bf16(dw[i]));
-            tally_element(&x->row[o], w[i], w[i] + dw[i], (double)dw[i], x->times);
-        }
-        memcpy(w, dw, in * sizeof *dw);
+/* Rows are added in their order, whoever made them. */
+static void take_sums(struct tally *t, const struct noise_view *v, const struct room *room,
+                      const struct kern_weight *w) {
+    struct kern *k = v->kern;
+    const size_t bytes = (size_t)w->out * KERN_WEIGHT_SQUARES * sizeof(double);
+    int64_t count[KERN_WEIGHT_COUNTS];
+    double *square = mem_alloc(bytes);
+    k->download(k, square, kptr_at(v->mem, room->squares), bytes);
+    k->download(k, count, kptr_at(v->mem, room->counts), sizeof count);
+    for (int o = 0; o < w->out; o++) {
+        const double *row = square + o * KERN_WEIGHT_SQUARES;
+        t->noise2 += row[KERN_WEIGHT_NOISE];
+        t->scaled2 += row[KERN_WEIGHT_SCALED];
+        t->weight2 += row[KERN_WEIGHT_VALUE];
     }
-    free(dw);
+    t->elements = (int64_t)w->out * w->in;
+    t->changed = count[KERN_WEIGHT_CHANGED];
+    t->changed_bf16 = count[KERN_WEIGHT_CHANGED_BF16];
+    free(square);
 }
 
-static void make_matrix(struct noise_view *v, struct matrix *x, const struct kern_weight *to,
-                        struct tally *t) {
-    const int out = x->w->out;
-    x->values = mem_alloc((size_t)out * (size_t)x->w->in * sizeof *x->values);
-    x->row = mem_alloc((size_t)out * sizeof *x->row);
-    model_values(v->kern, x->w, x->values);
-    if (v->kern->pool) pool_run(v->kern->pool, pool_threads(v->kern->pool), noise_rows, x);
-    else noise_rows(x, 0, 1);
-    for (int o = 0; o < out; o++) tally_add(t, &x->row[o]);
-    v->kern->pack(v->kern, to, x->values);
-    free(x->values);
-    free(x->row);
+static void make_matrix(const struct noise_view *v, const struct room *room,
+                        const struct kern_weight *w, const struct kern_weight *to, double times,
+                        int tensor, struct tally *t) {
+    struct kern_weight_noise a = { .w = *w,
+                                   .to = *to,
+                                   .sd = times * v->sigma,
+                                   .times = times,
+                                   .tensor = (uint32_t)tensor,
+                                   .squares = kptr_at(v->mem, room->squares),
+                                   .counts = kptr_at(v->mem, room->counts) };
+    rng_key(a.key, v->seed, RNG_PURPOSE_AQN, v->version);
+    v->kern->zero(v->kern, a.counts, KERN_WEIGHT_COUNTS * sizeof(int64_t));
+    v->kern->weight_noise(v->kern, &a);
+    take_sums(t, v, room, w);
 }
 
 static int open_linears(struct noise_view *v, const struct model *m,
-                        const struct noise_target *target, struct measured *all, struct err *e) {
+                        const struct noise_target *target, const struct room *room,
+                        struct measured *all, struct err *e) {
     const struct model_conf *c = &m->conf;
-    size_t used = 0;
-    if (v->kern->alloc(v->kern, &v->linear_mem, noise_view_plan(c, m->quant, target), e) < 0)
-        return err_wrap(e, "cannot make room for noise on %d linear weights", target->linears);
+    size_t used = room->linears;
     v->linear = mem_alloc((size_t)c->layers * sizeof *v->linear);
     for (int layer = 0; layer < c->layers; layer++)
         for (enum proj p = 0; p < PROJ_COUNT; p++) {
             if (!(target->linear[layer][p] > 0)) continue;
+            const struct kern_weight *w = &m->layer[layer].w[p];
             struct kern_weight *to = &v->linear[layer][p];
-            struct matrix x = { .v = v,
-                                .w = &m->layer[layer].w[p],
-                                .times = (double)target->linear[layer][p],
-                                .tensor = noise_tensor_linear(c, layer, p) };
-            *to = (struct kern_weight){ .data = kptr_at(v->linear_mem, used),
+            struct tally t = { 0 };
+            *to = (struct kern_weight){ .data = kptr_at(v->mem, used),
                                         .format = linear_format(m->quant),
-                                        .out = x.w->out,
-                                        .in = x.w->in,
+                                        .out = w->out,
+                                        .in = w->in,
                                         .scale = 1 };
             used += linear_bytes(c, m->quant, p);
-            struct tally t = { 0 };
-            make_matrix(v, &x, to, &t);
+            make_matrix(v, room, w, to, (double)target->linear[layer][p],
+                        noise_tensor_linear(c, layer, p), &t);
             tally_add(&all->linears, &t);
             tally_add(&all->layer[layer], &t);
         }
@@ -247,26 +284,37 @@ int noise_strength_check(double sigma, double strength, double margin, double rm
 
 int noise_view_open(struct noise_view *v, const struct model *m, const struct noise_target *target,
                     double sigma, uint64_t seed, uint64_t version, struct err *e) {
+    *v = (struct noise_view){ .kern = m->kern };
+    return noise_view_renew(v, m, target, sigma, seed, version, e);
+}
+
+int noise_view_renew(struct noise_view *v, const struct model *m, const struct noise_target *target,
+                     double sigma, uint64_t seed, uint64_t version, struct err *e) {
+    struct measured all = { 0 };
+    free(v->linear);
     *v = (struct noise_view){ .sigma = sigma,
                               .seed = seed,
                               .version = version,
                               .layers = m->conf.layers,
+                              .mem = v->mem,
+                              .mem_bytes = v->mem_bytes,
                               .kern = m->kern };
     if (!isfinite(sigma) || sigma < 0)
         return err_set(e, "noise of sigma %g: must be a finite number, 0 or more", sigma);
     if (sigma == 0) return 0;
-    struct measured all = { 0 };
-    int rc = !target || target->norms ? open_norms(v, m, target, &all, e) : 0;
-    if (rc == 0 && target && target->linears) rc = open_linears(v, m, target, &all, e);
+    const struct room room = room_of(&m->conf, m->quant, target);
+    int rc = make_room(v, room.bytes, e);
+    if (rc == 0 && (!target || target->norms)) rc = open_norms(v, m, target, &all, e);
+    if (rc == 0 && target && target->linears) rc = open_linears(v, m, target, &room, &all, e);
     if (rc == 0) rc = prove(v, &all, e);
     if (rc < 0) noise_view_close(v);
     return rc;
 }
 
 void noise_view_close(struct noise_view *v) {
-    if (v->dw.p) v->kern->free(v->kern, &v->dw);
-    if (v->linear_mem.p) v->kern->free(v->kern, &v->linear_mem);
+    if (v->mem.p) v->kern->free(v->kern, &v->mem);
     free(v->linear);
-    v->dw = v->linear_mem = (kptr){ NULL };
+    v->dw = v->mem = (kptr){ NULL };
+    v->mem_bytes = 0;
     v->linear = NULL;
 }

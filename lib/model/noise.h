@@ -5,7 +5,8 @@
  * is the target's multiplier. Tensor = 2 * layer for a layer's first norm, + 1 for its second, 2 *
  * layers for the final one. Linear weights: dW of the same law, counter (element / 4 of the
  * row-major matrix, 2 * layers + 1 + layer * PROJ_COUNT + proj), rounded once to a bf16 matrix that
- * is the noise; the net multiplies by it as a second product. Does not know: how much of it when
+ * is the noise, by the backend where the weights lie (kernels/weights.h); the net multiplies by it
+ * as a second product. Does not know: how much of it when
  * (noise_schedule.h), which weights (noise_target.h), when a version changes.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_NOISE_H
@@ -32,12 +33,13 @@ struct noise_view {
     kptr dw;                       /* f32 [2 * layers + 1, dim]; rows of norms not hit are 0 */
     /* [layers], bf16 (f32 under MODEL_QUANT_F32); .out 0 = not hit; NULL = no linear is */
     struct kern_weight (*linear)[PROJ_COUNT];
-    kptr linear_mem;
+    kptr mem;                      /* all of it, and what is measured on the backend */
+    size_t mem_bytes;
     struct kern *kern;
 };
 #define NOISE_STRONG 0.1
 
-/* Bytes of a view's noisy linears: what noise on them costs in memory. */
+/* Bytes of a view: what noise on weights costs in the backend's memory. */
 size_t noise_view_plan(const struct model_conf *c, enum model_quant q,
                        const struct noise_target *t);
 /* sigma 0 gives an empty view. target NULL: all norms at 1. -1 when sigma > 0 and nothing changed,
@@ -47,6 +49,10 @@ size_t noise_view_plan(const struct model_conf *c, enum model_quant q,
 int noise_view_open(struct noise_view *v, const struct model *m, const struct noise_target *target,
                     double sigma, uint64_t seed, uint64_t version, struct err *e);
 void noise_view_close(struct noise_view *v);
+/* The same for a view that was opened before or is all zero: its memory stays where it is if it is
+ * large enough, so that noise on the same targets has the same addresses. */
+int noise_view_renew(struct noise_view *v, const struct model *m, const struct noise_target *target,
+                     double sigma, uint64_t seed, uint64_t version, struct err *e);
 /* What it says where strength is above 1, and of linears below what f32 keeps beside them: their
  * product with the input would be rounded away. margin: how much stricter; kind: "norm" or
  * "linear", rms of these weights. */
@@ -70,10 +76,12 @@ static inline const struct kern_weight *noise_view_linear(const struct noise_vie
     return v && v->linear && v->linear[layer][p].out ? &v->linear[layer][p] : NULL;
 }
 
-/* The draw itself: to[i] = sd * z of elements first .. first + n - 1 of a tensor (norms as f32
- * holds them; linears before they are rounded to bf16). */
+/* The draw itself: to[i] = sd * z of elements first .. first + n - 1 of a norm's tensor, with the C
+ * library's log, cos and sin; of a linear's, rounded to bf16, with those of kernels/normal.h. */
 void noise_draw(float *to, size_t first, size_t n, double sd, uint64_t seed, uint64_t version,
                 int tensor);
+void noise_draw_linear(float *to, size_t first, size_t n, double sd, uint64_t seed,
+                       uint64_t version, int tensor);
 static inline int noise_tensor_linear(const struct model_conf *c, int layer, enum proj p) {
     return 2 * c->layers + 1 + layer * PROJ_COUNT + (int)p;
 }

@@ -13,9 +13,8 @@ double treatment_sigma(const struct shared *c, int64_t step) {
 int treatment_view(struct noise_view *v, const struct model *m, const struct shared *c,
                    int64_t step, double sigma, uint64_t seed, int64_t version, struct err *e) {
     struct noise_target t;
-    *v = (struct noise_view){ .kern = m->kern };
     if (sigma > 0 && aqn_target(&t, c, step, &m->conf, e) < 0) return -1;
-    return noise_view_open(v, m, &t, sigma, seed, (uint64_t)version, e);
+    return noise_view_renew(v, m, &t, sigma, seed, (uint64_t)version, e);
 }
 
 /* Types of noise.modules.type, in the order of its choices. */

@@ -13,7 +13,7 @@
 /* AQN's intended size after `step` completed steps; 0 = none. */
 double treatment_sigma(const struct shared *c, int64_t step);
 /* One draw of AQN for the weights of m: sigma is that of treatment_sigma, or what a hand-written
- * ticket says. */
+ * ticket says. v is all zero at first, and keeps its memory (noise_view_renew). */
 int treatment_view(struct noise_view *v, const struct model *m, const struct shared *c,
                    int64_t step, double sigma, uint64_t seed, int64_t version, struct err *e);
 

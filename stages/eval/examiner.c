@@ -213,7 +213,6 @@ static int adopt(struct examiner *x, const struct exam *m) {
     const struct shared *c = &x->c->shared;
     struct lora *l = NULL;
     int rc = load_adapter(x, m, &l);
-    noise_view_close(&x->aqn);
     if (rc == 0)
         rc = treatment_view(&x->aqn, x->policy.model, c, m->step, m->sigma, m->noise_seed,
                             m->version, e);

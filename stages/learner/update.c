@@ -19,6 +19,7 @@ struct updater {
      * step */
     float *old_value;
     size_t params;
+    struct noise_view aqn;           /* its memory stays from step to step */
     struct ranks *ranks;             /* NULL = alone */
     struct parts_grad grad;
 };
@@ -89,6 +90,7 @@ void updater_destroy(struct updater **up) {
     for (size_t i = 0; i < COUNT_OF(all); i++)
         if (all[i]->p) u->kern->free(u->kern, all[i]);
     parts_grad_close(&u->grad);
+    noise_view_close(&u->aqn);
     free(u->old_value);
     net_destroy(&u->net);
     free(u);
@@ -238,19 +240,19 @@ static int fixed_pass(struct updater *u, struct batch *b, const char *call, floa
 static int old_logprobs(struct updater *u, const struct update_state *s, struct batch *b,
                         const struct update_treatment *t, struct err *e) {
     const struct shared *c = &u->c->shared;
-    struct noise_view *v = &b->metrics->aqn;
-    if (under_aqn(u, t) && treatment_view(v, u->policy->model, c, t->step, t->sigma, t->seed,
-                                          t->version, e) < 0)
+    const bool noisy = under_aqn(u, t);
+    if (noisy && treatment_view(&u->aqn, u->policy->model, c, t->step, t->sigma, t->seed,
+                                t->version, e) < 0)
         return -1;
-    int rc = net_adopt(u->net, s->lora, v->sigma > 0 ? v : NULL, e);
+    int rc = net_adopt(u->net, s->lora, noisy ? &u->aqn : NULL, e);
     net_set_noise(u->net, &u->policy->plan, NOISE_PHASE_LOGPROB, t->seed, t->fixed_seed);
     if (rc == 0) rc = fixed_pass(u, b, "old log-probs", b->old, e);
     if (rc == 0) rc = net_take_noise(u->net, &b->metrics->logprob, e);
-    if (v->sigma > 0) {
-        if (net_adopt(u->net, s->lora, NULL, e) < 0) rc = -1;      /* it lent the view until now */
-        noise_view_close(v);
-    }
-    return rc;
+    if (!noisy) return rc;
+    b->metrics->aqn = u->aqn;
+    b->metrics->aqn.dw = b->metrics->aqn.mem = (kptr){ NULL };
+    b->metrics->aqn.linear = NULL;
+    return net_adopt(u->net, s->lora, NULL, e) < 0 ? -1 : rc;      /* it lent the view until now */
 }
 
 /* Of the base model: the adapter off, a clean pass. */

@@ -300,7 +300,6 @@ static int adopt(struct work *w, const struct rec_ticket *t) {
                            got, sha);
         }
     }
-    noise_view_close(&w->noise);
     int rc = treatment_view(&w->noise, w->policy.model, &w->c->shared, t->step, t->treatment.sigma,
                             t->treatment.noise_seed, t->version, e);
     if (rc == 0) rc = gen_adopt(w->gen, l, &w->noise, e);

@@ -335,6 +335,25 @@ static void c_pack(struct kern *k, const struct kern_weight *w, const float *val
     device.pack(&device, &b, values);
     end("pack");
 }
+static void c_unpack(struct kern *k, const struct kern_weight_rows *a) {
+    COPY(weight_rows);
+    weight(&b.w, false);
+    out(&b.values, dense(b.rows, b.w.in) * 4);
+    RUN(unpack);
+}
+static void c_pack_rows(struct kern *k, const struct kern_weight_rows *a) {
+    COPY(weight_rows);
+    weight(&b.w, true);
+    in(&b.values, dense(b.rows, b.w.in) * 4);
+    RUN(pack_rows);
+}
+static void c_weight_noise(struct kern *k, const struct kern_weight_noise *a) {
+    COPY(weight_noise);
+    weight(&b.w, false), weight(&b.to, true);
+    out(&b.squares, dense(b.w.out, KERN_WEIGHT_SQUARES) * sizeof(double));
+    out(&b.counts, KERN_WEIGHT_COUNTS * sizeof(int64_t));
+    RUN(weight_noise);
+}
 
 const char *carry_plugin(void) {
     static char path[512];
@@ -365,4 +384,5 @@ void carry_open(struct kern *k, const char *name) {
     k->perturb = c_perturb, k->quant_rows = c_quant_rows, k->add = c_add, k->gather = c_gather;
     k->scatter_add = c_scatter_add, k->logprob = c_logprob, k->logprob_bwd = c_logprob_bwd;
     k->sample = c_sample, k->adamw = c_adamw, k->sum_squares = c_sum_squares, k->pack = c_pack;
+    k->unpack = c_unpack, k->pack_rows = c_pack_rows, k->weight_noise = c_weight_noise;
 }

@@ -447,6 +447,28 @@ Test(noise_sites, another_aqn_draw_makes_the_noise_of_norms_anew_and_no_other) {
     world_close(&w);
 }
 
+/* A device's graphs keep addresses: seeds change what lies there. */
+Test(noise_sites, noise_on_weights_is_made_again_in_place) {
+    struct world w;
+    float lp[3][SCORED];
+    struct noise_text m = text_modules("linear, rmsnorm, lm_head", NOISE_POINT_WEIGHT);
+    world_open(&w, MODEL_QUANT_BF16, 2);
+    make(&w, NULL, &m);
+    alloc_real = w.f.kern.alloc;
+    w.f.kern.alloc = alloc_spy;
+    first_alloc = 0;
+    for (int i = 0; i < 3; i++) {
+        net_set_noise(w.n, &w.plan, NOISE_PHASE_LOGPROB, i == 1 ? 3 : 1, 2);
+        score(&w, lp[i]);
+        take(&w);
+        cr_expect_eq(first_alloc > 0, i == 0, "seed %d", i);
+        first_alloc = 0;
+    }
+    cr_expect(memcmp(lp[0], lp[1], sizeof lp[0]) != 0);
+    cr_expect(memcmp(lp[0], lp[2], sizeof lp[0]) == 0, "something of another seed stayed behind");
+    world_close(&w);
+}
+
 /* ---- whose draw it is ---- */
 
 Test(noise_sites, rows_carry_prompt_sample_and_position) {

@@ -185,8 +185,11 @@ Test(noise_view, linears_carry_their_draws_rounded_once) {
                     cr_assert_eq(w != NULL, p == PROJ_DOWN || (l == 1 && p == PROJ_Q));
                     if (!w) continue;
                     float *drawn = malloc((size_t)w->out * (size_t)w->in * sizeof *drawn);
+                    float third;
                     noise_draw(drawn, 0, (size_t)w->out * (size_t)w->in, (l ? .5 : 1) * sigmas[s], 5, 6,
                                noise_tensor_linear(&c, l, p));
+                    noise_draw_linear(&third, 3, 1, (l ? .5 : 1) * sigmas[s], 5, 6, noise_tensor_linear(&c, l, p));
+                    cr_assert_eq(third, bf16_to_f32(f32_to_bf16(drawn[3])));
                     for (int o = 0; o < w->out; o++)
                         for (int i = 0; i < w->in; i++)
                             cr_assert_eq(pack_get(w->data.p, w->format, w->out, w->in, o, i),
@@ -197,6 +200,62 @@ Test(noise_view, linears_carry_their_draws_rounded_once) {
             cr_expect_null(v.linear);
             fix_close(&f);
         }
+}
+
+static int allocs;
+static int (*alloc_real)(struct kern *, kptr *, size_t, struct err *);
+static int alloc_count(struct kern *k, kptr *out, size_t bytes, struct err *e) {
+    allocs++;
+    return alloc_real(k, out, bytes, e);
+}
+/* All that the passes read. */
+static void expect_same_noise(struct fix *f, const struct noise_view *a, const struct noise_view *b) {
+    const struct model_conf *c = &f->model.conf;
+    cr_assert_eq(a->dw.p != NULL, b->dw.p != NULL);
+    if (a->dw.p) cr_expect(memcmp(a->dw.p, b->dw.p, (size_t)((2 * c->layers + 1) * c->dim) * sizeof(float)) == 0);
+    for (int l = 0; l < c->layers; l++)
+        for (enum proj p = 0; p < PROJ_COUNT; p++) {
+            const struct kern_weight *x = noise_view_linear(a, l, p), *y = noise_view_linear(b, l, p);
+            cr_assert_eq(x != NULL, y != NULL);
+            if (x) cr_expect(memcmp(x->data.p, y->data.p, kern_weight_bytes(x->format, x->out, x->in)) == 0);
+        }
+}
+/* A device's graphs keep addresses: versions change what lies there. */
+Test(noise_view, a_renewed_view_is_a_new_one_in_the_same_place) {
+    struct model_conf c = fix_small_conf();
+    const struct noise_target all = target_of(&c, "norms, linears", "", 1), some = target_of(&c, "down_proj", "", 1);
+    static const struct { double sigma; bool all; } step[] = {
+        { .01, true }, { 0, true }, { .02, true }, { .01, false }, { .02, true },
+    };
+    struct fix f;
+    struct err e = { 0 };
+    struct noise_view v = { 0 };
+    void *place = NULL;
+    fix_open(&f, "ref", 2, &c, MODEL_QUANT_BF16, fix_small_value);
+    cr_assert_lt(noise_view_plan(&c, MODEL_QUANT_BF16, &some), noise_view_plan(&c, MODEL_QUANT_BF16, &all));
+    alloc_real = f.kern.alloc;
+    for (size_t i = 0; i < COUNT_OF(step); i++) {
+        const struct noise_target *t = step[i].all ? &all : &some;
+        struct noise_view fresh;
+        allocs = 0;
+        f.kern.alloc = alloc_count;
+        cr_assert_eq(noise_view_renew(&v, &f.model, t, step[i].sigma, 5, i, &e), 0, "%s", e.text);
+        f.kern.alloc = alloc_real;
+        cr_expect_eq(allocs, i == 0, "%zu", i);
+        if (i == 0) place = v.mem.p;
+        cr_expect_eq(v.mem.p, place);
+        cr_expect_eq(v.dw.p != NULL, step[i].sigma > 0 && step[i].all);
+        cr_expect_eq(v.linear != NULL, step[i].sigma > 0);
+        if (step[i].sigma == 0) continue;
+        cr_assert_eq(noise_view_open(&fresh, &f.model, t, step[i].sigma, 5, i, &e), 0, "%s", e.text);
+        expect_same_noise(&f, &v, &fresh);
+        cr_expect_eq(v.realised, fresh.realised);
+        cr_expect_eq(v.linear[0][PROJ_DOWN].data.p == place, !step[i].all);
+        noise_view_close(&fresh);
+    }
+    noise_view_close(&v);
+    cr_expect(!v.mem.p && !v.linear);
+    fix_close(&f);
 }
 
 static float norms_are_huge(const char *name, int layer, enum proj p, size_t i) {

@@ -186,9 +186,9 @@ static size_t values(const struct tensor *x) { return (size_t)(x->shape[0] * x->
 /* What is added to the weights: of linears the bf16 that their noise is rounded to. */
 static float *draw(const struct tensor *x, const struct origin *s) {
     float *v = mem_alloc(values(x) * sizeof *v);
-    noise_draw(v, 0, values(x), x->times * s->sigma, s->noise_seed, (uint64_t)s->version,
-               x->number);
-    for (size_t i = 0; x->rank == 2 && i < values(x); i++) v[i] = bf16_to_f32(f32_to_bf16(v[i]));
+    (x->rank == 2 ? noise_draw_linear : noise_draw)(v, 0, values(x), x->times * s->sigma,
+                                                    s->noise_seed, (uint64_t)s->version,
+                                                    x->number);
     return v;
 }
 
