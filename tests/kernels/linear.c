@@ -344,12 +344,12 @@ Test(linear, scales_at_the_ends_of_what_may_wait) {
                                      .scale = 1.0f, .y = kt_p(want), .y_type = KERN_F32,
                                      .y_ld = OUT, .rows = rows };
             t.ref.linear(&t.ref, &a, 1);
-            one_nan(want, KERN_F32, (size_t)rows * OUT);
+            kt_one_nan(want, KERN_F32, (size_t)rows * OUT);
             KT_EACH(&t, k) {
                 float *got = kt_new(&t, bytes);
                 a.y = kt_p(got);
                 k->linear(k, &a, 1);
-                one_nan(got, KERN_F32, (size_t)rows * OUT);
+                kt_one_nan(got, KERN_F32, (size_t)rows * OUT);
                 KT_SAME(k, got, want, bytes, "x about 2^%d, scales up to 2^%d", size[s],
                         up * most);
             }
