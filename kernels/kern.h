@@ -8,8 +8,8 @@
  *
  * Bits. One order of accumulation per output element: it does not depend on the number of rows in
  * the call, on a row's place in it, on the number of threads, or on whether the row is prefilled,
- * decoded or trained on. All CPU paths share the very same order and the same polynomials, so they
- * give the same bits:
+ * decoded or trained on (but in cuda-blas: kernels/cuda/blas.cu). All CPU paths share the very
+ * same order and the same polynomials, so they give the same bits:
  *   products           linear, linear_t, outer, scores and values of attention: the tile order,
  *                      which
  *       is that of AMX's TDPBF16PS. acc = 0; for blocks of 32 k ascending (the last one padded with
@@ -41,7 +41,7 @@
 #include "lib/base/err.h"
 #include "lib/base/pool.h"
 
-enum { KERN_ABI = 5, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
+enum { KERN_ABI = 6, KERN_OUT_BLOCK = 16, KERN_IN_BLOCK = 32, KERN_PAGE = 32 };
 enum kern_type { KERN_F32, KERN_BF16 };
 enum kern_format { KERN_FORMAT_F32, KERN_FORMAT_BF16, KERN_FORMAT_MXFP4, KERN_FORMAT_NVFP4 };
 
@@ -95,13 +95,15 @@ struct kern_rmsnorm_bwd { kptr dy, x, rstd, w, dw, dx; int rows, dim; };
  * with an adapter (b.out != 0), y += u B'. x [rows, in] of x_type with row stride x_ld elements, y
  * [rows, out] with stride y_ld; bias f32 [out] or absent; u [rows, b.in] of x_type with stride
  * u_ld; b [out, b.in] with scale 1. The operation takes n of them that do not read each other's y:
- * one entry into the threads for q, k and v. */
+ * one entry into the threads for q, k and v. apart: chance put these rows together (decoding), so
+ * that a row's bits may not depend on the others; tables of which that is always true ignore it. */
 struct kern_linear {
     kptr x; enum kern_type x_type; int x_ld;
     struct kern_weight w; kptr bias; float scale; bool accumulate;
     kptr u; int u_ld; struct kern_weight b;
     kptr y; enum kern_type y_type; int y_ld;
     int rows;
+    bool apart;
 };
 enum { KERN_LINEARS_MAX = 3 };
 /* dx = (scale * w.scale) * (dy W), or dx += that when accumulate. dy f32 [rows, out] stride dy_ld,
@@ -243,7 +245,7 @@ struct kern_adamw {
 };
 
 struct kern {
-    const char *name; /* "ref", "avx2", "avx512", "avx512bf16", "amx", "cuda:0", "cuda-mma:0" */
+    const char *name;          /* "ref", "avx2", "avx512", "avx512bf16", "amx", "cuda-mma:0" */
     const char *bits;                                 /* tables of one name give the same bits */
     uint32_t abi;                                     /* KERN_ABI */
     struct pool *pool;                                /* CPU paths; lent */
@@ -316,7 +318,8 @@ struct kern {
 /* Fills the table. path: NULL or "auto" = the best this CPU has; a name forces one. -1 (EXIT_ENV)
  * when the machine lacks it, naming what it has. "cuda" is cuda:0, "cuda:N" the N-th device that
  * CUDA_VISIBLE_DEVICES shows (kernels/cuda/plugin.h), "cuda-mma" and "cuda-mma:N" the same on
- * tensor cores, with bits of their own; auto never takes a device, and where one is asked for
+ * tensor cores, with bits of their own, "cuda-blas" the same with cuBLAS for many rows, where a
+ * row's bits change with how many there are; auto never takes a device, and where one is asked for
  * nothing else stands in. "amx-emulated" is the text of "amx" with its tile instructions done in
  * C, for tests where there is no AMX; never chosen by itself. The table lends
  * `pool`. */

@@ -107,8 +107,8 @@ int kern_open(struct kern *k, const char *name, struct pool *pool, struct err *e
                      names[i]);
         if (!is_name(name))
             return err_code(e, EXIT_CONFIG, "there are no kernels '%s': auto, ref, avx2, avx512, "
-                                            "avx512bf16, amx, cuda, cuda-mma; this machine "
-                                            "has: %s", name, list);
+                                            "avx512bf16, amx, cuda, cuda-mma, cuda-blas; "
+                                            "this machine has: %s", name, list);
         return err_code(e, EXIT_ENV, "this machine cannot run kernels '%s'%s%s; it has: %s", name,
                         why ? ": " : "", why ? why : "", list);
     }

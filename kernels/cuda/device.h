@@ -38,6 +38,7 @@ struct cuda_state {
     char *ring_host, *ring_device;       /* cuda_small: pinned, and its place on the device */
     size_t ring_bytes, ring_at;
     struct cuda_graphs graphs;
+    void *blas;                          /* cuBLAS's handle, of the table cuda-blas */
 };
 static inline struct cuda_state *cuda_of(struct kern *k) {
     return (struct cuda_state *)k->self;
@@ -168,6 +169,11 @@ void cuda_outer(struct kern *k, const struct kern_outer *a);
 void cuda_mma_linear(struct kern *k, const struct kern_linear *a, int n);
 void cuda_mma_linear_t(struct kern *k, const struct kern_linear_t *a);
 void cuda_mma_outer(struct kern *k, const struct kern_outer *a);
+/* blas.cu: linear and linear_t by cuBLAS. Turns the table, whose stream is open, into cuda-blas;
+ * -1 (EXIT_ENV) where cuBLAS is not there. */
+int cuda_blas_open(struct kern *k, const char *arch, int sms, struct err *e);
+void cuda_blas_linear(struct kern *k, const struct kern_linear *a, int n);
+void cuda_blas_linear_t(struct kern *k, const struct kern_linear_t *a);
 /* attn.cu */
 void cuda_kv_put(struct kern *k, const struct kern_kv_put *a);
 void cuda_attn(struct kern *k, const struct kern_attn *a);

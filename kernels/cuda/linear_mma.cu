@@ -157,10 +157,6 @@ __global__ static void __launch_bounds__(MMA_THREADS, MMA_OF_SM)
 
 static unsigned parts(int n, int of) { return (unsigned)((n + of - 1) / of); }
 
-static bool takes(const struct kern_linear *a) {
-    return a->x_type == KERN_BF16 && a->w.format != KERN_FORMAT_F32 &&
-           (!a->b.out || a->b.format != KERN_FORMAT_F32);
-}
 static void linear_run(struct kern *k, const struct linears *all) {
     const unsigned panels = parts(all->outs, KERN_OUT_BLOCK);
     if (all->rows <= MMA_N)
@@ -178,7 +174,7 @@ static void linear_run(struct kern *k, const struct linears *all) {
 void cuda_mma_linear(struct kern *k, const struct kern_linear *a, int n) {
     struct linears all = { };
     for (int i = 0; i < n; i++) {
-        if (!takes(&a[i])) {
+        if (!linear_takes_mma(&a[i])) {
             cuda_linear(k, &a[i], 1);
             continue;
         }
@@ -245,7 +241,7 @@ __global__ static void __launch_bounds__(MMA_THREADS, MMA_OF_SM)
     }
 }
 void cuda_mma_linear_t(struct kern *k, const struct kern_linear_t *a) {
-    if (!a->round || a->w.format == KERN_FORMAT_F32) {
+    if (!linear_t_takes_mma(a)) {
         cuda_linear_t(k, a);
         return;
     }

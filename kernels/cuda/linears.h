@@ -17,6 +17,14 @@ __device__ static inline float linear_value(const struct kern_linear *a, float s
     if (a->accumulate) v += ((const float *)a->y.p)[(size_t)r * (size_t)a->y_ld + (size_t)o];
     return v;
 }
+/* Whether the operands are tensor cores': bf16, or 4 bits of it. */
+static inline bool linear_takes_mma(const struct kern_linear *a) {
+    return a->x_type == KERN_BF16 && a->w.format != KERN_FORMAT_F32 &&
+           (!a->b.out || a->b.format != KERN_FORMAT_F32);
+}
+static inline bool linear_t_takes_mma(const struct kern_linear_t *a) {
+    return a->round && a->w.format != KERN_FORMAT_F32;
+}
 __device__ static inline void linear_put(const struct kern_linear *a, float v, int r, int o) {
     cuda_put(a->y, a->y_type, (size_t)r * (size_t)a->y_ld + (size_t)o, v);
 }

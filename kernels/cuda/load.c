@@ -83,14 +83,30 @@ const struct cuda_plugin *cuda_load(struct err *e) {
     return p;
 }
 
+/* Kernels by name: what stands before a colon and a device's number. */
+static const struct { const char *name; enum cuda_form form; } forms[] = {
+    { "cuda", CUDA_FORM_STRICT }, { "cuda-mma", CUDA_FORM_MMA }, { "cuda-blas", CUDA_FORM_BLAS },
+};
+
+static int read_name(const char *name, enum cuda_form *form, int64_t *index) {
+    const size_t n = strcspn(name, ":");
+    *index = 0;
+    for (size_t i = 0; i < COUNT_OF(forms); i++) {
+        if (strlen(forms[i].name) != n || memcmp(forms[i].name, name, n) != 0) continue;
+        *form = forms[i].form;
+        const bool number = name[n] && str_to_i64(name + n + 1, index) && *index >= 0 &&
+                            *index < CUDA_DEVICES_MAX;
+        return !name[n] || number ? 0 : -1;
+    }
+    return -1;
+}
+
 int cuda_open(struct kern *k, const char *name, struct pool *pool, struct err *e) {
-    const enum cuda_form form = str_starts(name, "cuda-mma") ? CUDA_FORM_MMA : CUDA_FORM_STRICT;
-    const char *rest = name + strlen(form == CUDA_FORM_MMA ? "cuda-mma" : "cuda");
-    int64_t index = 0;
-    if (*rest && (*rest != ':' || !str_to_i64(rest + 1, &index) || index < 0 ||
-                  index >= CUDA_DEVICES_MAX))
-        return err_code(e, EXIT_ENV, "kernels '%s': write cuda, cuda-mma, cuda:N or cuda-mma:N, N "
-                                     "from 0", name);
+    enum cuda_form form;
+    int64_t index;
+    if (read_name(name, &form, &index) < 0)
+        return err_code(e, EXIT_ENV, "kernels '%s': write cuda, cuda-mma or cuda-blas, and :N "
+                                     "behind it for device N, from 0", name);
     const struct cuda_plugin *p = cuda_load(e);
     if (!p || p->open(k, (int)index, form, e) < 0) return err_wrap(e, "kernels '%s'", name);
     k->pool = pool;

@@ -365,6 +365,18 @@ static cudaError_t fill_mma(struct kern *k, int index) {
     return cudaSuccess;
 }
 
+/* The form by cuBLAS, whose bits are those of the architecture, too. */
+static int open_blas(struct kern *k, int index, struct err *e) {
+    static struct cudaDeviceProp p;
+    char arch[16];
+    const cudaError_t rc = cudaGetDeviceProperties(&p, index);
+    if (rc != cudaSuccess) return fail(e, "device cuda:%d: %s", index, cudaGetErrorName(rc));
+    arch_of(arch, &p);
+    if (cuda_blas_open(k, arch, p.multiProcessorCount, e) == 0) return 0;
+    (void)cudaStreamDestroy(cuda_of(k)->stream);
+    return -1;
+}
+
 static int start(struct kern *k, struct cuda_state *s, int index, enum cuda_form form,
                  struct err *e) {
     static char name[CUDA_DEVICES_MAX][16];
@@ -383,6 +395,7 @@ static int start(struct kern *k, struct cuda_state *s, int index, enum cuda_form
     fill(k);
     if (rc == cudaSuccess && form == CUDA_FORM_MMA) rc = fill_mma(k, index);
     if (rc == cudaSuccess) rc = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+    if (rc == cudaSuccess && form == CUDA_FORM_BLAS) return open_blas(k, index, e);
     if (rc == cudaSuccess) return 0;
     return fail(e, "cannot open cuda:%d: %s: %s", index, cudaGetErrorName(rc),
                 cudaGetErrorString(rc));

@@ -9,7 +9,7 @@
 #define QERL_CUDA_PLUGIN_H
 #include "kernels/kern.h"
 
-enum { CUDA_PLUGIN_ABI = 3, CUDA_DEVICES_MAX = 64 };
+enum { CUDA_PLUGIN_ABI = 4, CUDA_DEVICES_MAX = 64 };
 #define CUDA_PLUGIN_ENTRY "qerl_cuda_plugin"
 
 struct cuda_device {
@@ -21,8 +21,13 @@ struct cuda_device {
 };
 
 /* Strict: kern.h's order of sums, the CPU's bits. Mma: products on tensor cores, bits of their own
- * (kernels/cuda/mma_tile.h); they differ from one architecture to the next. */
-enum cuda_form { CUDA_FORM_STRICT, CUDA_FORM_MMA };
+ * (kernels/cuda/mma_tile.h); they differ from one architecture to the next. Blas: as mma for few
+ * rows, cuBLAS for many: there a row's bits depend on how many come with it. */
+enum cuda_form { CUDA_FORM_STRICT, CUDA_FORM_MMA, CUDA_FORM_BLAS };
+/* Device memory of the form blas beside what the model takes: cuBLAS's workspace, then scratch for
+ * a slab of unpacked weight and a block of activations, with what cuda_scratch adds. */
+enum { CUDA_BLAS_WORKSPACE = 32 << 20, CUDA_BLAS_SLAB = 64 << 20,
+       CUDA_BLAS_BYTES_MAX = CUDA_BLAS_WORKSPACE + CUDA_BLAS_SLAB / 2 * 5 };
 
 /* What a device can do at most, for benchmarks. Read: the `bytes` at p, again and again; fma, mma:
  * multiply-adds of f32 and on tensor cores (bf16 with f32 sums) on every SM. */

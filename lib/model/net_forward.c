@@ -20,7 +20,8 @@ static void adapter_in(struct net *n, int layer, enum net_site site, kptr x, int
                                               .y = u,
                                               .y_type = n->type,
                                               .y_ld = a->out,
-                                              .rows = rows }, 1);
+                                              .rows = rows,
+                                              .apart = n->apart }, 1);
 }
 
 /* n->xq becomes x as a 4-bit unit would read it, where a projection of p .. p + count - 1 does. The
@@ -51,7 +52,8 @@ static void project_noise(struct net *n, int layer, enum proj p, const struct ke
                                           .y = base[i].y,
                                           .y_type = KERN_F32,
                                           .y_ld = w->out,
-                                          .rows = base[i].rows };
+                                          .rows = base[i].rows,
+                                          .apart = n->apart };
     }
     if (used) n->k->linear(n->k, a, used);
 }
@@ -95,7 +97,8 @@ static void project(struct net *n, int layer, enum proj p, int count, kptr x,
                                      .y = y[i],
                                      .y_type = KERN_F32,
                                      .y_ld = w->out,
-                                     .rows = rows };
+                                     .rows = rows,
+                                     .apart = n->apart };
         if (!net_lora_on(n, p)) continue;
         a[i].u = net_u_of(n, act, p);
         a[i].u_ld = n->site_rank[net_site_of(p)];
@@ -256,7 +259,8 @@ void net_head(struct net *n, int first, int count) {
                                    .y = n->logits,
                                    .y_type = KERN_F32,
                                    .y_ld = w->out,
-                                   .rows = count };
+                                   .rows = count,
+                                   .apart = n->apart };
     if (!net_noise_head(n, first, &a)) n->k->linear(n->k, &a, 1);
 }
 

@@ -159,6 +159,7 @@ struct net {
     int *page_users, *page_free, pages_free;      /* sharers of each page; stack of free pages */
     struct net_host host;
     int wants;                                    /* rows ready in hid_t */
+    bool apart;                                   /* rows of a decode step: kern_linear */
 };
 
 enum { NET_NO_LAYER = -1 };                       /* of the final norm and the head */

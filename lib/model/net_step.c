@@ -66,9 +66,11 @@ static uint64_t key_of(const struct net *n, int rows, bool cuts) {
 /* ---- one step ---- */
 
 static void operations(struct net *n, int rows, bool cuts) {
+    n->apart = true;
     net_layers(n, rows, false);
     net_want_all(n, rows);
     net_head_and_draw(n, cuts);
+    n->apart = false;
 }
 
 /* Notes the operations under the key and runs them from there; what the host counted of them is

@@ -4,6 +4,7 @@
 
 #include <sys/stat.h>
 
+#include "kernels/cuda/plugin.h"
 #include "lib/base/fs.h"
 #include "lib/base/hash.h"
 #include "lib/base/json.h"
@@ -135,6 +136,19 @@ int policy_kernels(json_t *out, const struct shared *c, struct err *e) {
     return device_plan(out, &k, e);
 }
 
+static bool by_cublas(const struct shared *c) {
+    char name[32];
+    return !strcmp(shared_kernels(c->run.kernels, name, sizeof name), "cuda-blas");
+}
+
+const char *policy_kernels_note(const struct shared *c) {
+    return by_cublas(c) ? "run.kernels = cuda-blas: products of many rows go to cuBLAS, so the "
+                          "learner's log-probs and the rollout's differ in their last bits, at "
+                          "sigma 0 too: training/rollout_logp_differ counts them, rollout_corr/... "
+                          "say how far; cuda and cuda-mma are strict"
+                        : NULL;
+}
+
 struct model_opts policy_model_opts(const struct shared *c) {
     return (struct model_opts){ .path = c->model.path,
                                 .quant = (enum model_quant)c->quant.weights,
@@ -171,6 +185,7 @@ int policy_open(struct policy *p, const struct shared *c, struct err *e) {
         policy_close(p);
         return -1;
     }
+    if (policy_kernels_note(c)) log_warn("%s", policy_kernels_note(c));
     noise_plan_text(&p->plan, &p->ops);
     policy_treatment(p->treatment, c, &p->plan, p->model->sha256);
     const int all = p->model->conf.layers * PROJ_COUNT;
@@ -290,6 +305,7 @@ int policy_plan_memory(json_t *out, const struct shared *c, const struct model_c
     if (model_exclude_make(&x, c->quant.exclude, m, e) < 0) return err_wrap(e, "quant.exclude");
     const size_t weights = model_plan(m, (enum model_quant)c->quant.weights, &x);
     json_t *quantised = quantised_json(c, m, &x);
+    if (by_cublas(c)) bytes += CUDA_BLAS_BYTES_MAX;
     if (quantised) json_object_set_new(out, "quantised", quantised);
     json_object_set_new(out, "memory_bytes", json_integer((json_int_t)bytes));
     json_object_set_new(out, "pages_bytes", json_integer((json_int_t)pages_bytes));

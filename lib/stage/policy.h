@@ -41,13 +41,16 @@ int policy_prompt(const struct policy *p, const struct shared *c, const char *qu
 /* Whether this machine has the kernels that run.kernels names, EXIT_ENV with those it has; of a GPU
  * "devices" is added to out. */
 int policy_kernels(json_t *out, const struct shared *c, struct err *e);
+/* What run.kernels means for a run beyond its bits, or NULL: said at the start and by check. */
+const char *policy_kernels_note(const struct shared *c);
 /* What every stage with a policy says of it for --plan: the model's files into out's "files", the
  * table of noise on operations and modules as "treatment" (in_eval: as in treatment_plan), and what
  * cannot work. 1 with shape and m filled in, 0 where the model is absent, -1. */
 int policy_plan(json_t *out, const struct shared *c, bool in_eval, struct lora_shape *shape,
                 struct model_conf *m, struct err *e);
-/* The memory for --plan: what the stage makes, KV pages included, the weights it maps, and how many
- * projections are quantised. EXIT_CONFIG where quant.exclude hits nothing. */
+/* The memory for --plan: what the stage makes, KV pages and what its kernels take included, the
+ * weights it maps, and how many projections are quantised. EXIT_CONFIG where quant.exclude hits
+ * nothing. */
 int policy_plan_memory(json_t *out, const struct shared *c, const struct model_conf *m,
                        size_t bytes, size_t pages_bytes, struct err *e);
 /* One key per sampled step: what rollout and offline replays use. */

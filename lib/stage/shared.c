@@ -11,7 +11,7 @@
 #define AT(field) offsetof(struct shared, field)
 
 static const char shared_kernel_choices[] =
-    "auto|ref|avx2|avx512|avx512bf16|amx|amx-emulated|cuda|cuda-mma";
+    "auto|ref|avx2|avx512|avx512bf16|amx|amx-emulated|cuda|cuda-mma|cuda-blas";
 
 const char *shared_kernels(int choice, char *buf, size_t bytes) {
     const char *at = shared_kernel_choices;
@@ -30,8 +30,8 @@ const struct stage_key shared_run_keys[] = {
       "steps between scores; step 0 and the last are always scored" },
     { "run.kernels", KEY_CHOICE, AT(run.kernels), "auto", 0, 0,
       shared_kernel_choices,
-      "kernel path; all but cuda-mma (tensor cores) give the same bits, auto is the fastest this "
-      "CPU has, or cuda where the stage is placed on a GPU" },
+      "kernel path; all but cuda-mma (tensor cores) and cuda-blas (cuBLAS: rollout and learner "
+      "differ) give the same bits, auto is the fastest this CPU has, or cuda on a GPU" },
     { "run.threads", KEY_INT, AT(run.threads), "0", 0, 256, NULL,
       "threads of a stage; 0 = the cores it was given" },
     { 0 },

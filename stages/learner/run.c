@@ -548,6 +548,8 @@ static void plan_notes(const struct learner_conf *c, json_t *out) {
                                                  "learning rate is never reached"));
     if (c->lag_max > 0) lag_notes(c, notes);
     effect_notes(&c->shared, notes);
+    const char *note = policy_kernels_note(&c->shared);
+    if (note) json_array_append_new(notes, json_string(note));
     json_object_set_new(out, "notes", notes);
 }
 

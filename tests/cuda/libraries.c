@@ -26,6 +26,9 @@ Test(cublas, batches) { says("gemm_batched", 0, "0 1 4 6 4 5 12 14 8 9 20 22 \n"
 Test(cublas, matrix_that_is_not_in_its_buffer) {
     says("gemm_outside", 1, "A does not lie in one buffer");
 }
+Test(cublas, repeats_with_a_workspace_and_no_atomics) {
+    says("gemm_repeats", 0, "same\nother\nother\n");
+}
 Test(cublas, in_a_captured_graph) { says("gemm_graph", 0, "17\n"); }
 
 Test(nccl, all_reduce_in_place) {

@@ -111,6 +111,37 @@ static void gemm_outside(void) {
     must(cublasCreate(&h));
     must(cublasSgemm(h, CUBLAS_OP_N, CUBLAS_OP_N, 8, 8, 9, &one, p, 8, p, 9, &zero, p, 8));
 }
+/* One product twice: the same bits only where a workspace of ours, set after the stream, and no
+ * atomics make it so. */
+static void gemm_again(bool workspace_first, bool atomics) {
+    enum { SIDE = 64, WORKSPACE = 1 << 20 };
+    cublasHandle_t h;
+    cudaStream_t s;
+    float one = 1, zero = 0, *c[2];
+    std::vector<float> a(SIDE * SIDE);
+    for (size_t i = 0; i < a.size(); i++) a[i] = number((unsigned)i);
+    float *x = upload(a);
+    char *workspace = device<char>(WORKSPACE);
+    must(cudaStreamCreateWithFlags(&s, cudaStreamNonBlocking));
+    must(cudaDeviceSynchronize());
+    must(cublasCreate(&h));
+    if (workspace_first) must(cublasSetWorkspace(h, workspace, WORKSPACE));
+    must(cublasSetStream(h, s));
+    if (!workspace_first) must(cublasSetWorkspace(h, workspace, WORKSPACE));
+    must(cublasSetAtomicsMode(h, atomics ? CUBLAS_ATOMICS_ALLOWED : CUBLAS_ATOMICS_NOT_ALLOWED));
+    for (int i = 0; i < 2; i++) {
+        c[i] = device<float>(SIDE * SIDE);
+        must(cublasSgemm(h, CUBLAS_OP_N, CUBLAS_OP_N, SIDE, SIDE, SIDE, &one, x, SIDE, x, SIDE,
+                         &zero, c[i], SIDE));
+    }
+    must(cudaStreamSynchronize(s));
+    printf("%s\n", download(c[0], SIDE * SIDE) == download(c[1], SIDE * SIDE) ? "same" : "other");
+}
+static void gemm_repeats(void) {
+    gemm_again(false, false);
+    gemm_again(true, false);
+    gemm_again(false, true);
+}
 /* Work of a library stands in its stream's order and in a captured graph. */
 static void gemm_graph(void) {
     cublasHandle_t h;
@@ -308,6 +339,7 @@ static const struct { const char *name; void (*run)(void); void (*ranks)(struct 
     { "gemm", gemm, nullptr },
     { "gemm_batched", gemm_batched, nullptr },
     { "gemm_outside", gemm_outside, nullptr },
+    { "gemm_repeats", gemm_repeats, nullptr },
     { "gemm_graph", gemm_graph, nullptr },
     { "all_reduce", nullptr, all_reduce },
     { "rank_order", nullptr, rank_order },

@@ -150,6 +150,39 @@ void kt_one_nan(void *p, enum kern_type type, size_t n) {
         if (isnan(kt_get(p, type, i))) cpu_put(kt_p(p), type, i, NAN);
 }
 
+static int whole(struct kt *t, int most) { return (int)(kt_unit(t) * (2 * most + 1)) - most; }
+void *kt_wholes(struct kt *t, enum kern_type type, size_t n, int most) {
+    void *p = kt_new(t, kt_bytes(type, n));
+    for (size_t i = 0; i < n; i++) cpu_put(kt_p(p), type, i, (float)whole(t, most));
+    return p;
+}
+/* Multiples of 1/8 below 16. */
+struct kern_weight kt_weight_whole(struct kt *t, enum kern_format f, int out, int in) {
+    struct kern_weight w = { .format = f, .out = out, .in = in, .scale = 1.0f };
+    const size_t n = (size_t)out * (size_t)in;
+    w.data.p = kt_new(t, kern_weight_bytes(f, out, in));
+    if (f == KERN_FORMAT_BF16) {
+        pack_f32(w.data.p, f, kt_wholes(t, KERN_F32, n, 5), out, in);
+        return w;
+    }
+    const int block = f == KERN_FORMAT_MXFP4 ? 32 : 16, groups = (in + block - 1) / block;
+    uint8_t *codes = kt_new(t, n), *scales = kt_new(t, (size_t)out * (size_t)groups);
+    for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)(kt_unit(t) * 16);
+    for (int i = 0; i < out * groups; i++)
+        scales[i] = (uint8_t)(f == KERN_FORMAT_MXFP4 ? 126 + whole(t, 1) : 0x38 + 8 * whole(t, 1));
+    pack_codes(w.data.p, f, codes, scales, out, in);
+    return w;
+}
+const char *const kt_format_name[] = { "f32", "bf16", "mxfp4", "nvfp4" };
+void kt_equal(const void *got, const void *want, enum kern_type type, size_t n, const char *what,
+              enum kern_format f, int out, int in, int rows) {
+    for (size_t i = 0; i < n; i++)
+        cr_assert(kt_get(got, type, i) == kt_get(want, type, i),
+                  "%s %s %dx%d rows %d, element %zu of %zu: %.9g, exactly %.9g", what,
+                  kt_format_name[f], out, in, rows, i, n, (double)kt_get(got, type, i),
+                  (double)kt_get(want, type, i));
+}
+
 void kt_same(const struct kern *k, const void *got, const void *want, size_t bytes, size_t element,
              const char *fmt, ...) {
     if (!memcmp(got, want, bytes)) return;

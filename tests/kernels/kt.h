@@ -35,6 +35,14 @@ void *kt_copy(struct kt *t, const void *from, size_t bytes);
 int32_t *kt_iota(struct kt *t, int n, int first);
 struct kern_weight kt_weight(struct kt *t, enum kern_format format, int out, int in);
 float kt_at(const struct kern_weight *w, int o, int i);       /* with the tensor scale */
+/* Where every sum is exact its order does not matter: whole numbers of at most `most`, which bf16
+ * holds, and weights whose products with them sum up without rounding. */
+void *kt_wholes(struct kt *t, enum kern_type type, size_t n, int most);
+struct kern_weight kt_weight_whole(struct kt *t, enum kern_format format, int out, int in);
+extern const char *const kt_format_name[];
+/* The same values (zeros of either sign), or a message. */
+void kt_equal(const void *got, const void *want, enum kern_type type, size_t n, const char *what,
+              enum kern_format format, int out, int in, int rows);
 
 static inline size_t kt_bytes(enum kern_type type, size_t n) {
     return n * (type == KERN_F32 ? 4 : 2);

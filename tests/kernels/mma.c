@@ -18,43 +18,11 @@ static void finish(void) { kt_drop(&t); }
 TestSuite(mma, .init = begin, .fini = finish);
 
 static const enum kern_format formats[] = { KERN_FORMAT_BF16, KERN_FORMAT_MXFP4, KERN_FORMAT_NVFP4 };
-static const char *const format_name[] = { "f32", "bf16", "mxfp4", "nvfp4" };
 /* a multiple of 16, 32, 128 and not; more than eight chunks of 128 k */
 static const struct { int out, in; } shape[] = {
     { 1, 1 }, { 7, 9 }, { 16, 16 }, { 17, 33 }, { 15, 31 }, { 48, 160 }, { 65, 520 }, { 33, 700 }, { 130, 129 }, { 18, 1300 },
 };
 static const int rows_of[] = { 1, 2, 7, 8, 9, 16, 17, 33, 64, 70, 0 };
-
-/* Whole numbers of at most `most`, which bf16 holds. */
-static int whole(int most) { return (int)(kt_unit(&t) * (2 * most + 1)) - most; }
-static void *wholes(enum kern_type type, size_t n, int most) {
-    void *p = kt_new(&t, kt_bytes(type, n));
-    for (size_t i = 0; i < n; i++) cpu_put(kt_p(p), type, i, (float)whole(most));
-    return p;
-}
-/* Weights whose products with whole numbers sum up without rounding: multiples of 1/8 below 16. */
-static struct kern_weight plain_weight(enum kern_format f, int out, int in) {
-    struct kern_weight w = { .format = f, .out = out, .in = in, .scale = 1.0f };
-    const size_t n = (size_t)out * (size_t)in;
-    w.data.p = kt_new(&t, kern_weight_bytes(f, out, in));
-    if (f == KERN_FORMAT_BF16) {
-        pack_f32(w.data.p, f, wholes(KERN_F32, n, 5), out, in);
-        return w;
-    }
-    const int block = f == KERN_FORMAT_MXFP4 ? 32 : 16, groups = (in + block - 1) / block;
-    uint8_t *codes = kt_new(&t, n), *scales = kt_new(&t, (size_t)out * (size_t)groups);
-    for (size_t i = 0; i < n; i++) codes[i] = (uint8_t)(kt_unit(&t) * 16);
-    for (int i = 0; i < out * groups; i++)
-        scales[i] = (uint8_t)(f == KERN_FORMAT_MXFP4 ? 126 + whole(1) : 0x38 + 8 * whole(1));
-    pack_codes(w.data.p, f, codes, scales, out, in);
-    return w;
-}
-static void equal(const void *got, const void *want, enum kern_type type, size_t n, const char *what, enum kern_format f,
-                  int out, int in, int rows) {
-    for (size_t i = 0; i < n; i++)
-        cr_assert(kt_get(got, type, i) == kt_get(want, type, i), "%s %s %dx%d rows %d, element %zu of %zu: %.9g, exactly %.9g",
-                  what, format_name[f], out, in, rows, i, n, (double)kt_get(got, type, i), (double)kt_get(want, type, i));
-}
 
 Test(mma, is_a_path_of_its_own) {
     cr_assert_str_eq(mma.name, "cuda-mma:0");
@@ -71,19 +39,19 @@ Test(mma, linear_is_exact_where_sums_are) {
                 const enum kern_type yt = i % 3 == 1 ? KERN_BF16 : KERN_F32;
                 const size_t n = (size_t)rows * (size_t)y_ld, bytes = kt_bytes(yt, n);
                 void *want = kt_typed(&t, yt, n, 1.0), *got = kt_copy(&t, want, bytes);
-                struct kern_linear a = { .x = kt_p(wholes(KERN_BF16, (size_t)rows * (size_t)x_ld, 8)), .x_type = KERN_BF16,
-                                         .x_ld = x_ld, .w = plain_weight(formats[f], out, in),
+                struct kern_linear a = { .x = kt_p(kt_wholes(&t, KERN_BF16, (size_t)rows * (size_t)x_ld, 8)), .x_type = KERN_BF16,
+                                         .x_ld = x_ld, .w = kt_weight_whole(&t, formats[f], out, in),
                                          .bias = kt_p(i % 3 ? kt_f32(&t, (size_t)out, 1.0) : NULL), .scale = 0.7f,
                                          .accumulate = yt == KERN_F32 && i % 4 < 2, .y = kt_p(want), .y_type = yt,
                                          .y_ld = y_ld, .rows = rows };
                 if (rank) {
-                    a.u = kt_p(wholes(KERN_BF16, (size_t)rows * (size_t)rank, 8)), a.u_ld = rank;
-                    a.b = plain_weight(KERN_FORMAT_BF16, out, rank);
+                    a.u = kt_p(kt_wholes(&t, KERN_BF16, (size_t)rows * (size_t)rank, 8)), a.u_ld = rank;
+                    a.b = kt_weight_whole(&t, KERN_FORMAT_BF16, out, rank);
                 }
                 t.ref.linear(&t.ref, &a, 1);
                 a.y = kt_p(got);
                 mma.linear(&mma, &a, 1);
-                equal(got, want, yt, n, "linear", formats[f], out, in, rows);
+                kt_equal(got, want, yt, n, "linear", formats[f], out, in, rows);
                 kt_drop(&t);
             }
 }
@@ -96,13 +64,13 @@ Test(mma, linear_t_is_exact_where_sums_are) {
                           dy_ld = i % 3 == 2 ? (out + 3) / 4 * 4 : out + i % 3;
                 const size_t n = (size_t)rows * (size_t)dx_ld;
                 float *want = kt_f32(&t, n, 1.0), *got = kt_copy(&t, want, n * 4);
-                struct kern_linear_t a = { .dy = kt_p(wholes(KERN_F32, (size_t)rows * (size_t)dy_ld, 8)), .dy_ld = dy_ld,
-                                           .w = plain_weight(formats[f], out, in), .scale = 1.3f, .accumulate = i & 1,
+                struct kern_linear_t a = { .dy = kt_p(kt_wholes(&t, KERN_F32, (size_t)rows * (size_t)dy_ld, 8)), .dy_ld = dy_ld,
+                                           .w = kt_weight_whole(&t, formats[f], out, in), .scale = 1.3f, .accumulate = i & 1,
                                            .round = true, .dx = kt_p(want), .dx_ld = dx_ld, .rows = rows };
                 t.ref.linear_t(&t.ref, &a);
                 a.dx = kt_p(got);
                 mma.linear_t(&mma, &a);
-                equal(got, want, KERN_F32, n, "linear_t", formats[f], out, in, rows);
+                kt_equal(got, want, KERN_F32, n, "linear_t", formats[f], out, in, rows);
                 kt_drop(&t);
             }
 }
@@ -113,15 +81,15 @@ Test(mma, outer_is_exact_where_sums_are) {
     static const struct { int m, n; } of[] = { { 1, 1 }, { 8, 65 }, { 64, 64 }, { 70, 9 }, { 17, 130 } };
     for (size_t s = 0; s < COUNT_OF(of); s++) {
         const int m = of[s].m, n = of[s].n, a_ld = m + (int)s % 2, b_ld = n + (int)s % 3;
-        float *want = wholes(KERN_F32, (size_t)m * (size_t)n, 8), *got = kt_copy(&t, want, (size_t)m * (size_t)n * 4);
-        struct kern_outer a = { .a = kt_p(wholes(KERN_F32, (size_t)SEQ_ROWS * (size_t)a_ld, 8)), .a_ld = a_ld,
-                                .b = kt_p(wholes(KERN_BF16, (size_t)SEQ_ROWS * (size_t)b_ld, 8)), .b_type = KERN_BF16,
+        float *want = kt_wholes(&t, KERN_F32, (size_t)m * (size_t)n, 8), *got = kt_copy(&t, want, (size_t)m * (size_t)n * 4);
+        struct kern_outer a = { .a = kt_p(kt_wholes(&t, KERN_F32, (size_t)SEQ_ROWS * (size_t)a_ld, 8)), .a_ld = a_ld,
+                                .b = kt_p(kt_wholes(&t, KERN_BF16, (size_t)SEQ_ROWS * (size_t)b_ld, 8)), .b_type = KERN_BF16,
                                 .b_ld = b_ld, .scale = 0.5f, .round = true, .g = kt_p(want), .m = m, .n = n,
                                 .seq_start = seqs, .seqs = SEQS };
         t.ref.outer(&t.ref, &a);
         a.g = kt_p(got);
         mma.outer(&mma, &a);
-        equal(got, want, KERN_F32, (size_t)m * (size_t)n, "outer", KERN_FORMAT_F32, m, n, SEQ_ROWS);
+        kt_equal(got, want, KERN_F32, (size_t)m * (size_t)n, "outer", KERN_FORMAT_F32, m, n, SEQ_ROWS);
         kt_drop(&t);
     }
 }
@@ -150,7 +118,7 @@ Test(mma, near_double_arithmetic) {
                         const double p = (double)bf16_to_f32(x[r * in + i]) * kt_at(&w, o, i);
                         sum += p, all += fabs(p);
                     }
-                    KT_NEAR(y[r * out + o], sum, bound(in, all), "linear %s row %d output %d", format_name[formats[f]], r, o);
+                    KT_NEAR(y[r * out + o], sum, bound(in, all), "linear %s row %d output %d", kt_format_name[formats[f]], r, o);
                 }
                 for (int i = 0; i < in; i++) {
                     double sum = 0, all = 0;
@@ -158,7 +126,7 @@ Test(mma, near_double_arithmetic) {
                         const double p = (double)cpu_round(dy[r * out + o], true) * kt_at(&w, o, i);
                         sum += p, all += fabs(p);
                     }
-                    KT_NEAR(dx[r * in + i], sum, bound(out, all), "linear_t %s row %d input %d", format_name[formats[f]], r, i);
+                    KT_NEAR(dx[r * in + i], sum, bound(out, all), "linear_t %s row %d input %d", kt_format_name[formats[f]], r, i);
                 }
             }
             kt_drop(&t);
@@ -196,8 +164,8 @@ Test(mma, a_row_has_one_result, .timeout = 120) {
             rows_in_parts(&a, parts[p], false, &b);
             if (parts[p] != 1) rows_in_parts(&a, parts[p], true, &b);
             if (!p) y0 = kt_copy(&t, y, ROWS * OUT * 4), dx0 = kt_copy(&t, dx, ROWS * IN * 4);
-            KT_SAME(&mma, y, y0, ROWS * OUT * 4, "linear %s, %d rows at once", format_name[formats[f]], parts[p]);
-            if (parts[p] != 1) KT_SAME(&mma, dx, dx0, ROWS * IN * 4, "linear_t %s, %d rows at once", format_name[formats[f]], parts[p]);
+            KT_SAME(&mma, y, y0, ROWS * OUT * 4, "linear %s, %d rows at once", kt_format_name[formats[f]], parts[p]);
+            if (parts[p] != 1) KT_SAME(&mma, dx, dx0, ROWS * IN * 4, "linear_t %s, %d rows at once", kt_format_name[formats[f]], parts[p]);
         }
         for (int i = 0; i < IN; i += 3) x[12 * IN + i] = 0x7fc0, x[201 * IN + i] = 0x7f80;
         for (int i = 0; i < OUT; i += 3) dy[12 * OUT + i] = NAN, dy[201 * OUT + i] = INFINITY;
@@ -264,9 +232,9 @@ Test(mma, every_code_and_scale) {
             for (int i = 0; i < BLOCK; i++) finite &= isfinite(kt_at(&w, o, i));
             for (int i = 0; i < BLOCK; i++) {
                 const float v = kt_at(&w, o, i), is = y[i * SCALES + o];
-                if (!finite) cr_assert(!isfinite(is) || isfinite(v), "%s scale %d", format_name[w.format], o);
-                else if (fabsf(v) < 0x1p-126f) cr_assert(is == v || is == 0, "%s scale %d: %g for %g", format_name[w.format], o, (double)is, (double)v);
-                else cr_assert(is == v && ++seen, "%s scale %d: %g for %g", format_name[w.format], o, (double)is, (double)v);
+                if (!finite) cr_assert(!isfinite(is) || isfinite(v), "%s scale %d", kt_format_name[w.format], o);
+                else if (fabsf(v) < 0x1p-126f) cr_assert(is == v || is == 0, "%s scale %d: %g for %g", kt_format_name[w.format], o, (double)is, (double)v);
+                else cr_assert(is == v && ++seen, "%s scale %d: %g for %g", kt_format_name[w.format], o, (double)is, (double)v);
             }
         }
         cr_assert(seen > SCALES * BLOCK / 2);
@@ -279,7 +247,7 @@ Test(mma, every_code_and_scale) {
         for (int i = 0; i < SCALES * BLOCK; i++) {
             const float v = kt_at(&w, i / BLOCK, i % BLOCK);
             cr_assert((isnan(dx[i]) && isnan(want[i])) || dx[i] == want[i] || (fabsf(v) < 0x1p-126f && dx[i] == v),
-                      "%s back, scale %d input %d: %g for %g", format_name[w.format], i / BLOCK, i % BLOCK, (double)dx[i], (double)want[i]);
+                      "%s back, scale %d input %d: %g for %g", kt_format_name[w.format], i / BLOCK, i % BLOCK, (double)dx[i], (double)want[i]);
         }
         kt_drop(&t);
     }

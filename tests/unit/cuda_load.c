@@ -35,7 +35,7 @@ static const char FAKE[] =
     "static int describe(struct cuda_device *d, int i, struct err *e) { (void)d; (void)i; (void)e; return 0; }\n"
     "static int open(struct kern *k, int i, enum cuda_form f, struct err *e) {\n"
     "    if (i > 1) { e->code = EXIT_ENV; snprintf(e->text, sizeof e->text, \"no device %d\", i); return -1; }\n"
-    "    *k = (struct kern){ .name = f ? \"cuda-mma:0\" : i ? \"cuda:1\" : \"cuda:0\", .bits = \"fake\", .abi = KERN_ABI }; return 0;\n}\n"
+    "    *k = (struct kern){ .name = f == CUDA_FORM_BLAS ? \"cuda-blas:0\" : f ? \"cuda-mma:0\" : i ? \"cuda:1\" : \"cuda:0\", .bits = \"fake\", .abi = KERN_ABI }; return 0;\n}\n"
     "static const struct cuda_plugin p = { ABI, KERNELS, BYTES, \"fake\", count, describe, open };\n"
     "const struct cuda_plugin *qerl_cuda_plugin(void) { return &p; }\n";
 
@@ -98,8 +98,8 @@ Test(cuda_load, other_size, .description = "the same version, but a table of ano
 Test(cuda_load, device_index, .description = "the plugin's own refusal passes through, and names are read strictly") {
     compile("qerl-cuda.so", FAKE, "");
     EXPECT_REFUSED("cuda:2", "kernels 'cuda:2': no device 2");
-    static const char *const bad[] = { "cuda:", "cuda:x", "cuda:-1", "cuda:64", "cudax", "cuda:0x1", "cuda-", "cuda-mma:", "cuda-mmax" };
-    for (size_t i = 0; i < COUNT_OF(bad); i++) EXPECT_REFUSED(bad[i], bad[i], "write cuda, cuda-mma, cuda:N or cuda-mma:N");
+    static const char *const bad[] = { "cuda:", "cuda:x", "cuda:-1", "cuda:64", "cudax", "cuda:0x1", "cuda-", "cuda-mma:", "cuda-mmax", "cuda-blas:64", "cuda-blass" };
+    for (size_t i = 0; i < COUNT_OF(bad); i++) EXPECT_REFUSED(bad[i], bad[i], "write cuda, cuda-mma or cuda-blas, and :N");
 }
 
 Test(cuda_load, opens, .description = "cuda is cuda:0; auto never takes a device, even where there is one") {
@@ -112,6 +112,8 @@ Test(cuda_load, opens, .description = "cuda is cuda:0; auto never takes a device
     cr_assert_str_eq(k.name, "cuda:1");
     cr_assert_eq(kern_open(&k, "cuda-mma", NULL, &e), 0, "%s", e.text);
     cr_assert_str_eq(k.name, "cuda-mma:0");
+    cr_assert_eq(kern_open(&k, "cuda-blas:1", NULL, &e), 0, "%s", e.text);
+    cr_assert_str_eq(k.name, "cuda-blas:0");
     cr_assert_eq(kern_open(&k, "auto", NULL, &e), 0, "%s", e.text);
     cr_assert_str_eq(k.bits, "cpu-tiles");
 }

@@ -1,11 +1,15 @@
 /* cublas_cpu.cc - the part of cuBLAS that the plugin may use, as plain loops.
  *
- * Sums run over k ascending in float: not cuBLAS's order, which nobody knows, nor that of kern.h,
- * so a test that asks for either's bits fails. C is not read when beta is 0. Every matrix has to
- * lie in one buffer of the handle's device; scalars are the host's.
+ * Sums are in float and in an order of their own: not cuBLAS's, which nobody knows, nor that of
+ * kern.h, so a test that asks for either's bits fails. As there, it changes with the number of
+ * columns; and where a handle lacks what cuBLAS asks for if results are to repeat (a workspace, set
+ * after the stream; no atomics), from call to call. C is not read when beta is 0. Every matrix has
+ * to lie in one buffer of the handle's device; scalars are the host's.
  * SPDX-License-Identifier: Apache-2.0 */
 #if __has_include(<cublas_v2.h>)
 #include "tests/cuda/emu/emu.h"
+
+#include "kernels/cuda/blas.h"
 
 #include <cublas_v2.h>
 #include <cuda_bf16.h>
@@ -14,7 +18,19 @@
 #include <stdlib.h>
 #include <vector>
 
-struct cublasContext { cudaStream_t stream; int device; };
+static_assert((int)CUBLAS_STATUS_SUCCESS == BLAS_OK && (int)CUBLAS_OP_N == BLAS_AS_STORED &&
+                  (int)CUBLAS_OP_T == BLAS_TURNED &&
+                  (int)CUBLAS_ATOMICS_NOT_ALLOWED == BLAS_NO_ATOMICS &&
+                  (int)CUBLAS_COMPUTE_32F == BLAS_SUMS_IN_F32 &&
+                  (int)CUBLAS_GEMM_DEFAULT == BLAS_ALGORITHM_DEFAULT &&
+                  (int)CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION == BLAS_NO_REDUCED_SUMS,
+              "kernels/cuda/blas.h has cuBLAS's numbers");
+static_assert(sizeof(cublasOperation_t) == sizeof(int) && sizeof(cublasStatus_t) == sizeof(int) &&
+                  sizeof(cublasComputeType_t) == sizeof(int) &&
+                  sizeof(cublasGemmAlgo_t) == sizeof(int),
+              "kernels/cuda/blas.h passes cuBLAS's enums as int");
+
+struct cublasContext { cudaStream_t stream; int device; bool workspace, atomics; };
 
 static cublasStatus_t refuse(cublasStatus_t s, const char *what) {
     fprintf(stderr, "emu: cuBLAS: %s (%s)\n", what, cublasGetStatusName(s));
@@ -43,7 +59,7 @@ extern "C" cublasStatus_t cublasCreate_v2(cublasHandle_t *h) {
     int device;
     *h = nullptr;
     if (cudaGetDevice(&device)) return refuse(CUBLAS_STATUS_NOT_INITIALIZED, "no device");
-    *h = new cublasContext{ nullptr, device };
+    *h = new cublasContext{ nullptr, device, false, false };
     return CUBLAS_STATUS_SUCCESS;
 }
 extern "C" cublasStatus_t cublasDestroy_v2(cublasHandle_t h) {
@@ -52,6 +68,11 @@ extern "C" cublasStatus_t cublasDestroy_v2(cublasHandle_t h) {
 }
 extern "C" cublasStatus_t cublasSetStream_v2(cublasHandle_t h, cudaStream_t s) {
     h->stream = s;
+    h->workspace = false;
+    return CUBLAS_STATUS_SUCCESS;
+}
+extern "C" cublasStatus_t cublasSetAtomicsMode(cublasHandle_t h, cublasAtomicsMode_t m) {
+    h->atomics = m == CUBLAS_ATOMICS_ALLOWED;
     return CUBLAS_STATUS_SUCCESS;
 }
 extern "C" cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) {
@@ -71,8 +92,10 @@ static bool holds(const void *p, size_t bytes, int device) {
            (const char *)p + bytes <= first + size;
 }
 extern "C" cublasStatus_t cublasSetWorkspace_v2(cublasHandle_t h, void *p, size_t bytes) {
-    if (!bytes || (holds(p, bytes, h->device) && (uintptr_t)p % 256 == 0))
+    if (!bytes || (holds(p, bytes, h->device) && (uintptr_t)p % 256 == 0)) {
+        h->workspace = bytes != 0;
         return CUBLAS_STATUS_SUCCESS;
+    }
     return refuse(CUBLAS_STATUS_INVALID_VALUE, "the workspace is no 256-byte aligned device memory");
 }
 
@@ -84,6 +107,7 @@ struct gemm {
     int m, n, k, batch;
     float alpha, beta;
     struct matrix a, b, c;                            /* c: read and written */
+    size_t turn;                                      /* the first k of every sum */
 };
 static size_t size_of(cudaDataType t) { return t == CUDA_R_32F ? 4 : 2; }
 static float get(const struct matrix *x, size_t i) {
@@ -100,20 +124,25 @@ static void put(const struct matrix *x, size_t i, float v) {
     default: ((__nv_bfloat16 *)x->p)[i] = __float2bfloat16(v);
     }
 }
+/* k is split into parts, as many as the shape says, each with a sum of its own. */
 static void product(const struct gemm *g, long long at) {
     size_t m = (size_t)g->m, n = (size_t)g->n, k = (size_t)g->k;
-    std::vector<float> a(m * k), sum(m);              /* a[l][i] */
+    const size_t parts = 1 + n % 4;
+    std::vector<float> a(m * k), sum(m), part(m);     /* a[l][i] */
     for (size_t l = 0; l < k; l++)
         for (size_t i = 0; i < m; i++) {
             size_t in = g->ta ? i * (size_t)g->a.ld + l : l * (size_t)g->a.ld + i;
             a[l * m + i] = get(&g->a, (size_t)(at * g->a.stride) + in);
         }
     for (size_t j = 0; j < n; j++) {
-        for (size_t i = 0; i < m; i++) sum[i] = 0;
-        for (size_t l = 0; l < k; l++) {
+        for (size_t i = 0; i < m; i++) sum[i] = part[i] = 0;
+        for (size_t step = 0; step < k; step++) {
+            const size_t l = (step + g->turn) % k;
             size_t in = g->tb ? l * (size_t)g->b.ld + j : j * (size_t)g->b.ld + l;
             float b = get(&g->b, (size_t)(at * g->b.stride) + in);
-            for (size_t i = 0; i < m; i++) sum[i] += a[l * m + i] * b;
+            for (size_t i = 0; i < m; i++) part[i] += a[l * m + i] * b;
+            if ((step + 1) * parts / k == step * parts / k) continue;
+            for (size_t i = 0; i < m; i++) sum[i] += part[i], part[i] = 0;
         }
         for (size_t i = 0; i < m; i++) {
             size_t out = (size_t)(at * g->c.stride) + j * (size_t)g->c.ld + i;
@@ -152,11 +181,14 @@ static cublasStatus_t gemm(cublasHandle_t h, const struct gemm *g) {
         return refuse(CUBLAS_STATUS_INVALID_VALUE, "B does not lie in one buffer of the device");
     if (!fits(&g->c, g->m, g->n, g->batch, h->device))
         return refuse(CUBLAS_STATUS_INVALID_VALUE, "C does not lie in one buffer of the device");
+    static unsigned calls;
     struct emu_work w = {};
     w.launch.name = "cuBLAS product";
     w.launch.run = gemm_run;
     w.launch.drop = gemm_drop;
-    w.launch.args = new struct gemm(*g);
+    struct gemm *mine = new struct gemm(*g);
+    mine->turn = h->workspace && !h->atomics ? 0 : calls++ * 7;
+    w.launch.args = mine;
     w.device = h->device;
     return emu_queue(h->stream, &w) ? CUBLAS_STATUS_EXECUTION_FAILED : CUBLAS_STATUS_SUCCESS;
 }
@@ -170,7 +202,7 @@ extern "C" cublasStatus_t cublasGemmStridedBatchedEx(
         return refuse(CUBLAS_STATUS_NOT_SUPPORTED, "sums in anything but float");
     struct gemm g = { ta != CUBLAS_OP_N, tb != CUBLAS_OP_N, m, n, k, batch,
                       *(const float *)alpha, *(const float *)beta, { a, a_type, lda, a_stride },
-                      { b, b_type, ldb, b_stride }, { c, c_type, ldc, c_stride } };
+                      { b, b_type, ldb, b_stride }, { c, c_type, ldc, c_stride }, 0 };
     return gemm(h, &g);
 }
 extern "C" cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t ta, cublasOperation_t tb,
