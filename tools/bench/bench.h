@@ -35,7 +35,9 @@ struct bench {
     bool limits_known;
     struct synth *synth;                 /* the model in hand, or NULL */
     double step_seconds;                 /* of a DAPO step on the smallest model measured, or 0 */
-    json_t *figures;
+    const char *json;                    /* the report's file, or NULL */
+    json_t *machine, *figures;           /* its two parts */
+    int failed;                          /* figures that ended in an error */
 };
 
 /* Is this figure asked for? Is anything below this path? */
@@ -71,15 +73,20 @@ struct figure {
 void bench_report(struct bench *b, const char *key, const struct figure *f);
 /* A figure that this machine cannot give, and why. */
 void bench_absent(struct bench *b, const char *key, const char *why);
+/* One that ended in an error, which is told and cleared: the next may begin. */
+void bench_failed(struct bench *b, const char *key, struct err *e);
+/* The report as it is now, into its file. It happens after every figure: who is ended amid one
+ * leaves those before it. */
+int bench_keep(const struct bench *b, struct err *e);
 
-/* The parts, in the order they run. -1 = could not run. */
+/* The parts, in the order they run. -1 = nothing can run any more. */
 int part_machine(struct bench *b, struct err *e);
 int part_device(struct bench *b, struct err *e);       /* in part_machine's place on a device */
 int part_pool(struct bench *b, struct err *e);
-int part_kernels(struct bench *b, enum shape m, struct err *e);
-int part_decode(struct bench *b, enum shape m, struct err *e);
-int part_train(struct bench *b, enum shape m, struct err *e);
-int part_dapo(struct bench *b, enum shape m, struct err *e);
+void part_kernels(struct bench *b, enum shape m);
+void part_decode(struct bench *b, enum shape m);
+void part_train(struct bench *b, enum shape m);
+void part_dapo(struct bench *b, enum shape m);
 int part_noise(struct bench *b, struct err *e);
 int part_wire(struct bench *b, struct err *e);
 int part_start(struct bench *b, struct err *e);

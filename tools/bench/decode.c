@@ -239,7 +239,7 @@ static int prefill(struct bench *b, struct synth *s, const char *key, struct err
 }
 
 /* "decode/MODEL/head-bf16/n16"; on a device, which replays its steps, also ".../graphs-off". */
-static int decodes(struct bench *b, enum shape m, bool mxfp4, struct err *e) {
+static void decodes(struct bench *b, enum shape m, bool mxfp4, struct err *e) {
     static const int N[] = { 1, 8, 16, 64 };
     char key[BENCH_KEY_MAX];
     for (size_t i = 0; i < COUNT_OF(N); i++)
@@ -250,27 +250,26 @@ static int decodes(struct bench *b, enum shape m, bool mxfp4, struct err *e) {
             snprintf(key, sizeof key, "decode/%s/head-%s/n%d%s", shape_name[m],
                      mxfp4 ? "mxfp4" : "bf16", N[i], graphs ? "" : "/graphs-off");
             if (!bench_begins(b, key) || !fits(b, m, &o, key)) continue;
-            if (bench_synth(b, m, e) < 0) return -1;
-            if (one(b, b->synth, &d, key, e) < 0) return err_wrap(e, "%s", key);
+            if (bench_synth(b, m, e) < 0 || one(b, b->synth, &d, key, e) < 0)
+                bench_failed(b, key, e);
         }
-    return 0;
 }
 
-int part_decode(struct bench *b, enum shape m, struct err *e) {
+void part_decode(struct bench *b, enum shape m) {
+    struct err e = { 0 };
     char key[BENCH_KEY_MAX];
-    if (decodes(b, m, false, e) < 0 || decodes(b, m, true, e) < 0) return -1;
+    decodes(b, m, false, &e);
+    decodes(b, m, true, &e);
     for (int n = 16; n <= 64; n *= 4) {
         const struct decoding d = { .n = n, .rank = 32, .noise = true };
         const struct net_opts o = decode_opts(&d);
         snprintf(key, sizeof key, "noisy/%s/decode/n%d", shape_name[m], n);
         if (!bench_begins(b, key) || !fits(b, m, &o, key)) continue;
-        if (bench_synth(b, m, e) < 0 || noisy(b, b->synth, &d, key, e) < 0)
-            return err_wrap(e, "%s", key);
+        if (bench_synth(b, m, &e) < 0 || noisy(b, b->synth, &d, key, &e) < 0)
+            bench_failed(b, key, &e);
     }
     const struct net_opts o = prefill_opts();
     snprintf(key, sizeof key, "prefill/%s", shape_name[m]);
-    if (!bench_begins(b, key) || !fits(b, m, &o, key)) return 0;
-    if (bench_synth(b, m, e) < 0 || prefill(b, b->synth, key, e) < 0)
-        return err_wrap(e, "%s", key);
-    return 0;
+    if (!bench_begins(b, key) || !fits(b, m, &o, key)) return;
+    if (bench_synth(b, m, &e) < 0 || prefill(b, b->synth, key, &e) < 0) bench_failed(b, key, &e);
 }

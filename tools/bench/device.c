@@ -38,19 +38,19 @@ static int describe(const struct bench *b, struct cuda_device *d, struct err *e)
     return b->plugin->describe(d, (int)index, e);
 }
 
-int device_open(struct bench *b, json_t *machine, struct err *e) {
+int device_open(struct bench *b, struct err *e) {
     struct cuda_device d;
     if (!strchr(b->kern.name, ':')) return 0;         /* a path of the CPU */
     b->plugin = cuda_load(e);
     if (!b->plugin || describe(b, &d, e) < 0) return -1;
     for (size_t i = 0; i < COUNT_OF(sheets) && !b->sheet.name; i++)
         if (str_starts(d.name, sheets[i].name)) b->sheet = sheets[i];
-    json_object_set_new(machine, "device",
+    json_object_set_new(b->machine, "device",
                         json_pack("{ss ss sf sf}", "name", d.name, "arch", d.arch, "memory_bytes",
                                   (double)d.memory_bytes, "free_bytes", (double)d.free_bytes));
-    json_object_set_new(machine, "versions", json_string(b->plugin->versions));
+    json_object_set_new(b->machine, "versions", json_string(b->plugin->versions));
     if (b->sheet.name)
-        json_object_set_new(machine, "datasheet",
+        json_object_set_new(b->machine, "datasheet",
                             json_pack("{ss sf sf}", "name", b->sheet.name, "bytes_per_second",
                                       b->sheet.bytes, "flops_per_second", b->sheet.flops));
     return 0;
@@ -73,9 +73,10 @@ static void probe_call(void *arg) {
 }
 
 /* Reports bytes or FLOPs a second in 1e9; the best repeat's, 0 after an error. */
-static double rate_of(struct bench *b, const char *key, void (*call)(void *), void *arg,
-                      const double *amount, const char *what, const char *unit, struct err *e) {
-    struct spread s = timing_on(&b->kern, call, arg, b->quick ? .05 : .3, e);
+static double rate_of(struct bench *b, struct kern *k, const char *key, void (*call)(void *),
+                      void *arg, const double *amount, const char *what, const char *unit,
+                      struct err *e) {
+    struct spread s = timing_on(k, call, arg, b->quick ? .05 : .3, e);
     if (s.n == 0) return 0;
     s = spread_rate(s, *amount);
     if (bench_wants(b, key))
@@ -99,7 +100,7 @@ static int reads(struct bench *b, struct err *e) {
         p.bytes = size[i].bytes / part;
         p.turns = (int)(most / p.bytes);
         b->limits.read[i].bytes = (double)size[i].bytes;
-        b->limits.read[i].per_second = rate_of(b, size[i].key, probe_call, &p, &p.done,
+        b->limits.read[i].per_second = rate_of(b, &b->kern, size[i].key, probe_call, &p, &p.done,
                                                i ? NULL : "the same again and again: of the cache",
                                                "GB/s", e);
         if (b->limits.read[i].per_second <= 0) rc = -1;
@@ -117,7 +118,7 @@ static double multiplies(struct bench *b, const char *key, enum cuda_probe what,
         if (s.n == 0) return 0;
         took = s.median;
     }
-    return rate_of(b, key, probe_call, &p, &p.done, name, "GFLOP/s", e);
+    return rate_of(b, &b->kern, key, probe_call, &p, &p.done, name, "GFLOP/s", e);
 }
 
 /* ---- the large product ---- */
@@ -129,10 +130,10 @@ static void product_call(void *arg) {
     p->k->linear(p->k, &p->a, 1);
 }
 
-static double product(struct bench *b, struct err *e) {
-    const int n = emulated(b) ? 64 : 8192;
+static double product(struct bench *b, struct kern *k, const char *key, const char *what,
+                      struct err *e) {
+    const int n = emulated(b) ? 128 : 8192;           /* of 64 rows no form makes cuBLAS's */
     const size_t square = (size_t)n * (size_t)n;
-    struct kern *k = &b->kern;
     struct product p = { .k = k, .flops = 2. * n * n * n };
     struct kern_weight w = { .format = KERN_FORMAT_BF16, .out = n, .in = n, .scale = 1 };
     kptr x = { NULL }, y = { NULL };
@@ -143,8 +144,7 @@ static double product(struct bench *b, struct err *e) {
         synth_fill(k, w.data, square * 2);
         p.a = (struct kern_linear){ .x = x, .x_type = KERN_BF16, .x_ld = n, .w = w, .scale = 1,
                                     .y = y, .y_type = KERN_F32, .y_ld = n, .rows = n };
-        best = rate_of(b, "machine/product/8192", product_call, &p, &p.flops,
-                       "bf16, each side 8192, by the form measured", "GFLOP/s", e);
+        best = rate_of(b, k, key, product_call, &p, &p.flops, what, "GFLOP/s", e);
     }
     k->free(k, &x);
     k->free(k, &w.data);
@@ -185,7 +185,7 @@ static int crossings(struct bench *b, struct err *e) {
         { "machine/download", "into pageable memory", down_call, &once },
     };
     for (size_t i = 0; i < COUNT_OF(way) && rc == 0; i++)
-        if (rate_of(b, way[i].key, way[i].call, &c, way[i].moved, way[i].what, "GB/s", e) <= 0)
+        if (rate_of(b, c.k, way[i].key, way[i].call, &c, way[i].moved, way[i].what, "GB/s", e) <= 0)
             rc = -1;
     struct spread s = { 0 };
     if (rc == 0) s = timing_on(c.k, launch_call, &c, .05, e);
@@ -201,25 +201,59 @@ static int crossings(struct bench *b, struct err *e) {
 
 /* ---- what follows ---- */
 
+/* cuBLAS's product, whatever form is measured: since Hopper its instructions are faster than those
+ * of every kernel here. 0 where it is not there. */
+static double cublas(struct bench *b) {
+    static const char key[] = "machine/product/8192/cublas";
+    struct err e = { 0 };
+    struct kern k;
+    char name[32];
+    snprintf(name, sizeof name, "cuda-blas%s", strchr(b->kern.name, ':'));
+    if (kern_open(&k, name, b->pool, &e) < 0) {
+        if (bench_wants(b, key)) bench_absent(b, key, e.text);
+        return 0;
+    }
+    const double best = product(b, &k, key, "the same by cuBLAS", &e);
+    if (best <= 0) bench_failed(b, key, &e);
+    return best;
+}
+
+static void peak(struct bench *b, const char *key, double flops, const char *by) {
+    if (bench_wants(b, key))
+        bench_report(b, key, &(struct figure){ .unit = "GFLOP/s", .what = by,
+                                               .s = spread_of(&(double){ flops * 1e-9 }, 1) });
+}
+
+/* A target is a share of what the chip does, the same for all forms. */
+static void chip(struct bench *b, double mma, double by_blas) {
+    const char *by = "mma.sync of bf16";
+    b->limits.chip = mma;
+    if (by_blas > b->limits.chip) b->limits.chip = by_blas, by = "cuBLAS's product of 8192";
+    if (b->sheet.flops > b->limits.chip) b->limits.chip = b->sheet.flops, by = "the data sheet";
+    peak(b, "machine/chip", b->limits.chip, by);
+}
+
 int part_device(struct bench *b, struct err *e) {
+    static const char key[] = "machine/product/8192";
     struct limits *l = &b->limits;
     const bool strict = str_starts(b->kern.name, "cuda:");
     l->threads = b->threads;
     l->tile_rows = strict ? 1 : 8;
-    if (crossings(b, e) < 0 || reads(b, e) < 0) return err_wrap(e, "probing the device");
+    if (crossings(b, e) < 0) bench_failed(b, "machine/copy", e);
+    if (reads(b, e) < 0) return err_wrap(e, "probing the device");
     const double fma = multiplies(b, "machine/fma", CUDA_PROBE_FMA, "f32, fma.rn", e);
     const double mma = fma > 0 ? multiplies(b, "machine/mma", CUDA_PROBE_MMA,
                                             "bf16, mma.sync m16n8k16", e) : 0;
-    const double by_form = mma > 0 ? product(b, e) : 0;
-    if (by_form <= 0) return err_wrap(e, "probing the device");
+    if (mma <= 0) return err_wrap(e, "probing the device");
+    const double by_form = product(b, &b->kern, key, "bf16, each side 8192, by the form measured",
+                                   e);
+    if (by_form <= 0) bench_failed(b, key, e);
     l->flops = strict ? fma : mma;
     l->by = strict ? "fma.rn of f32" : "mma.sync of bf16";
     if (by_form > l->flops) l->flops = by_form, l->by = "its own product of 8192";
     b->limits_known = true;
-    if (bench_wants(b, "machine/peak"))
-        bench_report(b, "machine/peak",
-                     &(struct figure){ .unit = "GFLOP/s", .what = l->by,
-                                       .s = spread_of(&(double){ l->flops * 1e-9 }, 1) });
+    peak(b, "machine/peak", l->flops, l->by);
+    chip(b, mma, str_starts(b->kern.name, "cuda-blas") ? by_form : cublas(b));
     return 0;
 }
 

@@ -11,6 +11,6 @@ struct datasheet { const char *name; double bytes, flops; };
 
 struct bench;
 /* Where b->kern is a device's: its plugin and data sheet into b, and "device", "versions" and
- * "datasheet" into `machine`. */
-int device_open(struct bench *b, json_t *machine, struct err *e);
+ * "datasheet" into the report. */
+int device_open(struct bench *b, struct err *e);
 #endif

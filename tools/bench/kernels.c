@@ -33,7 +33,7 @@ struct room {
     struct kern_weight head;
     int32_t seq_start[SEQS + 1], slot[ROWS], at[ROWS];
     kptr sampler, drawn;                 /* [SEQS_DECODE]: draws are token, lp, lp_raw */
-    struct err err;                      /* of the first operation that failed */
+    struct err err;
 };
 
 /* Target tokens, the pages of each slot, AdamW's second moments. */
@@ -103,10 +103,12 @@ static void room_close(struct room *r) {
 static void roof(struct room *r, const char *key, void (*fn)(void *), double bytes, double set,
                  double flops, double seconds) {
     const struct limits *l = bench_limits(r->b);
-    if (*r->err.text) return;
     bool kept;
     struct spread s = timing_kept(r->k, fn, r, r->b->quick ? .03 : .12, &kept, &r->err);
-    if (s.n == 0) return;
+    if (s.n == 0) {
+        bench_failed(r->b, key, &r->err);
+        return;
+    }
     double limit = bytes / limits_read(l, set), calc = flops / l->flops;
     limit = limit > calc ? limit : calc;
     limit = limit > seconds ? limit : seconds;
@@ -363,14 +365,17 @@ static void rows_alone(struct room *r) {
     if (bench_begins(r->b, key)) roof(r, key, adamw_call, params * 28, params * 28, 0, 0);
 }
 
-int part_kernels(struct bench *b, enum shape m, struct err *e) {
+void part_kernels(struct bench *b, enum shape m) {
+    struct err e = { 0 };
     char path[BENCH_KEY_MAX];
     snprintf(path, sizeof path, "kernels/%s", shape_name[m]);
-    if (!bench_enters(b, path) || !bench_room(b, m, path, room_bytes(&shape_conf[m]))) return 0;
-    if (bench_synth(b, m, e) < 0) return -1;
+    if (!bench_enters(b, path) || !bench_room(b, m, path, room_bytes(&shape_conf[m]))) return;
+    if (bench_synth(b, m, &e) < 0) {
+        bench_failed(b, path, &e);
+        return;
+    }
     struct room *r = mem_alloc(sizeof *r);
-    int rc = room_open(r, b, e);
-    if (rc < 0) err_wrap(e, "%s", path);
+    int rc = room_open(r, b, &e);
     for (int s = 0; s <= SEQS; s++) r->seq_start[s] = s * SEQ;
     if (rc == 0) {
         linears(r);
@@ -378,11 +383,11 @@ int part_kernels(struct bench *b, enum shape m, struct err *e) {
         outers(r);
         attentions(r);
         rows_alone(r);
-        rc = *r->err.text ? err_code(e, r->err.code, "%s", r->err.text) : r->k->sync(r->k, e);
+        rc = r->k->sync(r->k, &e);
     }
+    if (rc < 0) bench_failed(b, path, &e);
     room_close(r);
     free(r);
-    return rc;
 }
 
 /* ---- the threads themselves ---- */

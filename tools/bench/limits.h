@@ -10,6 +10,7 @@ struct limits {
     double hertz;                        /* one thread busy; a device: 0, not asked for */
     double flops;                        /* all threads, by what the path multiplies with */
     const char *by;                      /* that instruction: "VDPBF16PS", ... */
+    double chip;                         /* a device's peak, by whatever means; else 0 */
     int tile_rows;      /* rows that cost as much as one: 16 with AMX, 8 on tensor cores, else 1 */
     int threads;
     bool shared_core;                    /* two threads were hardly faster than one */

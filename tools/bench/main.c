@@ -70,7 +70,7 @@ static int parse_only(struct bench *b, char *text) {
 }
 
 /* 1 go on, 0 help was printed, -1 wrong. */
-static int parse(struct bench *b, int argc, char **argv, const char **json) {
+static int parse(struct bench *b, int argc, char **argv) {
     for (int i = 1; i < argc; i++) {
         char *name = argv[i], *value = strchr(name, '=');
         int64_t n = 0;
@@ -96,7 +96,7 @@ static int parse(struct bench *b, int argc, char **argv, const char **json) {
             b->seconds = (double)n;
         } else if (!strcmp(name, "--kernels")) b->kernels = value;
         else if (!strcmp(name, "--data")) b->data = value;
-        else if (!strcmp(name, "--json")) *json = value;
+        else if (!strcmp(name, "--json")) b->json = value;
         else return usage("unknown option", name);
     }
     return 1;
@@ -128,7 +128,7 @@ static void find_root(struct bench *b) {
     if (slash) *slash = 0;
 }
 
-static void first_lines(const struct bench *b, const struct host_load *begun, json_t *o) {
+static void first_lines(struct bench *b, const struct host_load *begun) {
     struct str name, flags;
     char gpu[DEVICE_TEXT_MAX] = "";
     char date[32];
@@ -148,10 +148,11 @@ static void first_lines(const struct bench *b, const struct host_load *begun, js
     fflush(stdout);
     if (others > .05)
         fprintf(stderr, "qerl-bench: the machine is not idle: figures will be too low\n");
-    json_object_update_new(o, json_pack("{ss ss si si ss ss sf sb}", "cpu", name.s, "flags",
-                                        flags.s, "cores", pool_cores(), "threads", b->threads,
-                                        "kernels", b->kern.name, "date", date, "others_before",
-                                        others, "quick", b->quick));
+    json_object_update_new(b->machine,
+                           json_pack("{ss ss si si ss ss sf sb}", "cpu", name.s, "flags", flags.s,
+                                     "cores", pool_cores(), "threads", b->threads, "kernels",
+                                     b->kern.name, "date", date, "others_before", others, "quick",
+                                     b->quick));
     str_release(&name);
     str_release(&flags);
 }
@@ -168,38 +169,27 @@ static int run_parts(struct bench *b, struct err *e) {
     if (part_pool(b, e) < 0 || part_noise(b, e) < 0) return -1;
     for (int m = 0; m < SHAPE_COUNT; m++) {
         if (!b->model[m]) continue;
-        if ((!b->plugin && part_kernels(b, (enum shape)m, e) < 0) ||
-            part_decode(b, (enum shape)m, e) < 0 || part_train(b, (enum shape)m, e) < 0 ||
-            part_dapo(b, (enum shape)m, e) < 0)
-            return err_wrap(e, "model %s", shape_name[m]);
+        if (!b->plugin) part_kernels(b, (enum shape)m);
+        part_decode(b, (enum shape)m);
+        part_train(b, (enum shape)m);
+        part_dapo(b, (enum shape)m);
         synth_close(&b->synth);
     }
     /* On a borrowed GPU whole steps come first, of all models; the rest is the host's. */
     for (int m = 0; m < SHAPE_COUNT && b->plugin; m++)
-        if (b->model[m] && part_kernels(b, (enum shape)m, e) < 0)
-            return err_wrap(e, "model %s", shape_name[m]);
+        if (b->model[m]) part_kernels(b, (enum shape)m);
     if (b->plugin) return 0;
     return part_wire(b, e) < 0 || part_start(b, e) < 0 || part_turns(b, e) < 0 ||
                    part_pipeline(b, e) < 0 ? -1 : 0;
 }
 
-static int write_json(const char *path, json_t *machine, json_t *figures, struct err *e) {
-    json_t *o = json_pack("{sO sO}", "machine", machine, "figures", figures);
-    char *text = json_dumps(o, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
-    int rc = fs_replace(path, text, strlen(text), e);
-    free(text);
-    json_decref(o);
-    return rc;
-}
-
 int main(int argc, char **argv) {
     struct bench b = { .threads = pool_cores() };
     struct err e = { 0 };
-    const char *json = NULL;
     log_open("qerl-bench", LOG_LEVEL_WARN);
-    int go = parse(&b, argc, argv, &json);
+    int go = parse(&b, argc, argv);
     if (go <= 0) return go < 0 ? EXIT_USAGE : EXIT_DONE;
-    if (json && fs_replace(json, "", 0, &e) < 0) {           /* before minutes of measuring */
+    if (b.json && fs_replace(b.json, "", 0, &e) < 0) {           /* before minutes of measuring */
         fprintf(stderr, "qerl-bench: %s\n", e.text);
         return EXIT_FAILED;
     }
@@ -210,20 +200,20 @@ int main(int argc, char **argv) {
     nanosleep(&(struct timespec){ 0, 500000000 }, NULL);
     b.pool = pool_create(b.threads);
     b.figures = json_array();
+    b.machine = json_object();
     int rc = kern_open(&b.kern, b.kernels, b.pool, &e);
     if (rc < 0 && e.code == EXIT_CONFIG) e.code = EXIT_USAGE;        /* it came as an option */
-    json_t *machine = json_object();
-    if (rc == 0) rc = device_open(&b, machine, &e);
+    if (rc == 0) rc = device_open(&b, &e);
     choose_models(&b);
     if (rc == 0) {
-        first_lines(&b, &begun, machine);
+        first_lines(&b, &begun);
         if (b.seconds > 0) b.deadline = clock_seconds() + b.seconds;
         begun = host_load();
         rc = run_parts(&b, &e);
         struct host_load ended = host_load();
         double others = host_others(&begun, &ended);
         printf("\nothers used %.0f %% of the CPUs meanwhile\n", 100 * others);
-        json_object_set_new(machine, "others_meanwhile", json_real(others));
+        json_object_set_new(b.machine, "others_meanwhile", json_real(others));
     }
     if (rc == 0 && b.limits.shared_core)
         fputs("qerl-bench: two threads multiplied hardly faster than one: they shared a core, or "
@@ -231,11 +221,13 @@ int main(int argc, char **argv) {
               stderr);
     if (rc == 0 && json_array_size(b.figures) == 0)
         rc = err_code(&e, EXIT_USAGE, "no figure has that name; see 'qerl-bench --help'");
-    if (rc == 0 && json) rc = write_json(json, machine, b.figures, &e);
+    if (b.json && bench_keep(&b, rc == 0 ? &e : &(struct err){ 0 }) < 0) rc = -1;
+    if (rc == 0 && b.failed)
+        rc = err_set(&e, b.failed > 1 ? "%d figures failed" : "%d figure failed", b.failed);
     if (rc < 0) fprintf(stderr, "qerl-bench: %s\n", e.text);
     if (rc == 0 && (fflush(stdout) != 0 || ferror(stdout))) rc = -1;
     synth_close(&b.synth);
-    json_decref(machine);
+    json_decref(b.machine);
     json_decref(b.figures);
     pool_destroy(&b.pool);
     return rc == 0 ? EXIT_DONE : e.code ? e.code : EXIT_FAILED;

@@ -3,6 +3,7 @@
 #include "tools/bench/bench.h"
 
 #include "lib/base/clock.h"
+#include "lib/base/fs.h"
 
 /* `path` is `of` itself or lies below it. */
 static bool below(const char *path, const char *of) {
@@ -54,6 +55,22 @@ static void command_of(const struct bench *b, const char *key, char out[256]) {
     if (b->data) snprintf(out + n, 256 - (size_t)n, " --data %s", b->data);
 }
 
+int bench_keep(const struct bench *b, struct err *e) {
+    json_t *o = json_pack("{sO sO}", "machine", b->machine, "figures", b->figures);
+    char *text = json_dumps(o, JSON_INDENT(1) | JSON_REAL_PRECISION(6));
+    int rc = fs_replace(b->json, text, strlen(text), e);
+    free(text);
+    json_decref(o);
+    return rc;
+}
+
+/* Takes o. */
+static void enter(struct bench *b, json_t *o) {
+    struct err e = { 0 };
+    json_array_append_new(b->figures, o);
+    if (b->json && bench_keep(b, &e) < 0) fprintf(stderr, "qerl-bench: %s\n", e.text);
+}
+
 /* The shares of a device's memory and peak, into the JSON and as words; "" on cores. */
 static void shares(struct bench *b, const struct figure *f, json_t *o, char out[160]) {
     static const double least[] = { 0, .7, .6 };
@@ -61,17 +78,20 @@ static void shares(struct bench *b, const struct figure *f, json_t *o, char out[
     out[0] = 0;
     if (!b->plugin || f->seconds <= 0) return;
     const double bytes = f->work.bytes / f->seconds, flops = f->work.flops / f->seconds,
-                 share[] = { 0, bytes / limits_read(l, f->set), flops / l->flops };
+                 share[] = { 0, bytes / limits_read(l, f->set), flops / l->chip };
     json_object_set_new(o, "bytes_per_second", json_real(bytes));
     json_object_set_new(o, "flops_per_second", json_real(flops));
     json_object_set_new(o, "memory_share", json_real(share[TARGET_MEMORY]));
     json_object_set_new(o, "peak_share", json_real(share[TARGET_PEAK]));
-    if (b->sheet.bytes > 0) {
-        json_object_set_new(o, "datasheet_memory_share", json_real(bytes / b->sheet.bytes));
-        json_object_set_new(o, "datasheet_peak_share", json_real(flops / b->sheet.flops));
-    }
     int n = snprintf(out, 160, "memory %.0f %%, peak %.0f %%", 100 * share[TARGET_MEMORY],
                      100 * share[TARGET_PEAK]);
+    if (b->sheet.bytes > 0) {
+        const double memory = bytes / b->sheet.bytes, peak = flops / b->sheet.flops;
+        json_object_set_new(o, "datasheet_memory_share", json_real(memory));
+        json_object_set_new(o, "datasheet_peak_share", json_real(peak));
+        n += snprintf(out + n, 160 - (size_t)n, " (data sheet: %.0f %%, %.0f %%)", 100 * memory,
+                      100 * peak);
+    }
     if (f->target == TARGET_NONE) return;
     const bool met = share[f->target] >= least[f->target];
     const char *of = f->target == TARGET_MEMORY ? "memory" : "peak";
@@ -107,12 +127,22 @@ void bench_report(struct bench *b, const char *key, const struct figure *f) {
            f->unit, limit, share, f->what ? "  " : "", f->what ? f->what : "",
            of_device[0] ? "  " : "", of_device);
     fflush(stdout);
-    json_array_append_new(b->figures, o);
+    enter(b, o);
 }
 
-void bench_absent(struct bench *b, const char *key, const char *why) {
+static void absent(struct bench *b, const char *key, const char *why, bool failed) {
     header(b);
     printf("%-38s %9s %19s %-8s %9s %6s  %s\n", key, "-", "-", "-", "-", "-", why);
     fflush(stdout);
-    json_array_append_new(b->figures, json_pack("{ss ss}", "figure", key, "absent", why));
+    enter(b, json_pack("{ss ss sb}", "figure", key, "absent", why, "failed", failed));
+}
+
+void bench_absent(struct bench *b, const char *key, const char *why) {
+    absent(b, key, why, false);
+}
+
+void bench_failed(struct bench *b, const char *key, struct err *e) {
+    b->failed++;
+    absent(b, key, e->text, true);
+    *e = (struct err){ 0 };
 }

@@ -105,37 +105,39 @@ static int noisy_train(struct bench *b, enum shape m, const char *key, struct er
     return rc;
 }
 
-int part_train(struct bench *b, enum shape m, struct err *e) {
-    char key[BENCH_KEY_MAX], arena[BENCH_KEY_MAX];
+static int train(struct bench *b, enum shape m, const char *key, struct err *e) {
+    if (bench_synth(b, m, e) < 0) return -1;
+    struct training *t = mem_alloc(sizeof *t);
+    int rc = training_open(t, b->synth, false, e);
+    if (rc == 0) {
+        struct spread s = timing_of(train_call, t, b->quick ? .5 : 3);
+        const struct shape_size size = shape_size(&b->synth->model.conf, RANK);
+        double flops = limits_train_flops(&size, LENGTH, ANSWER);
+        if (*t->err.text) rc = err_set(e, "%s", t->err.text);
+        else bench_report(b, key, &(struct figure){
+                 .unit = "tok/s", .what = "4 x 300 tokens, forward and backward",
+                 .s = spread_rate(s, MICRO * LENGTH), .limit = bench_limits(b)->flops / flops,
+                 .work.flops = flops * MICRO * LENGTH, .seconds = s.median });
+    }
+    training_release(t);
+    free(t);
+    return rc;
+}
+
+void part_train(struct bench *b, enum shape m) {
+    struct err e = { 0 };
+    char key[BENCH_KEY_MAX];
     snprintf(key, sizeof key, "train/%s/step", shape_name[m]);
-    snprintf(arena, sizeof arena, "train/%s/arena", shape_name[m]);
     const struct net_opts o = train_opts();
     const double bytes = (double)net_plan(&shape_conf[m], MODEL_QUANT_MXFP4, &o);
-    if (bench_begins(b, key) && bench_room(b, m, key, bytes)) {
-        if (bench_synth(b, m, e) < 0) return -1;
-        struct training *t = mem_alloc(sizeof *t);
-        int rc = training_open(t, b->synth, false, e);
-        if (rc == 0) {
-            struct spread s = timing_of(train_call, t, b->quick ? .5 : 3);
-            const struct shape_size size = shape_size(&b->synth->model.conf, RANK);
-            double flops = limits_train_flops(&size, LENGTH, ANSWER);
-            if (*t->err.text) rc = err_set(e, "%s", t->err.text);
-            else bench_report(b, key, &(struct figure){
-                     .unit = "tok/s", .what = "4 x 300 tokens, forward and backward",
-                     .s = spread_rate(s, MICRO * LENGTH), .limit = bench_limits(b)->flops / flops,
-                     .work.flops = flops * MICRO * LENGTH, .seconds = s.median });
-        }
-        training_release(t);
-        free(t);
-        if (rc < 0) return err_wrap(e, "%s", key);
-    }
+    if (bench_begins(b, key) && bench_room(b, m, key, bytes) && train(b, m, key, &e) < 0)
+        bench_failed(b, key, &e);
     snprintf(key, sizeof key, "noisy/%s/train", shape_name[m]);
-    if (bench_begins(b, key) && noisy_train(b, m, key, e) < 0) return err_wrap(e, "%s", key);
-    if (bench_wants(b, arena)) {
-        bench_report(b, arena, &(struct figure){ .unit = "MB", .what = "net_plan of that net",
-                                                 .s = spread_of(&(double){ bytes / 1e6 }, 1) });
-    }
-    return 0;
+    if (bench_begins(b, key) && noisy_train(b, m, key, &e) < 0) bench_failed(b, key, &e);
+    snprintf(key, sizeof key, "train/%s/arena", shape_name[m]);
+    if (bench_wants(b, key))
+        bench_report(b, key, &(struct figure){ .unit = "MB", .what = "net_plan of that net",
+                                               .s = spread_of(&(double){ bytes / 1e6 }, 1) });
 }
 
 /* ---- the step ---- */
@@ -300,7 +302,18 @@ static void dapo_plan(struct bench *b, enum shape m, const char *key) {
                                            .s = spread_of(&(double){ bytes / 1e6 }, 1) });
 }
 
-int part_dapo(struct bench *b, enum shape m, struct err *e) {
+static int dapo(struct bench *b, enum shape m, struct err *e) {
+    if (bench_synth(b, m, e) < 0) return -1;
+    struct dapo *d = mem_alloc(sizeof *d);
+    int rc = dapo_open(d, b->synth, e);
+    if (rc == 0) rc = dapo_run(b, m, d, e);
+    dapo_close(d);
+    free(d);
+    return rc;
+}
+
+void part_dapo(struct bench *b, enum shape m) {
+    struct err e = { 0 };
     static const char *const timed[] = { "step", "decode", "train", "update", "memory" };
     char path[BENCH_KEY_MAX];
     bool any = false;
@@ -311,12 +324,6 @@ int part_dapo(struct bench *b, enum shape m, struct err *e) {
         any |= bench_begins(b, path);
     }
     snprintf(path, sizeof path, "dapo/%s", shape_name[m]);
-    if (!any || !bench_room(b, m, path, dapo_bytes(m))) return 0;
-    if (bench_synth(b, m, e) < 0) return -1;
-    struct dapo *d = mem_alloc(sizeof *d);
-    int rc = dapo_open(d, b->synth, e);
-    if (rc == 0) rc = dapo_run(b, m, d, e);
-    dapo_close(d);
-    free(d);
-    return rc < 0 ? err_wrap(e, "%s", path) : 0;
+    if (any && bench_room(b, m, path, dapo_bytes(m)) && dapo(b, m, &e) < 0)
+        bench_failed(b, path, &e);
 }
