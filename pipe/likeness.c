@@ -15,16 +15,27 @@ static const char *const bookkeeping[] = {
     ".save_every", ".micro_tokens", "eval.adapter", "eval.answers", "eval.keep",
     "eval.device_seed", "eval.ranks"
 };
+/* What moves last bits where products go to cuBLAS, and nothing elsewhere: kernels and shapes. */
+static const char *const of_cublas[] = { "run.kernels", ".rows", ".micro_tokens" };
 /* One treatment each, however many keys it takes to say it. */
 static const char *const treatment_sections[] = { "noise.ops.", "noise.modules.", "noise.aqn.",
                                                   "quant.", "lora.", "reward.", "filter." };
 
-static bool is_bookkeeping(const char *key) {
-    for (size_t i = 0; i < COUNT_OF(bookkeeping); i++) {
-        const char *b = bookkeeping[i];
+static bool listed(const char *key, const char *const *list, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const char *b = list[i];
         if (*b == '.' ? str_ends(key, b) : str_ends(b, ".") ? str_starts(key, b) : !strcmp(key, b))
             return true;
     }
+    return false;
+}
+
+static bool by_cublas(const char *kernels) { return kernels && !strcmp(kernels, "cuda-blas"); }
+
+/* `cublas`: one of the runs computes by it. */
+static bool is_bookkeeping(const char *key, bool cublas) {
+    if (cublas && listed(key, of_cublas, COUNT_OF(of_cublas))) return false;
+    if (listed(key, bookkeeping, COUNT_OF(bookkeeping))) return true;
     return strstr(key, ".in.") || strstr(key, ".out.");
 }
 
@@ -57,12 +68,15 @@ static int by_key(const void *a, const void *b) {
 
 int differences_find(struct difference **out, const struct arm *arm, int arms) {
     int n = 0;
+    bool cublas = false;
     *out = NULL;
+    for (int i = 0; i < arms; i++)
+        cublas = cublas || by_cublas(result_value(arm[i].run[0], "run.kernels"));
     for (int i = 0; i < arms; i++) {
         const struct lang *l = &arm[i].run[0]->conf;
         for (int j = 0; j < l->values; j++) {
             struct difference d = { l->value[j].name, "", { NULL } };
-            bool told = is_bookkeeping(d.key), differs = false;
+            bool told = is_bookkeeping(d.key, cublas), differs = false;
             for (int k = 0; k < n && !told; k++) told = strcmp((*out)[k].key, d.key) == 0;
             for (int k = 0; k < arms && !told; k++) {
                 d.value[k] = result_value(arm[k].run[0], d.key);
@@ -247,22 +261,26 @@ void result_reasons(const struct result *a, const struct result *b, struct str *
 /* ---- the same run again? ---- */
 
 /* The run's own files and seed count here, its name and where it runs do not. */
-static bool of_no_weight(const char *key) {
+static bool of_no_weight(const char *key, bool cublas) {
     static const char *const counts[] = { "run.seed", "model.path", "data.train", "data.test",
                                           "run.score_every" };
     for (size_t i = 0; i < COUNT_OF(counts); i++)
         if (strcmp(key, counts[i]) == 0) return false;
-    return is_bookkeeping(key);
+    return is_bookkeeping(key, cublas);
 }
 
 bool settings_are(const struct lang *old, struct pipeline *p) {
+    const struct lang_value *kernels = lang_get(old, "run.kernels");
+    const bool cublas = by_cublas(kernels ? kernels->text : NULL) ||
+                        by_cublas(pipeline_text(p, "run.kernels", NULL));
     for (int i = 0; i < p->stages; i++)
         for (int j = 0; j < p->stage[i].about.keys; j++) {
             const struct about_key *k = &p->stage[i].about.key[j];
             struct origin at;
             const char *now = pipeline_value(p, &p->stage[i], k, &at);
             const struct lang_value *was = lang_get(old, k->name);
-            if (of_no_weight(k->name) || !strcmp(k->name, "run.dir") || !strcmp(k->name, "run.id"))
+            if (of_no_weight(k->name, cublas) || !strcmp(k->name, "run.dir") ||
+                !strcmp(k->name, "run.id"))
                 continue;
             /* a key that is younger than the run had its default's effect */
             if (!was && strcmp(at.file, "default") == 0) continue;
