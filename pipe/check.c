@@ -39,19 +39,29 @@ static void print_expected(const struct pipeline *p, FILE *to) {
     fprintf(to, "expected     %s\n", text);
 }
 
+/* What every process takes of a GPU before it has a tensor: the driver's context, the kernels, the
+ * buffers of NCCL. A round figure, since none of them says what it takes. */
+enum { GPU_PROCESS_BYTES = 1 << 30 };
+
 /* A GPU of a stage, which needs room for what a process makes and for the weights. */
 static void print_device(const json_t *of, const json_t *device, int64_t bytes, FILE *to) {
-    char needs[32], has[32], unused[32];
-    const double needed = (double)bytes + json_number_value(json_object_get(of, "weights_bytes")),
+    char needs[120] = "what it needs is unknown without the model", sum[32], own[32], has[32],
+         unused[32];
+    const json_t *weights = json_object_get(of, "weights_bytes");
+    const double needed = (double)bytes + json_number_value(weights) + GPU_PROCESS_BYTES,
                  all = json_number_value(json_object_get(device, "memory_bytes")),
                  left = json_number_value(json_object_get(device, "free_bytes"));
-    bytes_text(needs, sizeof needs, needed);
+    bytes_text(sum, sizeof sum, needed);
+    bytes_text(own, sizeof own, GPU_PROCESS_BYTES);
+    if (weights)
+        snprintf(needs, sizeof needs,
+                 "needs %s with the weights and %s for the driver and NCCL", sum, own);
     bytes_text(has, sizeof has, all);
     bytes_text(unused, sizeof unused, left);
-    fprintf(to, "             on %s (%s): needs %s with the weights, has %s, %s free%s\n",
+    fprintf(to, "             on %s (%s): %s, has %s, %s free%s\n",
             json_string_value(json_object_get(device, "name")),
             json_string_value(json_object_get(device, "arch")), needs, has, unused,
-            needed > left ? ": TOO LITTLE" : "");
+            weights && needed > left ? ": TOO LITTLE" : "");
 }
 
 /* Ranks may be fewer than GPUs. */
@@ -175,24 +185,36 @@ static void print_noise(const struct plan *pl, const struct pipeline *p, FILE *t
     json_decref(rows);
 }
 
-/* One line for each packed file, however many stages on cores map it; returns the bytes of all. */
+static bool on_gpus(const json_t *of) { return json_object_get(of, "devices"); }
+
+static bool weights_on_gpus(const struct plan *pl, const struct pipeline *p) {
+    for (int i = 0; i < p->stages; i++)
+        if (on_gpus(pl->of[i]) && json_object_get(pl->of[i], "weights_bytes")) return true;
+    return false;
+}
+
+/* One line for each packed file, however many stages on cores map it, and one for GPUs, where
+ * every process has its own; returns the bytes of those on cores. */
 static int64_t print_weights(const struct plan *pl, const struct pipeline *p, FILE *to) {
     int64_t all = 0;
     for (int i = 0; i < p->stages; i++) {
         const json_t *label = json_object_get(pl->of[i], "weights");
         const int64_t bytes = json_integer_value(json_object_get(pl->of[i], "weights_bytes"));
         char text[32];
-        bool told = !json_is_string(label) || json_object_get(pl->of[i], "device");
+        const bool gpus = on_gpus(pl->of[i]);
+        bool told = !json_is_string(label);
         for (int j = 0; j < i && !told; j++)
-            told = !json_object_get(pl->of[j], "device") &&
+            told = on_gpus(pl->of[j]) == gpus &&
                    json_equal(label, json_object_get(pl->of[j], "weights"));
         if (told) continue;
         bytes_text(text, sizeof text, (double)bytes);
         const char *count = json_string_value(json_object_get(pl->of[i], "quantised"));
-        fprintf(to, "weights      %s as %s%s%s%s, mapped once for all stages\n", text,
-                json_string_value(label), count ? " (" : "", count ? count : "",
-                count ? ")" : "");
-        all += bytes;
+        fprintf(to, "weights      %s as %s%s%s%s, %s\n", text, json_string_value(label),
+                count ? " (" : "", count ? count : "", count ? ")" : "",
+                gpus                     ? "copied to each GPU"
+                : weights_on_gpus(pl, p) ? "mapped once for all stages on cores"
+                                         : "mapped once for all stages");
+        if (!gpus) all += bytes;
     }
     return all;
 }
@@ -222,7 +244,8 @@ static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *t
     const double needed = (double)(pl->memory_bytes + print_weights(pl, p, to));
     bytes_text(text, sizeof text, (double)pl->memory_bytes);
     if (pl->memory_bytes) {
-        fprintf(to, "memory       %s in all stages together", text);
+        fprintf(to, "memory       %s in all stages%s together", text,
+                weights_on_gpus(pl, p) ? " on cores" : "");
         if (sysinfo(&si) == 0) {
             double total = (double)si.totalram * si.mem_unit;
             bytes_text(have, sizeof have, total);
@@ -230,6 +253,8 @@ static void print_costs(const struct plan *pl, const struct pipeline *p, FILE *t
                     needed > total ? ": TOO LITTLE" : "");
         }
         fprintf(to, "\n");
+    } else if (weights_on_gpus(pl, p)) {
+        fprintf(to, "memory       on GPUs only, see the stages\n");
     }
     bytes_text(text, sizeof text, (double)pl->disk_bytes);
     bytes_text(have, sizeof have, (double)disk);

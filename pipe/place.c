@@ -143,6 +143,13 @@ static int read_range(const char **s, long *first, long *last) {
     return *last >= *first ? 0 : -1;
 }
 
+static int take_number(struct place_choice *c, long i) {
+    if (c->gpu ? c->gpus >> i & 1 : CPU_ISSET((size_t)i, &c->cores)) return -1;
+    if (c->gpu) c->gpus |= 1ull << i;
+    else CPU_SET((size_t)i, &c->cores);
+    return 0;
+}
+
 static int read_choice(struct place_choice *c, const char *s, const struct place_machine *m,
                        struct err *e) {
     memset(c, 0, sizeof *c);
@@ -154,17 +161,17 @@ static int read_choice(struct place_choice *c, const char *s, const struct place
         c->cores = m->cores;
         return 0;
     }
-    if (c->gpu) c->cores = m->cores;
     do {
         long first, last, most = c->gpu ? 63 : CPU_SETSIZE - 1;
         if (read_range(&ids, &first, &last) < 0 || last > most)
-            return err_set(e, "place '%s': write numbers up to %ld and ranges, as in 'cpu:0-3,8'",
-                           s, most);
-        for (long i = first; i <= last; i++) {
-            if (c->gpu) c->gpus |= 1ull << i;
-            else CPU_SET((size_t)i, &c->cores);
-        }
+            return err_set(e, "place '%s': write numbers up to %ld and ranges, as in '%s'", s, most,
+                           c->gpu ? "gpu:0-1,3" : "cpu:0-3,8");
+        for (long i = first; i <= last; i++)
+            if (take_number(c, i) < 0)
+                return err_set(e, "place '%s' names %s %ld twice: write each once, as in '%s'", s,
+                               c->gpu ? "GPU" : "core", i, c->gpu ? "gpu:0-1,3" : "cpu:0-3,8");
     } while (*ids);
+    if (c->gpu) c->cores = m->cores;
     return 0;
 }
 
@@ -173,15 +180,28 @@ int place_read(struct place *p, const char *text, const struct place_machine *m,
     *p = (struct place){ .taken = -1 };
     if ((size_t)snprintf(copy, sizeof copy, "%s", text) >= sizeof copy)
         return err_set(e, "place is too long");
-    char *save = NULL;
-    for (char *s = strtok_r(copy, "|", &save); s; s = strtok_r(NULL, "|", &save)) {
+    if (!copy[strspn(copy, " ")]) return err_set(e, "place is empty: write 'cpu:*' for all cores");
+    for (char *rest = copy, *s; (s = strsep(&rest, "|"));) {
         while (*s == ' ') s++;
         for (size_t n = strlen(s); n && s[n - 1] == ' ';) s[--n] = 0;
+        if (!*s)
+            return err_set(e, "place '%s' has an empty alternative: write one on each side of '|', "
+                           "as in 'gpu:0 | cpu:*'", text);
         if (p->choices == PLACE_ALTERNATIVES_MAX)
             return err_set(e, "place has more than %d alternatives", PLACE_ALTERNATIVES_MAX);
         if (read_choice(&p->choice[p->choices++], s, m, e) < 0) return -1;
     }
-    return p->choices ? 0 : err_set(e, "place is empty: write 'cpu:*' for all cores");
+    return 0;
+}
+
+/* Why there is no GPU, where a plugin that is built can say it; "" where not. */
+static void ask_reason(char *out, size_t size, const struct place_machine *m) {
+    char path[FS_PATH_MAX];
+    struct place_machine asked = { 0 };
+    snprintf(out, size, "%s", m->trouble);
+    if (m->gpus || *out || proc_find(path, sizeof path, "qerl-cuda.so") < 0) return;
+    ask_plugin(&asked);
+    snprintf(out, size, "%s", asked.trouble);
 }
 
 int place_take(struct place *p, const char *text, const struct place_machine *m, struct err *e) {
@@ -195,12 +215,13 @@ int place_take(struct place *p, const char *text, const struct place_machine *m,
         p->taken = i;
         return 0;
     }
-    char cores[400], gpus[200];
+    char cores[400], gpus[200], trouble[sizeof m->trouble];
+    ask_reason(trouble, sizeof trouble, m);
     place_cores_text(cores, sizeof cores, &m->cores);
     place_gpus_text(gpus, sizeof gpus, m->gpus);
     return err_code(e, EXIT_ENV,
                     "place '%s': this machine has cores %s and %s%s%s%s%s; add '| cpu:*' or choose "
                     "among these",
-                    text, cores, m->gpus ? "GPUs " : "no GPU", gpus, *m->trouble ? " (" : "",
-                    m->trouble, *m->trouble ? ")" : "");
+                    text, cores, m->gpus ? "GPUs " : "no GPU", gpus, *trouble ? " (" : "",
+                    trouble, *trouble ? ")" : "");
 }

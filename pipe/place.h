@@ -4,7 +4,7 @@
  * process may use. Cores may be shared between stages (they take turns), a GPU may not. Where the
  * launcher itself was given GPUs (CUDA_VISIBLE_DEVICES), gpu:0 is the first of those. With
  * QERL_CUDA set, the plugin that it names is asked what there is: the emulated one of the tests
- * has devices.
+ * has devices. A list with an empty alternative, or a number twice, is a mistake.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_PLACE_H
 #define QERL_PLACE_H

@@ -269,6 +269,7 @@ static void count_processes(struct pipeline *p, struct pipe_stage *s, struct ori
     if (s->replicas > 1 && has_ranks(s)) {
         lang_error(&p->lang, at, "stage '%s' cannot have %d replicas: its work is divided by "
                    "%s.ranks", s->name, s->replicas, s->name);
+        s->processes = 1;                /* what follows for its ports is not said again */
         return;
     }
     for (int i = 0; i < 2 && s->replicas > 1 && !wrong; i++) {
@@ -327,8 +328,17 @@ static void check_gpus(struct pipeline *p) {
         }
 }
 
+static bool is_valid(const struct about_key *k, const char *text) {
+    struct str plain;
+    struct err e = { 0 };
+    str_init(&plain);
+    const bool valid = value_check(k, text, &plain, &e) == 0;
+    str_release(&plain);
+    return valid;
+}
+
 /* A stage computes where it is placed: kernels of the other kind would take its place without a
- * word. */
+ * word. A name that is misspelt is no kind: check_values says so. */
 static void check_kernels(struct pipeline *p) {
     for (int i = 0; i < p->stages; i++) {
         const struct pipe_stage *s = &p->stage[i];
@@ -337,6 +347,7 @@ static void check_kernels(struct pipeline *p) {
         const struct place_choice *c = &s->place.choice[s->place.taken];
         struct origin at;
         const char *text = pipeline_value(p, s, k, &at);
+        if (!text || !is_valid(k, text)) continue;
         char where[500];
         place_text(where, sizeof where, c);
         const bool cuda = str_starts(text, "cuda");

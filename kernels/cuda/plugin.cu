@@ -246,7 +246,7 @@ void cuda_pack(struct kern *k, const struct kern_weight *w, const float *values)
 
 static const char *visible(void) {
     const char *s = getenv("CUDA_VISIBLE_DEVICES");
-    return s ? s : "(not set)";
+    return !s ? "not set" : *s ? s : "empty";
 }
 
 /* Why there is no device, in one line. */

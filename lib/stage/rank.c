@@ -107,3 +107,17 @@ int rank_check(const struct shared *c, const char *key, int64_t ranks, struct er
                     "many, as in place = gpu:0-%lld", key, (long long)ranks, seen,
                     seen == 1 ? "" : "s", (long long)ranks - 1);
 }
+
+void rank_note(json_t *notes, const struct shared *c, const char *key, int64_t ranks) {
+    char text[200] = "";
+    const int seen = rank_on_gpus(c) ? gpus_seen() : 0, cores = pool_cores();
+    if (seen > ranks)
+        snprintf(text, sizeof text, "%s = %lld, but the stage has %d GPUs: the last %lld %s taken "
+                 "and idle", key, (long long)ranks, seen, (long long)(seen - ranks),
+                 seen - ranks == 1 ? "is" : "are");
+    else if (ranks > cores)
+        snprintf(text, sizeof text, "%s = %lld, but the stage has %d core%s: its processes take "
+                 "turns, and each has its own memory", key, (long long)ranks, cores,
+                 cores == 1 ? "" : "s");
+    if (*text) json_array_append_new(notes, json_string(text));
+}

@@ -22,4 +22,6 @@ bool rank_on_gpus(const struct shared *c);
 int rank_default(const struct shared *c);
 /* EXIT_CONFIG where a stage on GPUs has fewer of them than ranks. */
 int rank_check(const struct shared *c, const char *key, int64_t ranks, struct err *e);
+/* Adds to notes that a stage has more ranks than cores, or GPUs that no rank takes. */
+void rank_note(json_t *notes, const struct shared *c, const char *key, int64_t ranks);
 #endif

@@ -137,6 +137,9 @@ static int plan(const void *conf, json_t *out, struct err *e) {
     }
     json_object_set_new(out, "ranks", json_integer((json_int_t)c->ranks));
     json_object_set_new(out, "rank_cores", json_integer(rank_cores(&c->shared, (int)c->ranks)));
+    json_t *notes = json_array();
+    rank_note(notes, &c->shared, "eval.ranks", c->ranks);
+    json_object_set_new(out, "notes", notes);
     const int known = policy_plan(out, &c->shared, c->also_noisy || c->noise == EVAL_NOISE_TRAINED,
                                   &shape, &m, e);
     shared_plan_file(files, c->shared.data.test, "test", "tools/fetch gsm8k");

@@ -550,12 +550,13 @@ static void plan_notes(const struct learner_conf *c, json_t *out) {
     effect_notes(&c->shared, notes);
     const char *note = policy_kernels_note(&c->shared);
     if (note) json_array_append_new(notes, json_string(note));
+    rank_note(notes, &c->shared, "learner.ranks", c->ranks);
     json_object_set_new(out, "notes", notes);
 }
 
 /* Operations of a step by the usual count (2 a weight forward, 4 more for a LoRA backward), answers
  * of half their length, at a rate that a core of today has in such products: a guess, and labelled
- * as one. */
+ * as one. Of a GPU's rate nothing is known. */
 static void plan_seconds(const struct learner_conf *c, const struct model_conf *m, json_t *out) {
     const double core_rate = 5e10, head = (double)m->vocab * m->dim;
     double body = 0;
@@ -589,6 +590,8 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
                                      (c->filter == FILTER_METRIC_OFF ? 1 : c->waves_max)));
     plan_notes(c, out);
     json_object_set_new(out, "files", files);
+    json_object_set_new(out, "ranks", json_integer((json_int_t)c->ranks));
+    json_object_set_new(out, "rank_cores", json_integer(rank_cores(s, (int)c->ranks)));
     struct lora_shape shape;
     struct model_conf m;
     const int known = policy_plan(out, s, false, &shape, &m, e);
@@ -608,10 +611,8 @@ int run_plan(const struct learner_conf *c, json_t *out, struct err *e) {
         out, "disk_bytes",
         json_integer(adapter * kept + 2 * 3 * adapter + s->run.steps * wave_size(c) * record));
     if (c->lag_max > 0) json_object_set_new(out, "lag", json_integer((json_int_t)c->lag_max));
-    json_object_set_new(out, "ranks", json_integer((json_int_t)c->ranks));
-    json_object_set_new(out, "rank_cores", json_integer(rank_cores(s, (int)c->ranks)));
     json_object_set_new(out, "trainable_parameters",
                         json_integer((json_int_t)lora_params(&m, &shape)));
-    plan_seconds(c, &m, out);
+    if (!rank_on_gpus(s)) plan_seconds(c, &m, out);
     return 0;
 }

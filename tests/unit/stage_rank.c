@@ -105,3 +105,27 @@ Test(rank, as_many_as_there_are_gpus) {
     cr_expect_eq(rank_default(&c), 1);
     cr_expect(rank_check(&c, "a.ranks", 4, &e) == 0);
 }
+
+/* What rank_note says, "" for nothing. */
+static const char *note_of(const struct shared *c, int64_t ranks) {
+    static char text[200];
+    json_t *notes = json_array();
+    rank_note(notes, c, "a.ranks", ranks);
+    const char *s = json_string_value(json_array_get(notes, 0));
+    snprintf(text, sizeof text, "%s", s ? s : "");
+    json_decref(notes);
+    return text;
+}
+
+Test(rank, idle_gpus_and_too_few_cores_are_noted) {
+    struct shared c = { .run = { .kernels = AUTO } };
+    const int cores = pool_cores();
+    cr_expect_str_empty(note_of(&c, 1));
+    cr_expect_str_empty(note_of(&c, cores));
+    cr_expect(strstr(note_of(&c, cores + 1), "the stage has"), "%s", note_of(&c, cores + 1));
+    c.run.kernels = CUDA;
+    setenv("CUDA_VISIBLE_DEVICES", "0,1", 1);
+    cr_expect(strstr(note_of(&c, 1), "the stage has 2 GPUs: the last 1 is taken and idle"), "%s",
+              note_of(&c, 1));
+    if (cores >= 2) cr_expect_str_empty(note_of(&c, 2));
+}
