@@ -9,7 +9,7 @@ comma   := ,
 Q       := $(if $(V),,@)
 O       := obj$(if $(SAN),-san)
 PKG     := libzmq $(shell pkg-config --exists msgpack-c 2>/dev/null && echo msgpack-c || echo msgpack) jansson libutf8proc libprotobuf-c
-WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion $(if $(CI),-Werror)
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror=implicit-function-declaration $(if $(CI),-Werror)
 SANF    := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
 # -ffp-contract=off: a fused multiply-add happens where the code says fma and nowhere else, or bits would
 # depend on the compiler's mood.
@@ -155,8 +155,12 @@ nvcc:
 	@test -n "$(NVCC)" || { echo "make CUDA=1 needs nvcc, which is neither in $(CUDA_HOME)/bin nor in PATH: name it with" \
 	    "NVCC=FILE or CUDA_HOME=FOLDER; docs/gpu.md says how to get it" >&2; exit 4; }
 
+# Other architectures, another nvcc: every object anew. The stamp changes only when they do.
+$(O)/cuda/flags: FORCE
+	$(Q)mkdir -p $(@D); echo '$(NVCC) $(NVCCFLAGS)' | cmp -s - $@ || echo '$(NVCC) $(NVCCFLAGS)' > $@
+
 # What ptxas says (registers, spills) is kept beside the object: tests/pipes/cuda_build.test prints it as a table.
-$(O)/cuda/%.o: kernels/cuda/%.cu Makefile | nvcc
+$(O)/cuda/%.o: kernels/cuda/%.cu Makefile $(O)/cuda/flags | nvcc
 	$(if $(V),,@echo "  NVCC  $<")
 	$(Q)mkdir -p $(@D)
 	$(Q)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@ > $(@:.o=.ptxas) 2>&1 || { cat $(@:.o=.ptxas) >&2; exit 1; }

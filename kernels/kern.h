@@ -303,10 +303,10 @@ struct kern {
      * was recorded with: what must change between runs lies in the backend's memory.
      * record: the calls that follow are noted, not run; only operations, copy and zero may come.
      * keep: ends that and keeps them under `key`, in place of what was there. false: they could
-     *   not be kept (an operation needed more scratch than it had, waited, or read host memory):
-     *   none of them ran; call them again.
-     * replay: runs what `key` keeps. false: nothing is kept there, or not any more: a backend keeps
-     *   a bounded number, and drops what its own memory has moved under. Nothing ran, then.
+     *   not be kept (an operation needed more scratch than it had, waited, or read host memory;
+     *   or a backend keeps no more): none of them ran; call them again.
+     * replay: runs what `key` keeps. false: nothing is kept there, or not any more: a backend drops
+     *   what its own memory has moved under. Nothing ran, then.
      * forget: drops all that is kept. Memory that a kept sequence names outlives it or is not
      *   replayed. Errors are latched like an operation's. */
     void (*record)(struct kern *k);

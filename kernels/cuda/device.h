@@ -18,15 +18,14 @@
 #include "kernels/quant.h"
 
 /* graph.cu: a kept sequence, and what it was recorded with. */
-enum { CUDA_GRAPHS_MAX = 64 };
+enum { CUDA_GRAPHS_MAX = 256 };
 struct cuda_graph {
-    uint64_t key, turn;                  /* turn: of its last launch */
+    uint64_t key;
     cudaGraphExec_t exec;                /* NULL: nothing is kept here */
     const void *scratch;
 };
 struct cuda_graphs {
     struct cuda_graph kept[CUDA_GRAPHS_MAX];
-    uint64_t turn;
     bool recording, spoilt;              /* spoilt: what is recorded cannot be kept */
 };
 

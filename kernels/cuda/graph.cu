@@ -24,12 +24,13 @@ static struct cuda_graph *find(struct cuda_graphs *all, uint64_t key) {
         if (all->kept[i].exec && all->kept[i].key == key) return &all->kept[i];
     return NULL;
 }
-/* A free place, or that of the graph whose last launch is longest ago. */
-static struct cuda_graph *place(struct cuda_graphs *all) {
-    struct cuda_graph *oldest = &all->kept[0];
-    for (int i = 0; i < CUDA_GRAPHS_MAX && oldest->exec; i++)
-        if (!all->kept[i].exec || all->kept[i].turn < oldest->turn) oldest = &all->kept[i];
-    return oldest;
+/* A place that is free, or whose graph cannot be launched any more. NULL: none. Nothing makes room:
+ * sizes that take turns would else be recorded again and again. */
+static struct cuda_graph *place(struct kern *k) {
+    struct cuda_state *c = cuda_of(k);
+    for (struct cuda_graph *g = c->graphs.kept; g < c->graphs.kept + CUDA_GRAPHS_MAX; g++)
+        if (!g->exec || g->scratch != c->scratch) return g;
+    return NULL;
 }
 
 /* Only this thread's calls are held to what may be captured: other tables go on. */
@@ -49,13 +50,12 @@ bool cuda_keep(struct kern *k, uint64_t key) {
     all->recording = false;
     bool ok = CUDA_TRY(k, "keep", cudaStreamEndCapture(cuda_stream(k), &graph)) && !all->spoilt &&
               !k->latched.text[0];
-    if (ok) ok = CUDA_TRY(k, "keep", cudaGraphInstantiate(&exec, graph, 0));
+    struct cuda_graph *old = find(all, key), *to = old ? old : place(k);
+    if (ok && to) ok = CUDA_TRY(k, "keep", cudaGraphInstantiate(&exec, graph, 0));
     if (graph) CUDA_TRY(k, "keep", cudaGraphDestroy(graph));
-    if (!ok) return false;
-    struct cuda_graph *old = find(all, key), *to = old ? old : place(all);
+    if (!ok || !to) return false;
     drop(k, to);
     to->key = key;
-    to->turn = ++all->turn;
     to->exec = exec;
     to->scratch = cuda_of(k)->scratch;
     return true;
@@ -69,7 +69,6 @@ bool cuda_replay(struct kern *k, uint64_t key) {
         drop(k, g);
         return false;
     }
-    g->turn = ++all->turn;
     CUDA_TRY(k, "replay", cudaGraphLaunch(g->exec, cuda_stream(k)));
     return true;
 }

@@ -9,8 +9,9 @@
  * SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cuda/device.h"
 
-#include <dlfcn.h>
 #include <time.h>
+
+#include "kernels/cuda/library.h"
 
 #if __has_include(<nccl.h>)
 #include <nccl.h>
@@ -23,33 +24,13 @@
 #define DECLARE(name) decltype(&::name) name;
 static struct { NCCL_CALLS(DECLARE) } nccl;
 
-static const char *library_name(void) {
-    const char *own = getenv("QERL_NCCL");
-    if (own && *own) return own;
-#ifdef QERL_CUDA_EMU
-    Dl_info self;                        /* the stand-in is linked into the emulated plugin */
-    if (dladdr((const void *)library_name, &self)) return self.dli_fname;
-#endif
-    return "libnccl.so.2";
-}
+#define ENTRY(name) { #name, (void **)&nccl.name },
+static const struct cuda_function functions[] = { NCCL_CALLS(ENTRY) };
 
 static int load(struct err *e) {
-    static bool loaded;
-    if (loaded) return 0;
-    const char *name = library_name(), *lacks = NULL;
-    void *file = dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    if (!file)
-        return cuda_fail(e, EXIT_ENV,
-                         "NCCL, which GPUs of one stage need, is not here (%s): install libnccl2, "
-                         "or name its libnccl.so.2 in QERL_NCCL", dlerror());
-#define FIND(call)                                                                                 \
-    *(void **)&nccl.call = dlsym(file, #call);                                                     \
-    if (!nccl.call && !lacks) lacks = #call;
-    NCCL_CALLS(FIND)
-    if (lacks)
-        return cuda_fail(e, EXIT_ENV, "'%s' has no %s: NCCL 2.14 or newer is needed", name, lacks);
-    loaded = true;
-    return 0;
+    const struct cuda_library l = { "libnccl.so.2", "QERL_NCCL", "libnccl2 (2.14 or newer)",
+                                    functions, sizeof functions / sizeof *functions };
+    return cuda_library_load(&l, e);
 }
 
 int cuda_ranks_version(char out[16], struct err *e) {

@@ -89,7 +89,8 @@ struct device_ranks {
 int device_ranks_check(struct err *e) {
     char version[16];
     const struct cuda_plugin *p = cuda_load(e);
-    return p ? p->ranks_version(version, e) : -1;
+    if (!p) return -1;
+    return p->ranks_version(version, e) < 0 ? err_wrap(e, "GPUs of one stage") : 0;
 }
 
 static int watch(void *ud, struct err *e) { return ranks_watch(ud, e); }
@@ -98,7 +99,7 @@ int device_ranks_open(struct device_ranks **out, struct ranks *ranks, struct ker
                       struct err *e) {
     char id[CUDA_RANKS_ID_BYTES] = "", version[16];
     const struct cuda_plugin *p = cuda_load(e);
-    if (!p || p->ranks_version(version, e) < 0 ||
+    if (device_ranks_check(e) < 0 || p->ranks_version(version, e) < 0 ||
         (ranks_own(ranks) == 0 && p->ranks_id(id, e) < 0))
         return -1;
     if (ranks_send(ranks, "NCCL's id", id, sizeof id, e) < 0) return -1;

@@ -135,18 +135,23 @@ void parts_grad_close(struct parts_grad *g) {
     *g = (struct parts_grad){ 0 };
 }
 
-/* First all come here, with a pass that did not fail: who waits on a device is not told why. */
+/* First all come here, with a pass that did not fail and gradients of one size: who waits on a
+ * device is not told why. */
 static int all_came(struct parts_grad *g, size_t params, struct err *e) {
-    uint64_t n[RANKS_MAX];
+    size_t n[RANKS_MAX];
     if (g->kern->sync(g->kern, e) < 0) return -1;
     n[ranks_own(g->ranks)] = params;
-    return ranks_gather(g->ranks, "gradient's size", n, sizeof *n, e);
+    if (ranks_gather(g->ranks, "gradient's size", n, sizeof *n, e) < 0) return -1;
+    for (int r = 1; r < ranks_count(g->ranks); r++)
+        if (n[r] != n[0])
+            return err_set(e, "rank %d has %zu numbers, rank 0 has %zu", r, n[r], n[0]);
+    return 0;
 }
 
 int parts_grad_sum(struct parts_grad *g, kptr grad, size_t params, struct err *e) {
     if (!g->ranks) return 0;
     const size_t piece = g->ops->piece;
-    int rc = g->ops->wait ? all_came(g, params, e) : 0;
+    int rc = all_came(g, params, e);
     for (size_t at = 0; rc == 0 && at < params; at += piece) {
         const size_t n = params - at < piece ? params - at : piece;
         const kptr x = kptr_at(grad, at * sizeof(float));

@@ -8,6 +8,8 @@
 #include "lib/stage/rank.h"
 #include "stages/learner/parts.h"
 
+enum { TAKEN = 1 << 20 };            /* numbers of one download: 4 MiB */
+
 struct updater {
     const struct learner_conf *c;
     const struct policy *policy;
@@ -18,6 +20,7 @@ struct updater {
     /* [params]: the adapter before the step; only where several mini-batches may leave half a
      * step */
     float *old_value;
+    float *piece;                    /* [TAKEN]: of what comes back from the backend */
     size_t params;
     struct noise_view aqn;           /* its memory stays from step to step */
     struct ranks *ranks;             /* NULL = alone */
@@ -54,7 +57,7 @@ size_t updater_plan(const struct learner_conf *c, const struct model_conf *m,
     /* the state, on the backend too, and what save_state keeps */
     int copies = c->minibatch > 0 && c->minibatch < c->batch ? 7 : 6;
     return net_plan(m, (enum model_quant)c->shared.quant.weights, &o) +
-           (size_t)copies * sizeof(float) * lora_params(m, shape) +
+           (size_t)copies * sizeof(float) * lora_params(m, shape) + TAKEN * sizeof(float) +
            parts_plan((int)c->ranks, rank_on_gpus(&c->shared));
 }
 
@@ -72,6 +75,7 @@ int updater_create(struct updater **out, const struct policy *p, const struct le
     u->policy = p;
     u->kern = p->model->kern;
     u->params = lora_params(&p->model->conf, &p->shape);
+    u->piece = mem_alloc(TAKEN * sizeof *u->piece);
     size_t bytes = u->params * sizeof(float);
     if (net_create(&u->net, p->model, &o, e) < 0 || u->kern->alloc(u->kern, &u->p, bytes, e) < 0 ||
         u->kern->alloc(u->kern, &u->m, bytes, e) < 0 ||
@@ -92,6 +96,7 @@ void updater_destroy(struct updater **up) {
     parts_grad_close(&u->grad);
     noise_view_close(&u->aqn);
     free(u->old_value);
+    free(u->piece);
     net_destroy(&u->net);
     free(u);
     *up = NULL;
@@ -121,13 +126,12 @@ int updater_store(struct updater *u, struct update_state *s, struct err *e) {
 
 /* The new adapter, piece by piece: did any byte change? */
 static bool take_value(struct updater *u, float *value) {
-    float piece[4096];
     bool changed = false;
-    for (size_t at = 0; at < u->params; at += COUNT_OF(piece)) {
-        const size_t n = u->params - at < COUNT_OF(piece) ? u->params - at : COUNT_OF(piece);
-        u->kern->download(u->kern, piece, kptr_at(u->p, at * sizeof *piece), n * sizeof *piece);
-        changed |= memcmp(value + at, piece, n * sizeof *piece) != 0;
-        memcpy(value + at, piece, n * sizeof *piece);
+    for (size_t at = 0; at < u->params; at += TAKEN) {
+        const size_t n = u->params - at < TAKEN ? u->params - at : TAKEN, bytes = n * sizeof(float);
+        u->kern->download(u->kern, u->piece, kptr_at(u->p, at * sizeof(float)), bytes);
+        changed |= memcmp(value + at, u->piece, bytes) != 0;
+        memcpy(value + at, u->piece, bytes);
     }
     return changed;
 }

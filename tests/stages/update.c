@@ -650,6 +650,32 @@ Test(update, a_gradient_that_is_not_finite_touches_nothing_in_any_rank) {
     ranks_close(&r);
 }
 
+static int sum_of(struct ranks *r, size_t params, struct err *e) {
+    struct kern *k = b.policy.model->kern;
+    struct parts_grad g;
+    kptr grad;
+    cr_assert(k->alloc(k, &grad, params * sizeof(float), e) == 0 && parts_grad_open(&g, r, k, e) == 0, "%s", e->text);
+    const int rc = parts_grad_sum(&g, grad, params, e);
+    parts_grad_close(&g);
+    k->free(k, &grad);
+    return rc;
+}
+static pid_t fork_with_fewer(void *params, int rank, int fd, struct err *e) {
+    const pid_t pid = fork();
+    if (pid) return pid;
+    struct ranks *r;
+    _exit(ranks_join(&r, rank, fd, e) == 0 && sum_of(r, *(size_t *)params - (rank == 2), e) < 0 ? 0 : 1);
+}
+Test(update, gradients_of_two_sizes_are_not_added) {
+    struct ranks *r;
+    struct err e = { 0 };
+    size_t params = 9;
+    cr_assert(ranks_open(&r, 3, 60, fork_with_fewer, &params, &e) == 0, "%s", e.text);
+    cr_expect_eq(sum_of(r, params, &e), -1);
+    cr_expect_str_eq(e.text, "gradient of all ranks: rank 2 has 8 numbers, rank 0 has 9");
+    ranks_close(&r);
+}
+
 Test(update, sequences_are_parted_by_rows) {
     struct net_seq seq[40];
     struct batch batch = { .seq = seq };
