@@ -43,17 +43,27 @@ static void print_expected(const struct pipeline *p, FILE *to) {
  * buffers of NCCL. A round figure, since none of them says what it takes. */
 enum { GPU_PROCESS_BYTES = 1 << 30 };
 
-/* A GPU of a stage, which needs room for what a process makes and for the weights. */
-static void print_device(const json_t *of, const json_t *device, int64_t bytes, FILE *to) {
+/* What a stage takes of each of its GPUs: what a process makes, the weights and the driver's;
+ * -1 where it is unknown, without the model. */
+static double device_needs(const json_t *of) {
+    const json_t *weights = json_object_get(of, "weights_bytes");
+    return weights ? json_number_value(json_object_get(of, "memory_bytes")) +
+                         json_number_value(weights) + GPU_PROCESS_BYTES
+                   : -1;
+}
+
+static double device_has(const json_t *device) {
+    return json_number_value(json_object_get(device, "memory_bytes"));
+}
+
+static void print_device(const json_t *of, const json_t *device, FILE *to) {
     char needs[120] = "what it needs is unknown without the model", sum[32], own[32], has[32],
          unused[32];
-    const json_t *weights = json_object_get(of, "weights_bytes");
-    const double needed = (double)bytes + json_number_value(weights) + GPU_PROCESS_BYTES,
-                 all = json_number_value(json_object_get(device, "memory_bytes")),
+    const double needed = device_needs(of), all = device_has(device),
                  left = json_number_value(json_object_get(device, "free_bytes"));
     bytes_text(sum, sizeof sum, needed);
     bytes_text(own, sizeof own, GPU_PROCESS_BYTES);
-    if (weights)
+    if (needed >= 0)
         snprintf(needs, sizeof needs,
                  "needs %s with the weights and %s for the driver and NCCL", sum, own);
     bytes_text(has, sizeof has, all);
@@ -61,16 +71,41 @@ static void print_device(const json_t *of, const json_t *device, int64_t bytes, 
     fprintf(to, "             on %s (%s): %s, has %s, %s free%s\n",
             json_string_value(json_object_get(device, "name")),
             json_string_value(json_object_get(device, "arch")), needs, has, unused,
-            weights && needed > left ? ": TOO LITTLE" : "");
+            needed > all    ? ": TOO LITTLE"
+            : needed > left ? ": more than is free now"
+                            : "");
 }
 
-/* Ranks may be fewer than GPUs. */
-static void print_devices(const json_t *of, int64_t bytes, FILE *to) {
-    const json_t *all = json_object_get(of, "devices");
-    const size_t n = json_array_size(all),
+/* The GPUs that are used: ranks may be fewer. */
+static size_t devices_used(const json_t *of) {
+    const size_t n = json_array_size(json_object_get(of, "devices")),
                  ranks = (size_t)json_integer_value(json_object_get(of, "ranks"));
-    for (size_t i = 0; i < n && (!ranks || i < ranks); i++)
-        print_device(of, json_array_get(all, i), bytes, to);
+    return ranks && ranks < n ? ranks : n;
+}
+
+static void print_devices(const json_t *of, FILE *to) {
+    for (size_t i = 0; i < devices_used(of); i++)
+        print_device(of, json_array_get(json_object_get(of, "devices"), i), to);
+}
+
+int plan_room(const struct plan *pl, const struct pipeline *p, struct err *e) {
+    int rc = 0;
+    for (int i = 0; i < p->stages; i++) {
+        const json_t *of = pl->of[i], *all = json_object_get(of, "devices");
+        const char *key = json_string_value(json_object_get(of, "memory_key"));
+        for (size_t k = 0; k < devices_used(of); k++) {
+            char place[500], needs[32], has[32];
+            if (device_needs(of) <= device_has(json_array_get(all, k))) continue;
+            place_text(place, sizeof place, &p->stage[i].place.choice[p->stage[i].place.taken]);
+            bytes_text(needs, sizeof needs, device_needs(of));
+            bytes_text(has, sizeof has, device_has(json_array_get(all, k)));
+            rc = err_more(e, EXIT_ENV, "stage '%s' on %s needs %s, the GPU has %s in all: place it "
+                          "on a larger one%s%s", p->stage[i].name, place, needs, has,
+                          key ? ", or set a smaller " : "", key ? key : "");
+            break;
+        }
+    }
+    return rc;
 }
 
 /* Memory and keys and values are those of one rank. */
@@ -103,7 +138,7 @@ static void print_stages(const struct plan *pl, const struct pipeline *p, FILE *
             fprintf(to, ", in each of %d processes with a GPU", s->processes);
         else if (s->processes > 1) fprintf(to, "  x %d replicas", s->processes);
         fputc('\n', to);
-        print_devices(pl->of[i], bytes, to);
+        print_devices(pl->of[i], to);
     }
     for (int i = 0; i < p->lang.links; i++) {
         const struct lang_link *k = &p->lang.link[i];
@@ -290,7 +325,14 @@ static void print_files(const struct plan *pl, FILE *to) {
 }
 
 static void print_notes(const struct plan *pl, const struct pipeline *p, FILE *to) {
-    bool any = false;
+    struct str passed;
+    str_init(&passed);
+    pipeline_passed(p, &passed);
+    bool any = passed.len;
+    if (any) fprintf(to, "\nnotes\n");
+    char *rest = passed.s;
+    for (char *line; any && (line = strsep(&rest, "\n")) && *line;) fprintf(to, "  %s\n", line);
+    str_release(&passed);
     for (int i = 0; i < p->stages; i++) {
         const json_t *notes = json_object_get(pl->of[i], "notes");
         for (size_t j = 0; j < json_array_size(notes); j++) {

@@ -50,6 +50,16 @@ static json_t *now_text(void) {
     return json_string(text);
 }
 
+/* The kernel module's version, where there is one; the plugin knows only which CUDA it can do. */
+static void add_driver(json_t *o) {
+    struct str text;
+    str_init(&text);
+    if (fs_read(&text, "/sys/module/nvidia/version", 200, NULL) == 0 && text.len)
+        json_object_set_new(o, "nvidia_driver",
+                            json_stringn(text.s, strcspn(text.s, "\n")));
+    str_release(&text);
+}
+
 static json_t *programs(const struct pipeline *p, const struct plan *pl) {
     json_t *list = json_object();
     for (int i = 0; i < p->stages; i++) {
@@ -61,8 +71,13 @@ static json_t *programs(const struct pipeline *p, const struct plan *pl) {
         json_object_set_new(o, "exec", json_string(s->exec));
         json_object_set_new(o, "sha256", json_string(sha));
         json_object_set_new(o, "place", json_string(place));
+        if (*s->place.why)
+            json_object_set_new(o, "passed_over", json_pack("{s:s, s:s}", "place", s->place.passed,
+                                                            "why", s->place.why));
         json_t *devices = json_object_get(pl->of[i], "devices");
+        json_t *cuda = json_object_get(pl->of[i], "cuda");
         if (devices) json_object_set(o, "devices", devices);
+        if (cuda) json_object_set(o, "cuda", cuda);
         json_object_set_new(o, "replicas", json_integer(s->processes));
         json_object_set_new(list, s->name, o);
     }
@@ -126,6 +141,7 @@ static json_t *manifest(const struct folder *f, const struct pipeline *p, const 
     json_object_set_new(o, "cpu_flags", json_string(cpu_flags()));
     json_object_set_new(o, "steps", json_integer(pl->steps));
     json_object_set_new(o, "scored_last", json_integer(pl->scored_last));
+    add_driver(o);
     json_object_set_new(o, "stages", programs(p, pl));
     json_object_set_new(o, "files", files(pl));
     return o;
@@ -195,6 +211,20 @@ static void compare_programs(const json_t *old, const struct pipeline *p, struct
     }
 }
 
+/* Both on GPUs: a run may go on elsewhere, but not with other kernels unsaid. */
+static void compare_plugins(const json_t *old, const struct pipeline *p, const struct plan *pl,
+                            struct str *out) {
+    for (int i = 0; i < p->stages; i++) {
+        const json_t *cuda = json_object_get(pl->of[i], "cuda");
+        const json_t *before = json_object_get(json_object_get(old, p->stage[i].name), "cuda");
+        const char *is = json_string_value(json_object_get(cuda, "sha256")),
+                   *was = json_string_value(json_object_get(before, "sha256"));
+        if (is && was && strcmp(is, was) != 0)
+            str_printf(out, "CUDA plugin '%s' of stage '%s' is not the one this run started with\n",
+                       json_string_value(json_object_get(cuda, "plugin")), p->stage[i].name);
+    }
+}
+
 static void compare_files(const json_t *old, const struct plan *pl, struct str *out) {
     for (int i = 0; i < pl->files; i++) {
         const struct plan_file *f = &pl->file[i];
@@ -228,6 +258,7 @@ int folder_compare(const struct folder *f, const struct pipeline *p, const struc
     if (was && strcmp(was, sha) != 0)
         str_printf(differences, "settings: '%s' was edited since this run started\n", resolved);
     compare_programs(json_object_get(o, "stages"), p, differences);
+    compare_plugins(json_object_get(o, "stages"), p, pl, differences);
     compare_files(json_object_get(o, "files"), pl, differences);
     json_decref(o);
     return 0;

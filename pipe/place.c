@@ -65,6 +65,9 @@ static void ask_driver(struct place_machine *m) {
     const char *own = own_gpus();
     int given = own ? gpus_count(own) : there;
     if (given > there) given = there;
+    if (there && !given)
+        snprintf(m->trouble, sizeof m->trouble, "CUDA_VISIBLE_DEVICES is '%.100s': all GPUs are "
+                 "hidden", own);
     m->gpus = given < 64 ? (1ull << given) - 1 : ~0ull;
 }
 
@@ -204,6 +207,27 @@ static void ask_reason(char *out, size_t size, const struct place_machine *m) {
     snprintf(out, size, "%s", asked.trouble);
 }
 
+/* The GPUs that stood before the alternative taken, and why they are not it. */
+static void note_passed(struct place *p, const struct place_machine *m) {
+    size_t used = 0;
+    for (int i = 0; i < p->taken && used < sizeof p->passed; i++) {
+        char one[450];
+        if (!p->choice[i].gpu) continue;
+        place_text(one, sizeof one, &p->choice[i]);
+        used += (size_t)snprintf(p->passed + used, sizeof p->passed - used, "%s%s",
+                                 used ? ", " : "", one);
+    }
+    if (!used) return;
+    const char *own = own_gpus();
+    char gpus[200];
+    ask_reason(p->why, sizeof p->why, m);
+    place_gpus_text(gpus, sizeof gpus, m->gpus);
+    if (m->gpus)
+        snprintf(p->why, sizeof p->why, "GPUs here: %s%s%.100s%s", gpus,
+                 own ? " (CUDA_VISIBLE_DEVICES is '" : "", own ? own : "", own ? "')" : "");
+    else if (!*p->why) snprintf(p->why, sizeof p->why, "this machine has no NVIDIA GPU");
+}
+
 int place_take(struct place *p, const char *text, const struct place_machine *m, struct err *e) {
     for (int i = 0; i < p->choices; i++) {
         cpu_set_t both;
@@ -213,6 +237,7 @@ int place_take(struct place *p, const char *text, const struct place_machine *m,
         if (!has) continue;
         p->choice[i].emulated = p->choice[i].gpu && m->emulated;
         p->taken = i;
+        note_passed(p, m);
         return 0;
     }
     char cores[400], gpus[200], trouble[sizeof m->trouble];

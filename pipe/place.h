@@ -4,7 +4,8 @@
  * process may use. Cores may be shared between stages (they take turns), a GPU may not. Where the
  * launcher itself was given GPUs (CUDA_VISIBLE_DEVICES), gpu:0 is the first of those. With
  * QERL_CUDA set, the plugin that it names is asked what there is: the emulated one of the tests
- * has devices. A list with an empty alternative, or a number twice, is a mistake.
+ * has devices. A GPU that is passed over is told, with the reason. A list with an empty
+ * alternative, or a number twice, is a mistake.
  * SPDX-License-Identifier: Apache-2.0 */
 #ifndef QERL_PLACE_H
 #define QERL_PLACE_H
@@ -18,7 +19,7 @@ struct place_machine {
     cpu_set_t cores;                         /* our affinity */
     uint64_t gpus;                           /* bit i: GPU i is there */
     bool emulated;                           /* they are a CPU's work, for tests */
-    char trouble[400];                       /* why the plugin of QERL_CUDA shows none, or "" */
+    char trouble[400];                       /* why none is there, where that is known */
 };
 struct place_choice {
     bool gpu, emulated;
@@ -29,6 +30,7 @@ struct place {
     struct place_choice choice[PLACE_ALTERNATIVES_MAX];
     int choices;
     int taken;                               /* -1: the machine has none of them */
+    char passed[200], why[400];              /* GPUs asked for before it, "" for none */
 };
 void place_machine(struct place_machine *m);
 /* What the plugin says of all GPUs (qerl-rollout --devices); NULL where it cannot be asked. */

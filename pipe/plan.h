@@ -32,6 +32,8 @@ void plan_release(struct plan *pl);
 bool plan_absent(const struct plan *pl);
 /* -1 where the disk of the run folders has not the room that the run needs. */
 int plan_disk(const struct plan *pl, const struct pipeline *p, struct err *e);
+/* -1 where a stage needs more memory than its GPU has, whoever else uses it. */
+int plan_room(const struct plan *pl, const struct pipeline *p, struct err *e);
 /* The readable plan of `check`. */
 void plan_print(const struct plan *pl, const struct pipeline *p, FILE *to);
 /* Two lines: what is missing, and the command that gets it. */

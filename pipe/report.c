@@ -265,14 +265,19 @@ static void status_metrics(const json_t *o, FILE *to) {
     }
 }
 
-/* The GPUs of each stage that has any. */
+/* The GPUs of each stage that has any, or wanted some. */
 static void status_devices(json_t *manifest, FILE *to) {
     const char *name;
     json_t *stage;
     json_object_foreach(json_object_get(manifest, "stages"), name, stage) {
-        const json_t *all = json_object_get(stage, "devices"), *one;
+        const json_t *all = json_object_get(stage, "devices"), *one,
+                     *passed = json_object_get(stage, "passed_over");
         const char *place = json_string_value(json_object_get(stage, "place"));
         size_t i;
+        if (passed)
+            fprintf(to, "  place      %s on %s, not %s: %s\n", name, place ? place : "",
+                    json_string_value(json_object_get(passed, "place")),
+                    json_string_value(json_object_get(passed, "why")));
         if (json_array_size(all)) fprintf(to, "  place      %s on %s: ", name, place ? place : "");
         json_array_foreach(all, i, one) {
             const char *text = json_string_value(json_object_get(one, "name"));

@@ -465,6 +465,24 @@ void pipeline_load(struct pipeline *p, const char *path, const char *const *sets
     p->code = !p->lang.errors ? 0 : p->env_errors == p->lang.errors ? EXIT_ENV : EXIT_CONFIG;
 }
 
+void pipeline_passed(const struct pipeline *p, struct str *out) {
+    for (int i = 0; i < p->stages; i++) {
+        const char *why = p->stage[i].place.why;
+        bool told = !*why;
+        for (int j = 0; j < i && !told; j++) told = strcmp(p->stage[j].place.why, why) == 0;
+        if (told) continue;
+        for (int j = i; j < p->stages; j++) {
+            const struct place *o = &p->stage[j].place;
+            char taken[500];
+            if (strcmp(o->why, why) != 0) continue;
+            place_text(taken, sizeof taken, &o->choice[o->taken]);
+            str_printf(out, "%s%s on %s, not %s", j > i ? "; " : "", p->stage[j].name, taken,
+                       o->passed);
+        }
+        str_printf(out, ": %s\n", why);
+    }
+}
+
 void pipeline_release(struct pipeline *p) {
     for (int i = 0; i < p->stages; i++) {
         about_release(&p->stage[i].about);

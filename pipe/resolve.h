@@ -55,6 +55,8 @@ struct pipe_stage *pipeline_stage(struct pipeline *p, const char *name);
  * "default"), else NULL. */
 const char *pipeline_value(const struct pipeline *p, const struct pipe_stage *s,
                            const struct about_key *k, struct origin *at);
+/* One line for each reason why GPUs were passed over: whose, which, and the reason. */
+void pipeline_passed(const struct pipeline *p, struct str *out);
 
 /* wire.c */
 /* links, kinds, records, required ports; part of pipeline_load */

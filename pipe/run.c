@@ -41,11 +41,13 @@ int command_check(const struct command_line *c) {
     struct pipeline p;
     struct plan pl = { 0 };
     struct folder f;
+    struct err e = { 0 };
     int code = load(&p, c->word[0], c->set, c->sets);
     if (!code) {
         folder_next(&f, p.runs_dir, p.name);
         code = ask(&pl, &p, &f);
         if (!code) plan_print(&pl, &p, stdout);
+        if (!code && plan_room(&pl, &p, &e) < 0) code = complain_once(&e, EXIT_ENV);
     }
     plan_release(&pl);
     pipeline_release(&p);
@@ -97,7 +99,8 @@ int command_run(const struct command_line *c) {
         plan_print_absent(&pl, stderr);
         code = EXIT_ENV;
     }
-    if (!code && plan_disk(&pl, &p, &e) < 0) code = complain_once(&e, EXIT_ENV);
+    if (!code && (plan_room(&pl, &p, &e) < 0 || plan_disk(&pl, &p, &e) < 0))
+        code = complain_once(&e, EXIT_ENV);
     if (!code && folder_create(&f, p.runs_dir, p.name, &e) < 0) code = complain_once(&e, EXIT_ENV);
     if (!code) {
         fprintf(stderr, "run %s: %lld steps, %d stages; stop with Ctrl-C or: qerl-pipe stop %s\n",
@@ -199,7 +202,8 @@ static int resume_locked(const struct command_line *c, struct folder *f) {
         code = EXIT_ENV;
     }
     if (!code) code = same_things(c, f, &p, &pl);
-    if (!code && plan_disk(&pl, &p, &e) < 0) code = complain_once(&e, EXIT_ENV);
+    if (!code && (plan_room(&pl, &p, &e) < 0 || plan_disk(&pl, &p, &e) < 0))
+        code = complain_once(&e, EXIT_ENV);
     snprintf(runs, sizeof runs, "%s", f->dir);
     char *slash = strrchr(runs, '/');
     if (slash) *slash = 0;

@@ -514,6 +514,16 @@ static void judge(struct super *s, const struct plan *pl) {
     scores_release(&scores);
 }
 
+/* A run that is not where it was meant to be says so first. */
+static void tell_passed(struct super *s) {
+    struct str text;
+    str_init(&text);
+    pipeline_passed(s->p, &text);
+    char *rest = text.s;
+    for (char *line; (line = strsep(&rest, "\n")) && *line;) view_event(&s->view, "%s", line);
+    str_release(&text);
+}
+
 void supervise(struct outcome *o, struct pipeline *p, const struct plan *pl, const struct folder *f,
                const char *ipc_dir) {
     struct super s = { .p = p, .f = f, .o = o, .mode = MODE_RUN };
@@ -523,6 +533,7 @@ void supervise(struct outcome *o, struct pipeline *p, const struct plan *pl, con
     s.signal_fd = open_signals(&before);
     s.m = mem_alloc(MEMBERS_MAX * sizeof *s.m);
     view_open(&s.view, f, pl->steps);
+    tell_passed(&s);
     curves_open(&s.curves, f->dir, pipeline_text(p, "run.tensorboard", p->name));
     members_make(&s);
     if (open_beats(&s, ipc_dir, &e) < 0)

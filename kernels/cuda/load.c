@@ -15,6 +15,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static const struct cuda_plugin *loaded;
+static char loaded_path[FS_PATH_MAX];
 
 /* QERL_CUDA, or qerl-cuda.so beside this program. */
 static int plugin_path(char path[FS_PATH_MAX], struct err *e) {
@@ -72,8 +73,12 @@ static const struct cuda_plugin *load(struct err *e) {
         return NULL;
     }
     const struct cuda_plugin *p = entry();
-    return check(p, path, e) == 0 ? p : NULL;
+    if (check(p, path, e) < 0) return NULL;
+    snprintf(loaded_path, sizeof loaded_path, "%s", path);
+    return p;
 }
+
+const char *cuda_plugin_path(void) { return loaded_path; }
 
 const struct cuda_plugin *cuda_load(struct err *e) {
     pthread_mutex_lock(&lock);

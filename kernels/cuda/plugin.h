@@ -84,4 +84,5 @@ typedef const struct cuda_plugin *cuda_plugin_entry(void);
 /* kernels/cuda/load.c, in the programs: NULL (EXIT_ENV) with one line that says whether the plugin,
  * what it links, or its ABI is missing. Loaded once a process. */
 const struct cuda_plugin *cuda_load(struct err *e);
+const char *cuda_plugin_path(void);                   /* of what was loaded, "" for nothing */
 #endif

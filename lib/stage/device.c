@@ -4,6 +4,7 @@
 #include "lib/stage/device.h"
 
 #include "kernels/cuda/plugin.h"
+#include "lib/base/hash.h"
 #include "lib/base/log.h"
 #include "lib/base/str.h"
 
@@ -34,8 +35,22 @@ static json_t *device_json(const struct cuda_device *d) {
     json_t *o = json_object();
     json_object_set_new(o, "name", json_string(d->name));
     json_object_set_new(o, "arch", json_string(d->arch));
+    json_object_set_new(o, "pci", json_string(d->pci));
     json_object_set_new(o, "memory_bytes", json_integer((json_int_t)d->memory_bytes));
     json_object_set_new(o, "free_bytes", json_integer((json_int_t)d->free_bytes));
+    return o;
+}
+
+/* What computes, beside the program: the plugin, and the libraries that it found. */
+static json_t *plugin_json(const struct cuda_plugin *p, int devices) {
+    json_t *o = json_object();
+    char sha[SHA256_HEX], nccl[16];
+    json_object_set_new(o, "plugin", json_string(cuda_plugin_path()));
+    if (sha256_file(cuda_plugin_path(), sha, NULL) == 0)
+        json_object_set_new(o, "sha256", json_string(sha));
+    json_object_set_new(o, "versions", json_string(p->versions));
+    if (devices > 1 && p->ranks_version(nccl, NULL) == 0)
+        json_object_set_new(o, "nccl", json_string(nccl));
     return o;
 }
 
@@ -51,6 +66,7 @@ int device_plan(json_t *out, const struct kern *k, struct err *e) {
         if (rc >= 0) json_array_append_new(list, device_json(&d));
     }
     json_object_set_new(out, "devices", list);
+    json_object_set_new(out, "cuda", plugin_json(p, n));
     return n < 0 || rc < 0 ? -1 : 0;
 }
 
@@ -63,7 +79,6 @@ json_t *device_all(void) {
         struct cuda_device d;
         if (p->describe(&d, i, &e) < 0) break;
         json_t *one = device_json(&d), *peers = json_array();
-        json_object_set_new(one, "pci", json_string(d.pci));
         for (int k = 0; k < n; k++)
             if (d.peers >> k & 1) json_array_append_new(peers, json_integer(k));
         json_object_set_new(one, "peers", peers);

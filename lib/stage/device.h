@@ -12,8 +12,9 @@ enum { DEVICE_TEXT_MAX = 400 };
 /* "NVIDIA H100, sm_90, 79.2 GiB", with a warning where the device is emulated; "" for a CPU path.
  * EXIT_ENV where the plugin cannot say. */
 int device_text(char out[DEVICE_TEXT_MAX], const struct kern *k, struct err *e);
-/* For the table of a GPU, adds to out "devices" [{"name","arch","memory_bytes","free_bytes"}] of
- * all that this process is shown: those of a stage, one for each of its processes. */
+/* For the table of a GPU, adds to out "devices" [{"name","arch","pci","memory_bytes",
+ * "free_bytes"}] of all that this process is shown: those of a stage, one for each of its
+ * processes; and "cuda" {"plugin","sha256","versions","nccl"}. */
 int device_plan(json_t *out, const struct kern *k, struct err *e);
 /* Whether the table is a device's. */
 bool device_is(const struct kern *k);

@@ -169,6 +169,16 @@ static void leave(int code) {
     exit(code);
 }
 
+/* The key that decides how much a stage holds at once, NULL where there is none. */
+static const char *memory_key(const struct stage_about *about) {
+    static const char *const holds[] = { ".rows", ".micro_tokens" };
+    for (const struct stage_key *const *t = about->keys; *t; t++)
+        for (const struct stage_key *k = *t; k->name; k++)
+            for (size_t i = 0; i < COUNT_OF(holds); i++)
+                if (str_ends(k->name, holds[i])) return k->name;
+    return NULL;
+}
+
 static void print_error(const struct stage *s) {
     if (s->err.text[0]) fprintf(stderr, "qerl-%s: %s\n", s->about->name, s->err.text);
 }
@@ -201,6 +211,8 @@ static void plan_and_leave(struct stage *s) {
         conf_place(&s->err, s->about, &own.settings, wrong.text);
         refuse(s, wrong.code ? wrong.code : EXIT_CONFIG);
     }
+    if (json_object_get(o, "devices") && memory_key(s->about))
+        json_object_set_new(o, "memory_key", json_string(memory_key(s->about)));
     print_json(o);
     conf_release(s->conf, s->about);
     free(s->conf);
@@ -510,7 +522,19 @@ static void end(struct stage *s) {
     settings_release(&own.settings);
 }
 
+/* A device that is full: which it is, and what of this stage to turn. */
+static void say_what_to_turn(struct stage *s) {
+    const char *gpus = getenv("CUDA_VISIBLE_DEVICES"), *key = memory_key(s->about);
+    if (!strstr(s->err.text, "out of memory on ")) return;
+    const size_t used = strlen(s->err.text);
+    snprintf(s->err.text + used, sizeof s->err.text - used, "%s%s%s%s%s%s",
+             gpus ? " (CUDA_VISIBLE_DEVICES is '" : "", gpus ? gpus : "", gpus ? "')" : "",
+             key ? "; less is needed with a smaller " : "", key ? key : "",
+             ", or place the stage on a GPU with more memory");
+}
+
 void stage_die(struct stage *s, int code) {
+    say_what_to_turn(s);
     print_error(s);
     struct str why = { 0 };
     str_puts(&why, "{\"error\":");
